@@ -1,0 +1,1 @@
+"""The audit log: records, chain, Merkle tree, checkpoints, verification. Knows nothing else of the service."""

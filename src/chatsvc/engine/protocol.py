@@ -1,0 +1,176 @@
+"""The frames between web and engine: this page is the protocol.
+
+A frame is a big-endian u32 length, then that many bytes of MessagePack: a map whose key ``type`` names the struct
+below. A frame is at most :data:`MAX_FRAME_BYTES`. The engine speaks first (:class:`Hello`, when the model has been
+loaded *and* has answered its warm-up), then sends a :class:`Heartbeat` at least every :data:`HEARTBEAT_INTERVAL_S`
+while it is not inside a step, and after every step that took longer. Ids in, ids out: the engine knows no text.
+
+A sequence's life on the wire::
+
+    submit -> delta* -> finished            (stop, length, cancelled or error)
+    submit -> cancel -> delta* -> finished  (the cancel may cross a finished: that is not an error)
+
+Draining: the engine sends a heartbeat with status ``draining`` and goes on accepting for a moment, because a submit may
+be on its way. A client that sees it connects to the same path again (another engine may be there by then) and submits
+no more here.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import msgspec
+
+from chatsvc.errors import ChatsvcError
+from chatsvc.models.card import ModelCard
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+HEARTBEAT_INTERVAL_S = 0.5
+_LENGTH = struct.Struct(">I")
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class ProtocolError(ChatsvcError):
+    """The other side sent something that is not a frame; the connection is given up."""
+
+    code = "protocol_error"
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens. ``temperature`` 0 is greedy; ``top_k`` is always bounded (a full sort halves speed)."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 50
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
+    """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal)."""
+
+    sequence_id: int
+    prompt_ids: list[int]
+    sampling: Sampling
+    sharing_key: str = ""
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """web -> engine. An unknown id is ignored: it has just finished."""
+
+    sequence_id: int
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """engine -> web, first frame of a connection: a model has answered and this is it."""
+
+    card: ModelCard
+    max_num_seqs: int
+    pid: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
+    """engine -> web: new token ids of one sequence, never empty. An end-of-sequence id is not among them."""
+
+    sequence_id: int
+    token_ids: list[int]
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """engine -> web: last frame of a sequence. ``num_completion_tokens`` counts an end-of-sequence id too."""
+
+    sequence_id: int
+    reason: FinishReason
+    num_completion_tokens: int
+    num_cached_tokens: int = 0
+    detail: str = ""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
+    """engine -> web. ``num_steps`` only grows; sequences running with no growth for long means a hung step."""
+
+    status: Literal["serving", "draining"]
+    num_steps: int
+    num_running: int
+    num_waiting: int
+    last_step_s: float
+    num_generated_tokens: int
+    cache_usage: float = 0.0
+
+
+ToEngine = Submit | Cancel
+ToWeb = Hello | Delta | Finished | Heartbeat
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine = msgspec.msgpack.Decoder(ToEngine)
+_to_web = msgspec.msgpack.Decoder(ToWeb)
+
+
+def encode_frame(message: ToEngine | ToWeb) -> bytes:
+    """One frame, length included.
+
+    Raises:
+        ProtocolError: the message does not fit a frame.
+    """
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"a frame of {len(payload)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameBuffer:
+    """Cuts a byte stream into payloads. Bytes go in as they come, whole payloads come out."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add what was received and take out every payload that is now whole.
+
+        Raises:
+            ProtocolError: a length over the limit was announced.
+        """
+        self._bytes += data
+        payloads: list[bytes] = []
+        start = 0
+        while len(self._bytes) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._bytes, start)
+            if length > MAX_FRAME_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes was announced; the limit is {MAX_FRAME_BYTES}")
+            end = start + _LENGTH.size + length
+            if len(self._bytes) < end:
+                break
+            payloads.append(bytes(self._bytes[start + _LENGTH.size : end]))
+            start = end
+        del self._bytes[:start]
+        return payloads
+
+
+def decode_to_engine(payload: bytes) -> ToEngine:
+    """A payload that the web side sent.
+
+    Raises:
+        ProtocolError: it is none of the structs above.
+    """
+    try:
+        message: ToEngine = _to_engine.decode(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a frame for the engine: {error}") from error
+    return message
+
+
+def decode_to_web(payload: bytes) -> ToWeb:
+    """A payload that the engine sent.
+
+    Raises:
+        ProtocolError: it is none of the structs above.
+    """
+    try:
+        message: ToWeb = _to_web.decode(payload)
+    except msgspec.DecodeError as error:
+        raise ProtocolError(f"not a frame from the engine: {error}") from error
+    return message

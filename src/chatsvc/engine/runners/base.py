@@ -1,0 +1,48 @@
+"""What a runner is: an inference library behind five calls. The loop owns it and calls it from one thread only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from chatsvc.engine.protocol import FinishReason, Sampling
+from chatsvc.models.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one sequence got out of a step.
+
+    ``token_ids`` are new ids without an end-of-sequence id; ``num_generated`` counts that id too. ``finish_reason`` is
+    None while the sequence goes on.
+    """
+
+    sequence_id: int
+    token_ids: Sequence[int]
+    num_generated: int
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    detail: str = ""
+
+
+class Runner(Protocol):
+    """An inference library. Construct it, and the model is in memory; call :meth:`warm_up` before serving."""
+
+    card: ModelCard
+    max_num_seqs: int
+
+    def warm_up(self) -> None:
+        """Run the batch sizes that will be served once, so that no caller pays for first-time compilation."""
+
+    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+        """Take a sequence in; it joins at the next step. What a caller can get wrong was refused before."""
+
+    def cancel(self, sequence_id: int) -> None:
+        """Forget a sequence; no output follows. Unknown ids are ignored."""
+
+    def step(self) -> list[StepOutput]:
+        """One forward pass over what is running (a chunk of prefill, or a token each). Empty when idle."""
+
+    def cache_usage(self) -> float:
+        """How much of the KV cache is in use, 0 to 1."""

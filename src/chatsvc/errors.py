@@ -1,0 +1,213 @@
+"""Every error that chatsvc raises on purpose.
+
+An error carries what the caller may see: a stable ``code`` and a public ``message`` that names the remedy and never
+holds a secret, a prompt or a traceback. Which HTTP status a class becomes is written once, in :mod:`chatsvc.http.problems`.
+
+::
+
+    ChatsvcError
+    ├── RequestError                    the caller can mend it
+    │   ├── InvalidRequest              400, `param` names the field
+    │   │   └── ContextLengthExceeded   400, code context_length_exceeded
+    │   ├── AuthenticationFailed        401, one message for every cause
+    │   ├── PermissionRefused           403
+    │   ├── NotFound                    404, not there or not yours
+    │   ├── MethodNotAllowed            405
+    │   ├── Conflict                    409
+    │   ├── BodyTooLarge                413
+    │   ├── UnsupportedMediaType        415
+    │   └── LimitExceeded               429, has retry_after_s and the x-ratelimit values
+    ├── Unavailable                     503, has retry_after_s
+    │   ├── Overloaded                  the queue is full (type overloaded_error)
+    │   ├── Draining                    going down, or the model is being changed
+    │   ├── EngineUnavailable           no model is ready: starting, died, stalled
+    │   ├── AuditUnavailable            a record cannot be made durable, so nothing that needs one is done
+    │   ├── StoreUnavailable            database or Redis down
+    │   └── DeadlineExceeded            the generation ran into its wall-clock limit
+    └── OperatorError                   exit code 3 on the command line
+        ├── ConfigurationInvalid        every problem of a configuration at once
+        └── ModelRefused                weights that do not verify are not loaded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+class ChatsvcError(Exception):
+    """Base of all. ``message`` is public."""
+
+    code: str | None = None
+    message: str = "Something went wrong."
+
+    def __init__(self, message: str | None = None, *, code: str | None = None) -> None:
+        self.message = message if message is not None else self.message
+        self.code = code if code is not None else self.code
+        super().__init__(self.message)
+
+
+class RequestError(ChatsvcError):
+    """The caller can mend it."""
+
+
+class InvalidRequest(RequestError):
+    """400. ``param`` is a path such as ``messages[0].role``; None where the text is not JSON."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """400: prompt and max_tokens do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class AuthenticationFailed(RequestError):
+    """401. The public message is the same for every cause; ``reason`` goes to the log only."""
+
+    code = "invalid_token"
+    message = "Authentication failed: send a valid access token or API key as 'Authorization: Bearer …'."
+
+    def __init__(self, reason: str, *, message: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.reason = reason
+
+
+class PermissionRefused(RequestError):
+    """403: the address is not on the list, or the scope is missing. ``reason`` goes to the log only."""
+
+    code = "permission_denied"
+    message = "You may not do this from here."
+
+    def __init__(self, reason: str, *, message: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.reason = reason
+
+
+class NotFound(RequestError):
+    """404: not there, or not yours; the caller cannot tell which."""
+
+    code = "not_found"
+    message = "There is nothing here; look at /openapi.json for what there is."
+
+
+class MethodNotAllowed(RequestError):
+    """405."""
+
+    code = "method_not_allowed"
+    message = "This path does not take that method; the Allow header lists what it takes."
+
+
+class Conflict(RequestError):
+    """409: it exists already, or it changed meanwhile."""
+
+    code = "conflict"
+
+
+class BodyTooLarge(RequestError):
+    """413."""
+
+    code = "body_too_large"
+    message = "The request body is too large; send a shorter one."
+
+
+class UnsupportedMediaType(RequestError):
+    """415."""
+
+    code = "unsupported_media_type"
+    message = "Send the body as 'Content-Type: application/json'."
+
+
+class LimitExceeded(RequestError):
+    """429: over one's own rate, quota or concurrency.
+
+    ``headers`` holds the ``x-ratelimit-*`` values; ``retry_after_s`` is clamped to 1–120 on the wire.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+
+
+class Unavailable(ChatsvcError):
+    """503. ``retry_after_s`` is clamped to 1–120 on the wire."""
+
+    code = "service_unavailable"
+    message = "The service cannot answer just now; try again."
+
+    def __init__(self, message: str | None = None, *, retry_after_s: float = 5, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(Unavailable):
+    """503 overloaded_error: the queue is full."""
+
+    code = "queue_full"
+    message = "Too many requests are waiting; try again after the time in Retry-After."
+
+
+class Draining(Unavailable):
+    """503: going down, or the model is being changed."""
+
+    code = "draining"
+    message = "The service is shutting down or changing its model; try again."
+
+
+class EngineUnavailable(Unavailable):
+    """503: no model is ready."""
+
+    code = "engine_unavailable"
+    message = "The model is not ready; try again."
+
+
+class AuditUnavailable(Unavailable):
+    """503: no record, no work."""
+
+    code = "audit_unavailable"
+    message = "The audit log cannot be written, so nothing that must be recorded is done."
+
+
+class StoreUnavailable(Unavailable):
+    """503: database or Redis down."""
+
+    code = "store_unavailable"
+    message = "The database cannot be reached; try again."
+
+
+class DeadlineExceeded(Unavailable):
+    """503: the generation ran into its wall-clock limit."""
+
+    code = "deadline_exceeded"
+    message = "The answer took longer than the configured deadline; ask for fewer tokens or try again later."
+
+
+class OperatorError(ChatsvcError):
+    """Something an operator must mend; exit code 3 on the command line."""
+
+
+class ConfigurationInvalid(OperatorError):
+    """Every problem of a configuration at once, one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("The configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
+        self.problems = list(problems)
+
+
+class ModelRefused(OperatorError):
+    """The one sentence for every failure of weights to verify; the cause is in no message."""
+
+    code = "model_refused"
+    message = "The model's files do not match their signed manifest or key, so they are not loaded."

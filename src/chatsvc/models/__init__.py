@@ -1,0 +1,1 @@
+"""Model supply: fetch, import, convert, verify, seal, bundle. Knows nothing about serving."""

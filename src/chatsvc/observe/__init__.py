@@ -1,0 +1,1 @@
+"""Metrics. Knows nothing about who reads them."""
