@@ -1,1 +1,1 @@
-"""Tables, migrations and the database handle. Knows nothing about what the rows mean."""
+"""The database: accounts, sessions, keys, quotas, conversations. Knows nothing about HTTP or what a row is used for."""

@@ -1,0 +1,136 @@
+"""One database: SQLite by default, PostgreSQL by URL. Knows how to lock, to fail and to heal, not what is stored.
+
+``reading()`` and ``session()`` are transactions; every outage leaves them as :class:`StoreUnavailable`, and the next
+call tries again, so the service heals without a restart.
+
+SQLite: write-ahead log, one writer at a time. Our own threads queue for the writer on a lock, because SQLite's busy
+handler sleeps and polls, which is slow and unfair with many threads; the busy timeout remains for other processes.
+``synchronous=FULL``: a logout that was answered must survive a power cut.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, create_engine, event, make_url
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from chatsvc.errors import StoreUnavailable
+
+_BUSY_TIMEOUT_MS = 5000
+_WRITER_TIMEOUT_S = 10.0
+_POSTGRES_OPTIONS = "-c statement_timeout=5000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000"
+
+
+class Database:
+    """Transactions on one SQLAlchemy engine.
+
+    Args:
+        url: ``sqlite:///path`` or ``postgresql+psycopg://…`` (plain ``postgresql://`` is understood too).
+        pool_size: connections kept; as many again may be opened in a rush.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 16) -> None:
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(url, pool_size) if self.is_sqlite else _postgres_engine(url, pool_size)
+        self._writer = threading.Lock()
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction that may write; it is committed when the block ends and rolled back when it raises."""
+        engine = self._writing_engine()
+        with self._turn_to_write(), _outages(), Session(engine, expire_on_commit=False) as session, session.begin():
+            session.connection()  # takes the write lock now, not at the first statement
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that only reads; readers never wait for the writer."""
+        with _outages(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A plain reading connection, for the statements that run with every request."""
+        with _outages(), self.engine.connect() as connection:
+            yield connection
+
+    def first(self, query: Select[Any], values: dict[str, Any]) -> Any:
+        """The first row of a query, or None. The quick way, for what every request asks."""
+        with self.connection() as connection:
+            return connection.execute(query, values).first()
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.engine.dispose()
+
+    def _writing_engine(self) -> Engine:
+        # BEGIN IMMEDIATE takes the write lock at once: no upgrade from reader to writer, which could deadlock.
+        return self.engine.execution_options(sqlite_begin="IMMEDIATE") if self.is_sqlite else self.engine
+
+    def _turn_to_write(self) -> AbstractContextManager[Any]:
+        return _locked(self._writer) if self.is_sqlite else nullcontext()
+
+
+@contextmanager
+def _locked(lock: threading.Lock) -> Iterator[None]:
+    if not lock.acquire(timeout=_WRITER_TIMEOUT_S):
+        raise StoreUnavailable
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    """Turn every failure of the database itself into StoreUnavailable; our own mistakes stay what they are."""
+    try:
+        yield
+    except (IntegrityError, DataError, ProgrammingError):
+        raise
+    except (DBAPIError, PoolTimeout) as error:
+        raise StoreUnavailable from error
+
+
+def _sqlite_engine(url: str, pool_size: int) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=5,
+        connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False, "isolation_level": None},
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={_BUSY_TIMEOUT_MS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    mode = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def _postgres_engine(url: str, pool_size: int) -> Engine:
+    parsed = make_url(url)
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return create_engine(
+        parsed,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=5,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 2, "options": _POSTGRES_OPTIONS, "tcp_user_timeout": 3000},
+    )

@@ -1,0 +1,1 @@
+"""Alembic's folder. Each file in ``versions`` goes forward and back."""

@@ -1,0 +1,52 @@
+"""Migrations go forward and back, and what they make is what tables.py says."""
+
+from __future__ import annotations
+
+import threading
+
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import inspect
+
+from chatsvc.store.database import Database
+from chatsvc.store.migrate import is_current, migrate, migrate_back
+from chatsvc.store.tables import Base
+
+
+def test_migrations_make_exactly_the_tables_of_the_code(database):
+    with database.connection() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_going_back_to_base_removes_every_table_and_forward_makes_them_again(database):
+    migrate_back(database, "base")
+    assert not set(inspect(database.engine).get_table_names()) & set(Base.metadata.tables)
+    assert not is_current(database)
+    migrate(database)
+    assert set(Base.metadata.tables) <= set(inspect(database.engine).get_table_names())
+
+
+def test_migrating_twice_changes_nothing(database):
+    migrate(database)
+    assert is_current(database)
+
+
+def test_replicas_that_start_together_migrate_once(tmp_path):
+    url = f"sqlite:///{tmp_path / 'chatsvc.db'}"
+    errors = []
+
+    def start():
+        replica = Database(url)
+        try:
+            migrate(replica)
+        except Exception as error:  # noqa: BLE001 - the test reports any
+            errors.append(error)
+        finally:
+            replica.close()
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
