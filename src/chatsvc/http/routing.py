@@ -1,0 +1,52 @@
+"""What a route asks of its caller is declared on its view, and a program with an undeclared route does not start.
+
+Knows nothing about how a requirement is checked: that is ``http/hooks.py`` with the gate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from flask import Flask
+from werkzeug.routing import Rule
+
+from chatsvc.guard.principal import Requirement
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+_REQUIREMENT = "chatsvc_requirement"
+_SCRAPERS = "chatsvc_open_to_scrapers"
+
+
+def requires(requirement: Requirement, *, open_to_scrapers: bool = False) -> Callable[[View], View]:
+    """Declare what a view asks for. ``open_to_scrapers``: an address on the scraper networks needs no token."""
+
+    def declare(view: View) -> View:
+        setattr(view, _REQUIREMENT, requirement)
+        setattr(view, _SCRAPERS, open_to_scrapers)
+        return view
+
+    return declare
+
+
+def requirement_of(app: Flask, rule: Rule) -> Requirement | None:
+    """What the view behind a rule declared; None means nothing was declared."""
+    requirement: Requirement | None = getattr(app.view_functions[rule.endpoint], _REQUIREMENT, None)
+    return requirement
+
+
+def is_open_to_scrapers(app: Flask, rule: Rule) -> bool:
+    """Whether the scraper networks may call it without a token."""
+    return bool(getattr(app.view_functions[rule.endpoint], _SCRAPERS, False))
+
+
+def check_every_route(app: Flask) -> None:
+    """Deny by default: refuse to start with a route that declares nothing.
+
+    Raises:
+        RuntimeError: names the routes.
+    """
+    undeclared = [str(rule) for rule in app.url_map.iter_rules() if requirement_of(app, rule) is None]
+    if undeclared:
+        raise RuntimeError(f"routes without a declared requirement: {', '.join(sorted(undeclared))}")

@@ -1,0 +1,125 @@
+"""From a body to a checked value: media type, size, strict JSON, then a pydantic model that forbids what it lacks.
+
+Every limit on size is here or in the models. Knows nothing about what a route does with the value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from flask import Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from chatsvc.http import strict_json
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("the character NUL is not allowed")
+    return text
+
+
+# Lone surrogates are refused by pydantic itself: they are no Unicode scalar values.
+Text = Annotated[str, AfterValidator(_no_nul)]
+
+
+class Body(BaseModel):
+    """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_json(request: Request, model: type[Model]) -> Model:
+    """Read and check the body of a request. Call it last: address, path, method, token and scope come before.
+
+    Raises:
+        UnsupportedMediaType: it is not ``application/json``.
+        BodyTooLarge: it is over ``MAX_CONTENT_LENGTH`` less one, with or without a Content-Length.
+        InvalidRequest: anything else that is wrong; ``param`` names it.
+    """
+    _check_media_type(request)
+    return validate(strict_json.loads(read_body(request)), model)
+
+
+def read_body(request: Request) -> bytes:
+    """All bytes of the body, bounded, whether it is chunked or not."""
+    data = request.get_data(cache=True)
+    # Werkzeug is given one byte more than we take (see app.py): it refuses a chunked body of exactly its limit.
+    if request.max_content_length is not None and len(data) >= request.max_content_length:
+        raise BodyTooLarge
+    return data
+
+
+def validate(value: Any, model: type[Model]) -> Model:
+    """Check parsed JSON against a model.
+
+    Raises:
+        InvalidRequest: the first problem that was found.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def _check_media_type(request: Request) -> None:
+    parameters = {name.lower(): value.lower() for name, value in request.mimetype_params.items()}
+    if (
+        request.mimetype != "application/json"
+        or parameters.pop("charset", "utf-8") not in {"utf-8", "utf8"}
+        or parameters
+        or request.headers.get("Content-Encoding", "identity").lower() != "identity"
+    ):
+        raise UnsupportedMediaType
+
+
+def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
+    """The unknown field first: it tends to be the cause of the others (``mesages`` and so no ``messages``)."""
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    if problem["type"] == "extra_forbidden":
+        name = _shown(problem["loc"][-1])
+        return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
+    if problem["type"] == "value_error":
+        # Our own validators raise ValueError("param: sentence") where the problem belongs to no single field.
+        return _own_refusal(problem)
+    path = path_of(problem["loc"])
+    return InvalidRequest(f"{path}: {problem['msg'].removeprefix('Value error, ')}.", param=path, code="invalid_value")
+
+
+def _own_refusal(problem: ErrorDetails) -> InvalidRequest:
+    path, sentence = path_of(problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    named, separator, rest = sentence.partition(": ")
+    if separator and named.isidentifier():
+        path, sentence = (f"{path}.{named}" if path else named), rest
+    return InvalidRequest(f"{path}: {sentence}." if path else f"{sentence}.", param=path or None, code="invalid_value")
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
+    """``("messages", 0, "role")`` -> ``messages[0].role``, without the names of union members that pydantic adds."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _is_field(part):
+            path += f".{_shown(part)}" if path else _shown(part)
+    return path
+
+
+def _is_field(part: str) -> bool:
+    """Pydantic puts the name of a union's member into a location (``str``, ``list[Part]``): those are no fields."""
+    return (
+        part.isidentifier()
+        and part not in {"str", "float", "int", "bool", "none", "constrained"}
+        and part == part.lower()
+    )
+
+
+def _shown(name: int | str) -> str:
+    return str(name).encode("utf-8", "replace").decode()[:100]
