@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix bench docs setup setup-dev clean
+.PHONY: help run test check fix bench docs setup setup-dev debian
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -14,13 +14,38 @@ help: ## print the targets
 run: setup ## set up, then serve with the embedded model (PORT, HOST, CHATSVC_HOME)
 	@exec $(BIN)/chatsvc quickstart
 
+test: setup-dev debian check ## check, then run every test, with branch coverage
+	@echo "==> running the tests"
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+check: setup-dev ## lint, types and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fix: setup-dev ## let ruff mend and format what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup-dev ## measure this machine: throughput and time to the first token
+	@$(BIN)/chatsvc bench
+
+docs: setup-dev ## write the pages that are made from the code
+	@$(BIN)/python tools/command_docs.py
+
 setup: $(VENV)/.base ## install what serving needs (no torch)
 
 setup-dev: $(VENV)/.dev ## install what testing, conversion and benchmarks need as well
 
+debian:
+	@.ci/debian
+
 $(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "chatsvc needs Python 3.11 or newer: name it, as in 'make run PYTHON=python3.11'" >&2; exit 3; }
 	@echo "==> installing chatsvc into $(VENV) (about 700 MB, once)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@$(PIP) install --progress-bar on -c constraints.txt -e .
 	@touch $@
 

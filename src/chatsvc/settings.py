@@ -7,15 +7,12 @@ Knows nothing about who uses a value.
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -27,20 +24,16 @@ from pydantic_settings import (
 )
 
 from chatsvc.errors import ConfigurationInvalid
+from chatsvc.settings_sources import PREFIX, Network, parse_networks, read_environment, read_toml, sentence
 
-Network = IPv4Network | IPv6Network
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Networks = Annotated[list[Network], NoDecode, BeforeValidator(parse_networks)]
 
-_PREFIX = "CHATSVC_"
-
-
-def _from_json_text(value: Any) -> Any:
-    """Lists come from the environment as JSON text."""
-    return json.loads(value) if isinstance(value, str) else value
-
-
-Networks = Annotated[list[Network], NoDecode, BeforeValidator(_from_json_text)]
+# Threads of the web process beyond one for each running and each waiting request: health, logins, refusals.
+_SPARE_THREADS = 48
+_LEAST_SPARE_THREADS = 8
+_MAX_KEEP_ALIVE_S = 60  # nginx gives a silent upstream 75 s
 
 
 class Section(BaseModel):
@@ -55,7 +48,7 @@ class ServerSection(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8080
     socket: Path | None = None
-    threads: Count = 160
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each running and waiting request, and some to spare
     drain_timeout_s: Seconds = 30
     keep_alive_s: Annotated[float, Field(ge=0)] = 10
     max_body_bytes: Count = 65536
@@ -168,6 +161,41 @@ class Settings(BaseSettings):
     store: StoreSection = StoreSection()
     logs: LogsSection = LogsSection()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """Refuse values that fit one by one and not together."""
+        busy = self.limits.max_waiting + self.engine.max_num_seqs
+        rules = (
+            (
+                self.tokens.refresh_idle_s > self.tokens.access_lifetime_s,
+                "tokens.refresh_idle_s must be more than tokens.access_lifetime_s",
+            ),
+            (
+                self.tokens.refresh_absolute_s >= self.tokens.refresh_idle_s,
+                "tokens.refresh_absolute_s must be at least tokens.refresh_idle_s",
+            ),
+            (
+                self.chat.max_tokens_cap >= self.chat.default_max_tokens,
+                "chat.max_tokens_cap must be at least chat.default_max_tokens",
+            ),
+            (
+                not self.server.threads or self.server.threads >= busy + _LEAST_SPARE_THREADS,
+                f"server.threads must be 0 or at least {busy + _LEAST_SPARE_THREADS}",
+            ),
+            (
+                self.server.keep_alive_s <= _MAX_KEEP_ALIVE_S,
+                f"server.keep_alive_s must be at most {_MAX_KEEP_ALIVE_S}, or nginx ends silent streams",
+            ),
+        )
+        if broken := [message for holds, message in rules if not holds]:
+            raise ValueError("\n".join(broken))
+        return self
+
+    @property
+    def server_threads(self) -> int:
+        """Threads of the web process."""
+        return self.server.threads or self.limits.max_waiting + self.engine.max_num_seqs + _SPARE_THREADS
+
     # Where things are when the file does not say otherwise: everything below CHATSVC_HOME.
     @property
     def engine_socket(self) -> Path:
@@ -203,11 +231,11 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     Raises:
         ConfigurationInvalid: with every problem that was found, not only the first.
     """
-    env = dict(os.environ if environ is None else environ)
-    home = Path(env.get(f"{_PREFIX}HOME") or "var").absolute()
+    env = os.environ if environ is None else environ
+    home = Path(env.get(f"{PREFIX}HOME") or "var").absolute()
     problems: list[str] = []
-    from_file = _read_toml(env.pop(f"{_PREFIX}CONFIG", None), home, problems)
-    from_environment = _with_files(env, problems)
+    from_file = read_toml(env.get(f"{PREFIX}CONFIG"), home, problems)
+    from_environment = read_environment(env, KEYS, _SECRETS, problems)
 
     class _Loaded(Settings):
         """Settings with this call's two sources, the environment first."""
@@ -217,7 +245,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
             cls, settings_cls: type[BaseSettings], *_: PydanticBaseSettingsSource, **__: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             environment = EnvSettingsSource(
-                settings_cls, env_prefix=_PREFIX, env_nested_delimiter="__", case_sensitive=False
+                settings_cls, env_prefix=PREFIX, env_nested_delimiter="__", case_sensitive=False
             )
             environment.env_vars = {name.lower(): value for name, value in from_environment.items()}
             return environment, InitSettingsSource(settings_cls, {**from_file, "home": home})
@@ -225,7 +253,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     try:
         loaded = _Loaded()
     except ValidationError as error:
-        problems += [_sentence(problem["loc"], problem["msg"]) for problem in error.errors()]
+        found = [sentence(problem["loc"], problem["msg"], KEYS) for problem in error.errors()]
+        problems += [line for text in found for line in text.split("\n")]
     except SettingsError as error:
         problems.append(str(error))
     if problems:
@@ -233,35 +262,24 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return loaded.model_copy(update={"home": home})
 
 
-def _read_toml(named: str | None, home: Path, problems: list[str]) -> dict[str, Any]:
-    path = Path(named) if named else home / "chatsvc.toml"
-    if not named and not path.exists():
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        problems.append(f"{path}: {error}")
-        return {}
+def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
+    """The environment with additions, for a process that the command line starts."""
+    return {**os.environ, **additions}
 
 
-def _with_files(env: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """``CHATSVC_X__Y_FILE`` becomes ``CHATSVC_X__Y`` with the file's content, where ``x.y`` is a secret."""
-    result = {name: value for name, value in env.items() if name.startswith(_PREFIX) and "__" in name}
-    for name in [name for name in result if name.removesuffix("_FILE") in _SECRETS and name.endswith("_FILE")]:
-        path = result.pop(name)
-        try:
-            result[name.removesuffix("_FILE")] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{name}: {error}")
-    return result
+def environment_value(name: str) -> str | None:
+    """A variable that is not a key of the configuration, such as ``PORT`` for ``make run``; None where empty."""
+    return os.environ.get(name) or None
 
 
-def _sentence(location: tuple[int | str, ...], message: str) -> str:
-    return f"{'.'.join(str(part) for part in location)}: {message}"
-
+KEYS: Mapping[str, frozenset[str]] = {
+    section: frozenset(type(field.default).model_fields)
+    for section, field in Settings.model_fields.items()
+    if isinstance(field.default, Section)
+}
 
 _SECRETS = frozenset(
-    f"{_PREFIX}{section}__{key}".upper()
+    f"{PREFIX}{section}__{key}".upper()
     for section, field in Settings.model_fields.items()
     if isinstance(field.default, Section)
     for key, inner in type(field.default).model_fields.items()

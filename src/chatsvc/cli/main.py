@@ -1,0 +1,97 @@
+"""The command ``chatsvc``: finds a sub-command's module when it is asked for, and turns errors into exit codes.
+
+Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it. Knows nothing about
+what a sub-command does; importing this module imports none of them, so ``chatsvc --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from chatsvc.errors import ChatsvcError
+
+EXIT_COULD_NOT = 3
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
+
+_COMMANDS = {
+    "serve": "Serve: supervise the engine and the web processes.",
+    "engine": "Run the engine process alone (what `serve` does for you).",
+    "quickstart": "Make what is missing, then serve: the first thing to try.",
+    "doctor": "Check this machine and this installation; name each remedy.",
+    "chat": "Chat in the terminal.",
+    "user": "Accounts: add, list, disable, change passwords.",
+    "key": "API keys and signing keys: create, list, rotate, revoke.",
+    "token": "Revoke tokens and sessions.",
+    "model": "Models: fetch, import, list, verify, convert, seal, activate.",
+    "audit": "The audit log: verify, export, show, prune.",
+    "bundle": "The kit for machines without a network: build, verify, install.",
+    "config": "Check and show the configuration; write nginx's lists.",
+    "bench": "Measure throughput, latency and quality.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in ``chatsvc.cli.<name>`` as ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """The commands of this installation, in the order a newcomer needs them."""
+        return [name for name in _COMMANDS if importlib.util.find_spec(_module_name(name)) is not None]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(_module_name(cmd_name)).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name]) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; what it raises on purpose becomes one sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except ChatsvcError as error:
+            _say(error.message)
+            ctx.exit(EXIT_COULD_NOT)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output went away: click ends quietly
+                raise
+            _say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+            ctx.exit(EXIT_COULD_NOT)
+        except click.UsageError:
+            raise
+        except click.ClickException as error:
+            error.show()
+            ctx.exit(EXIT_COULD_NOT)
+        except KeyboardInterrupt:
+            ctx.exit(_EXIT_INTERRUPTED)
+
+
+def _module_name(command_name: str) -> str:
+    return f"chatsvc.cli.{command_name}"
+
+
+def _say(message: str) -> None:
+    click.echo(f"chatsvc: {message}", err=True)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("chatsvc"), prog_name="chatsvc")
+def main() -> None:
+    """A private, authenticated, audited chat service for a small model on a CPU.
+
+    Start with `chatsvc quickstart`. Everything below CHATSVC_HOME (./var when it is not set) belongs to one service.
+    """
+
+
+if __name__ == "__main__":
+    main()
