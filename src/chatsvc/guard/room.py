@@ -1,0 +1,235 @@
+"""The room: so many run, so many may wait for their turn, nobody else comes in.
+
+A caller enters, lines up once it knows what it will cost, waits for its turn, and leaves::
+
+    place = room.enter(principal_id)            # refused here, at once, or never
+    try:
+        while not place.wait_turn(cost_tokens, timeout_s=0.25):
+            ...                                 # look after the client; place.position() tells how far it is
+        ...                                     # one of the slots is ours
+    finally:
+        place.leave()
+
+Whose turn is next is :mod:`chatsvc.guard.fair`'s decision. All state is under one lock, never held while waiting.
+Knows nothing about requests, tokens' texts or the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+from chatsvc.errors import Draining, LimitExceeded, Overloaded
+from chatsvc.guard.fair import Rotation
+
+# What a slot is held for, as long as nobody has left one yet.
+_UNSEEN_HOLD_S = 10.0
+# How much the last caller counts in the mean of what slots are held for.
+_NEWEST_SHARE = 0.125
+
+
+class Place:
+    """A caller's place in the room. Its methods may be called from any thread; :meth:`leave` must be."""
+
+    def __init__(self, room: Room, principal_id: str) -> None:
+        self.principal_id = principal_id
+        self.state: Literal["entered", "waiting", "running", "left"] = "entered"
+        self.running_since = 0.0
+        self.woken = threading.Event()
+        self._room = room
+
+    def wait_turn(self, cost_tokens: int, timeout_s: float) -> bool:
+        """Line up (the first call does) and wait for a slot; False when the time is over first.
+
+        Raises:
+            Draining: the room has been closed meanwhile.
+        """
+        self._room.line_up(self, cost_tokens)
+        self.woken.wait(timeout_s)
+        return self._room.has_turn(self)
+
+    def position(self) -> int:
+        """How many turns until this one's, itself included; 0 when it has come."""
+        return self._room.position(self)
+
+    def estimate_s(self) -> float | None:
+        """How long until the turn comes, from what slots were held for so far; None when nobody has left yet."""
+        return self._room.estimate_s(self)
+
+    def leave(self) -> None:
+        """Give the place back. Again is fine."""
+        self._room.release(self)
+
+
+class Room:
+    """``max_running`` slots, ``max_waiting`` places to wait, ``max_per_principal`` of both for one principal."""
+
+    def __init__(
+        self,
+        max_running: int,
+        max_waiting: int,
+        max_per_principal: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_running = max_running
+        self._max_waiting = max_waiting
+        self._max_per_principal = max_per_principal
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._places: set[Place] = set()
+        self._running: set[Place] = set()
+        self._num_own: Counter[str] = Counter()
+        self._rotation: Rotation[Place] = Rotation()
+        self._positions: dict[Place, int] | None = None  # made when asked for, thrown away when anything moves
+        self._mean_hold_s: float | None = None
+        self._num_sent_away = 0  # refused, and not yet made up for by somebody leaving
+        self._closed_because: str | None = None
+
+    @property
+    def num_running(self) -> int:
+        """Callers that hold a slot."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Callers that are inside without a slot."""
+        with self._lock:
+            return len(self._places) - len(self._running)
+
+    def enter(self, principal_id: str, *, max_own: int | None = None) -> Place:
+        """Come in, to wait or to run. ``max_own`` replaces ``max_per_principal`` for a principal with its own limit.
+
+        Raises:
+            Draining: the room has been closed.
+            LimitExceeded: this principal has as many inside as it may.
+            Overloaded: all places are taken.
+        """
+        max_own = self._max_per_principal if max_own is None else max_own
+        with self._lock:
+            if self._closed_because is not None:
+                raise Draining(self._closed_because)
+            if self._num_own[principal_id] >= max_own:
+                raise LimitExceeded(
+                    f"You have {max_own} requests running or waiting, which is your limit; wait for one to end.",
+                    retry_after_s=self._until_own_leaves_s(principal_id),
+                    code="concurrency_limit_exceeded",
+                )
+            if len(self._places) >= self._max_running + self._max_waiting:
+                self._num_sent_away += 1
+                raise Overloaded(retry_after_s=self._turns_s(min(self._num_sent_away, len(self._places))))
+            place = Place(self, principal_id)
+            self._places.add(place)
+            self._num_own[principal_id] += 1
+            return place
+
+    def resize(self, max_running: int) -> None:
+        """The engine has so many slots. Who runs goes on running, also when there are fewer now."""
+        with self._lock:
+            self._max_running = max_running
+            self._fill_slots()
+
+    def close(self, reason: str) -> None:
+        """Nobody comes in any more, who waits is told so by :class:`Draining`; who runs goes on."""
+        with self._lock:
+            self._closed_because = reason
+            for place in self._places - self._running:
+                self._rotation.remove(place.principal_id, place)
+                place.woken.set()
+            self._positions = None
+
+    def places_of(self, principal_id: str) -> list[Place]:
+        """Where a principal's requests stand now, for telling it so."""
+        with self._lock:
+            return [place for place in self._places if place.principal_id == principal_id]
+
+    # What a Place asks for.
+
+    def line_up(self, place: Place, cost_tokens: int) -> None:
+        """The first time, put the place where its turn can come."""
+        with self._lock:
+            if place.state == "entered" and self._closed_because is None:
+                place.state = "waiting"
+                self._rotation.add(place.principal_id, place, cost_tokens)
+                self._positions = None
+                self._fill_slots()
+
+    def has_turn(self, place: Place) -> bool:
+        """Whether the place holds a slot.
+
+        Raises:
+            Draining: it does not, and never will.
+        """
+        with self._lock:
+            if place.state in ("entered", "waiting") and self._closed_because is not None:
+                raise Draining(self._closed_because)
+            return place.state == "running"
+
+    def position(self, place: Place) -> int:
+        """See :meth:`Place.position`. Who has not lined up yet counts as the last."""
+        with self._lock:
+            if place.state in ("running", "left"):
+                return 0
+            if self._positions is None:
+                self._positions = {waiting: turn for turn, waiting in enumerate(self._rotation.order(), start=1)}
+            return self._positions.get(place, len(self._positions) + 1)
+
+    def estimate_s(self, place: Place) -> float | None:
+        """See :meth:`Place.estimate_s`."""
+        position = self.position(place)
+        with self._lock:
+            return None if self._mean_hold_s is None else self._turns_s(position)
+
+    def release(self, place: Place) -> None:
+        """See :meth:`Place.leave`."""
+        with self._lock:
+            if place.state == "left":
+                return
+            if place.state == "running":
+                self._running.remove(place)
+                self._learn(self._clock() - place.running_since)
+            elif place.state == "waiting":
+                self._rotation.remove(place.principal_id, place)
+            place.state = "left"
+            self._places.remove(place)
+            self._num_own[place.principal_id] -= 1
+            if not self._num_own[place.principal_id]:
+                del self._num_own[place.principal_id]
+            self._num_sent_away = max(0, self._num_sent_away - 1)
+            self._positions = None
+            self._fill_slots()
+
+    # Under the lock.
+
+    def _fill_slots(self) -> None:
+        while len(self._running) < self._max_running and (place := self._rotation.take()) is not None:
+            place.state = "running"
+            place.running_since = self._clock()
+            self._running.add(place)
+            self._positions = None
+            place.woken.set()
+
+    def _learn(self, hold_s: float) -> None:
+        mean = hold_s if self._mean_hold_s is None else self._mean_hold_s
+        self._mean_hold_s = mean + _NEWEST_SHARE * (hold_s - mean)
+
+    def _hold_s(self) -> float:
+        """What a slot is held for: the mean of those who left, or more when those who run have taken longer already."""
+        seen = _UNSEEN_HOLD_S if self._mean_hold_s is None else self._mean_hold_s
+        if not self._running:
+            return seen
+        now = self._clock()
+        return max(seen, sum(now - place.running_since for place in self._running) / len(self._running))
+
+    def _turns_s(self, num_turns: int) -> float:
+        """How long until so many have left, when all slots are held."""
+        return num_turns * self._hold_s() / max(self._max_running, 1)
+
+    def _until_own_leaves_s(self, principal_id: str) -> float:
+        """How long until one of a principal's own has left."""
+        num_own_running = sum(place.principal_id == principal_id for place in self._running)
+        if num_own_running:
+            return self._hold_s() / num_own_running
+        return self._turns_s(len(self._places) - len(self._running)) + self._hold_s()
