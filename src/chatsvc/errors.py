@@ -12,11 +12,13 @@ holds a secret, a prompt or a traceback. Which HTTP status a class becomes is wr
     │   ├── AuthenticationFailed        401, one message for every cause
     │   ├── PermissionRefused           403
     │   ├── NotFound                    404, not there or not yours
+    │   │   └── ModelNotFound           404, code model_not_found
     │   ├── MethodNotAllowed            405
     │   ├── Conflict                    409
     │   ├── BodyTooLarge                413
     │   ├── UnsupportedMediaType        415
-    │   └── LimitExceeded               429, has retry_after_s and the x-ratelimit values
+    │   ├── LimitExceeded               429, has retry_after_s and the x-ratelimit values
+    │   └── ClientGone                  499, nobody reads the answer; it is for the log
     ├── Unavailable                     503, has retry_after_s
     │   ├── Overloaded                  the queue is full (type overloaded_error)
     │   ├── Draining                    going down, or the model is being changed
@@ -93,6 +95,14 @@ class NotFound(RequestError):
     message = "There is nothing here; look at /openapi.json for what there is."
 
 
+class ModelNotFound(NotFound):
+    """404: another model than the one that is served was asked for."""
+
+    code = "model_not_found"
+    message = "There is no such model here; GET /v1/models lists what there is, and 'model' may be left out."
+    param = "model"
+
+
 class MethodNotAllowed(RequestError):
     """405."""
 
@@ -139,6 +149,13 @@ class LimitExceeded(RequestError):
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
         self.headers = dict(headers or {})
+
+
+class ClientGone(RequestError):
+    """499: the client closed the connection; the status is seen in the log only."""
+
+    code = "client_gone"
+    message = "The client closed the connection."
 
 
 class Unavailable(ChatsvcError):

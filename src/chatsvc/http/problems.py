@@ -27,6 +27,7 @@ TABLE: dict[type[errors.ChatsvcError], tuple[int, str]] = {
     errors.BodyTooLarge: (413, "invalid_request_error"),
     errors.UnsupportedMediaType: (415, "invalid_request_error"),
     errors.LimitExceeded: (429, "rate_limit_error"),
+    errors.ClientGone: (499, "invalid_request_error"),
     errors.Overloaded: (503, "overloaded_error"),
     errors.Unavailable: (503, "service_unavailable"),
     errors.ChatsvcError: (500, "server_error"),
