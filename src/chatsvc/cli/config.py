@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from chatsvc import settings as configuration
+from chatsvc.errors import OperatorError
+from chatsvc.resources import resource_path
 
 
 @click.group("config")
@@ -48,17 +50,37 @@ def _toml(value: object) -> str:
 
 
 @command.command()
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The file to write, usually /etc/nginx/chatsvc/allow.conf; standard output when not given.",
-)
-def nginx(output: Path | None) -> None:
-    """Write nginx's allow list from guard.allowed_networks, so that both say the same."""
-    from chatsvc.cli.render import allow_list
+@click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Such as /etc/nginx.")
+@click.option("--server-name", required=True, help="The name in the certificate; any other gets no handshake.")
+@click.option("--certificate", required=True, help="The certificate chain, PEM.")
+@click.option("--certificate-key", required=True, help="Its key, PEM.")
+@click.option("--listen", multiple=True, default=("443",), show_default=True, help="Port or address:port; repeatable.")
+@click.option("--run-directory", default="/run/nginx", show_default=True, help="For nginx's process id.")
+@click.option("--access-log", default="/dev/stdout", show_default=True, help="Where nginx logs requests.")
+def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
+    """Write nginx's configuration, so that its allow list and limits say the same as ours.
 
-    text = allow_list(configuration.load().guard.allowed_networks)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text, encoding="utf-8")
+    Needs server.socket, the unix socket between nginx and the web process. Run it again after a change of
+    guard.allowed_networks, then `nginx -s reload`.
+    """
+    from chatsvc.cli import render
+
+    loaded = configuration.load()
+    if loaded.server.socket is None:
+        raise OperatorError("server.socket is not set: behind nginx the web process listens on a unix socket only.")
+    values = render.nginx_values(
+        render.NginxOptions(listen=listen, socket=str(loaded.server.socket), **options),
+        max_body_bytes=loaded.server.max_body_bytes,
+        deadline_s=loaded.chat.deadline_s,
+    )
+    texts = {name: render.fill_in(_template(name), values) for name in render.TEMPLATES}
+    texts[render.ALLOW_LIST] = render.allow_list(loaded.guard.allowed_networks)
+    for name, text in texts.items():
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        click.echo(path)
+
+
+def _template(name: str) -> str:
+    return resource_path(f"nginx/{name}").read_text(encoding="utf-8")

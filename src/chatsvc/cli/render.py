@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+
+from chatsvc.errors import OperatorError
 
 Network = IPv4Network | IPv6Network
 
-_HEADER = """\
-# Made by `chatsvc config nginx` from guard.allowed_networks: change it there, then make this file again.
-"""
+TEMPLATES = (
+    "nginx.conf",
+    "chatsvc.conf",
+    "chatsvc/errors.conf",
+    "chatsvc/limits.conf",
+    "chatsvc/proxy.conf",
+)
+ALLOW_LIST = "chatsvc/allow.conf"
+_HEADER = "# Made by `chatsvc config nginx` from guard.allowed_networks: change it there, then make this file again.\n"
+_PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+_DEADLINE_MARGIN_S = 15
+_UNSAFE = re.compile(r"[\s;{}'\"\\$@#]")
+
+
+@dataclass(frozen=True, slots=True)
+class NginxOptions:
+    """What nginx needs beside the service's own configuration."""
+
+    server_name: str
+    listen: tuple[str, ...]
+    certificate: str
+    certificate_key: str
+    socket: str
+    run_directory: str = "/run/nginx"
+    access_log: str = "/dev/stdout"
 
 
 def allow_list(networks: Sequence[Network]) -> str:
     """``allow`` lines for the networks and ``deny all`` after them; an empty list denies everybody."""
-    lines = [f"allow {network};\n" for network in networks]
-    return _HEADER + "".join(lines) + "deny all;\n"
+    return _HEADER + "".join(f"allow {network};\n" for network in networks) + "deny all;\n"
+
+
+def nginx_values(options: NginxOptions, *, max_body_bytes: int, deadline_s: float) -> dict[str, str]:
+    """What stands for each placeholder.
+
+    Raises:
+        OperatorError: a value would end its directive or start another.
+    """
+    values = {
+        "SERVER_NAME": options.server_name,
+        "CERTIFICATE": options.certificate,
+        "CERTIFICATE_KEY": options.certificate_key,
+        "SOCKET": options.socket,
+        "RUN": options.run_directory,
+        "ACCESS_LOG": options.access_log,
+        "MAX_BODY_BYTES": str(max_body_bytes),
+        "DEADLINE": str(int(deadline_s) + _DEADLINE_MARGIN_S),
+    }
+    for value in (*values.values(), *options.listen):
+        if not value or _UNSAFE.search(value):
+            raise OperatorError(f"{value!r} cannot stand in nginx's configuration: use plain names and paths.")
+    values["LISTEN"] = "\n    ".join(f"listen {address} ssl;" for address in options.listen)
+    values["LISTEN_DEFAULT"] = "\n    ".join(f"listen {address} ssl default_server;" for address in options.listen)
+    return values
+
+
+def fill_in(template: str, values: Mapping[str, str]) -> str:
+    """The template with its placeholders filled in; one that has no value is our own mistake."""
+    return _PLACEHOLDER.sub(lambda found: values[found[1]], template)

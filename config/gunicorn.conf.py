@@ -1,0 +1,84 @@
+"""gunicorn, as this service needs it; every value that an operator may change comes from chatsvc's own settings.
+
+One process with threads: tokens, quotas and the audit log have one owner each. More processes share PostgreSQL
+and Redis, and are separate services with an audit log each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import stat
+import sys
+from pathlib import Path
+
+from gunicorn import glogging
+
+from chatsvc.logs import JsonLines
+from chatsvc.settings import load
+
+_settings = load()
+_SPARE_CONNECTIONS = 512
+_PR_SET_PDEATHSIG = 1
+_host = _settings.server.host
+
+if _settings.server.socket:
+    bind = f"unix:{_settings.server.socket}"
+else:
+    bind = f"{f'[{_host}]' if ':' in _host else _host}:{_settings.server.port}"
+
+wsgi_app = "chatsvc.wsgi:app"
+proc_name = "chatsvc-web"
+worker_class = "gthread"
+workers = 1
+threads = _settings.server_threads
+worker_connections = _settings.server_threads + _SPARE_CONNECTIONS  # idle kept-alive connections need no thread
+backlog = 512
+max_requests = 0
+preload_app = False
+
+timeout = 60  # a worker whose main thread is stuck; streams run in other threads
+graceful_timeout = int(_settings.server.drain_timeout_s)
+keepalive = 75  # longer than nginx keeps its side
+worker_tmp_dir = "/dev/shm"  # noqa: S108  (the heartbeat file must not wait for a disk)
+umask = 0o077
+
+control_socket_disable = True
+forwarder_headers = ""
+forwarded_allow_ips = ""  # who is a proxy is decided in one place: chatsvc.guard.address
+header_map = "refuse"
+http_protocols = "h1"
+limit_request_line = 8190
+limit_request_fields = 64
+limit_request_field_size = 16384
+
+accesslog = None  # the access line is the application's: it knows the principal
+errorlog = "-"
+loglevel = _settings.logs.level.lower()
+
+
+class logger_class(glogging.Logger):  # noqa: N801  (gunicorn's name)
+    """gunicorn's own messages as the same JSON lines, with the same masking."""
+
+    def setup(self, cfg: object) -> None:
+        """Replace the handler that the base class made."""
+        super().setup(cfg)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(JsonLines())
+        self.error_log.handlers = [handler]
+        self.error_log.propagate = False
+
+
+def when_ready(server: object) -> None:
+    """Let the proxy's group connect; the directory around the socket decides who may come near."""
+    del server
+    path = Path(_settings.server.socket) if _settings.server.socket else None
+    if path and stat.S_ISSOCK(path.stat().st_mode):
+        path.chmod(0o660)
+
+
+def post_fork(server: object, worker: object) -> None:
+    """End with the master, also when it is killed: a worker of its own would keep the port and the audit log."""
+    del server, worker
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -1,0 +1,125 @@
+"""``chatsvc serve``: the engine and the web process under one supervisor, from the configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from chatsvc.cli.child import Command
+from chatsvc.errors import OperatorError
+from chatsvc.settings import Settings, child_environment, load
+
+# No library may look for a network: models are files, and nobody is told that we run.
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+_DRAIN_MARGIN_S = 10
+
+
+@click.command("serve")
+@click.option(
+    "--only", type=click.Choice(["web"]), help="Run the web process alone; the engine is run by another unit."
+)
+def command(only: str | None) -> None:
+    """Serve: supervise the engine and the web processes.
+
+    SIGTERM drains and ends; SIGHUP brings up the model that is active now.
+    """
+    from chatsvc import logs, pidfile
+
+    settings = load()
+    require_a_door(settings)
+    logs.configure(settings.logs.level)
+    make_home(settings)
+    if only == "web":
+        _become_the_web_process(settings)
+    with pidfile.hold(settings.home):
+        raise click.exceptions.Exit(supervise(settings, on_ready=lambda: None, log_directory=None))
+
+
+def require_a_door(settings: Settings) -> None:
+    """Nothing is on the allow list by default, and a service that nobody may reach is a mistake.
+
+    Raises:
+        OperatorError: the list is empty.
+    """
+    if not settings.guard.allowed_networks:
+        raise OperatorError(
+            "guard.allowed_networks is empty, so nobody could connect: list the networks of your clients in "
+            f'{settings.home / "chatsvc.toml"}, such as allowed_networks = ["10.0.0.0/8"] below [guard].'
+        )
+
+
+def make_home(settings: Settings) -> None:
+    """The directories that every process expects, private to this account."""
+    for directory in (settings.home, settings.home / "run", settings.keys_directory, settings.engine_socket.parent):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory: Path | None) -> int:
+    """Run until told to stop; returns the exit code."""
+    from chatsvc.cli import memory, probe
+    from chatsvc.cli.supervisor import Plan, Supervisor
+
+    plan = Plan(
+        engine=engine_command(settings, log_directory),
+        web=web_command(settings, log_directory),
+        engine_socket=settings.engine_socket,
+        drain_timeout_s=settings.server.drain_timeout_s,
+        stall_timeout_s=settings.engine.stall_timeout_s,
+        answers=lambda: probe.answers(settings),
+        on_ready=on_ready,
+        two_engines_fit=memory.two_fit,
+    )
+    return Supervisor(plan).run()
+
+
+def engine_command(settings: Settings, log_directory: Path | None) -> Command:
+    """How the engine is started. It gets no secret of the store.
+
+    Its own drain limit is the longest a generation may take: at a swap nobody is in a hurry, and at the end of the
+    service the supervisor keeps the time.
+    """
+    limit_s = max(settings.chat.deadline_s, settings.server.drain_timeout_s) + _DRAIN_MARGIN_S
+    additions = {**_OFFLINE, "CHATSVC_HOME": str(settings.home), "CHATSVC_SERVER__DRAIN_TIMEOUT_S": str(limit_s)}
+    environment = child_environment(additions)
+    return Command(
+        name="engine",
+        arguments=[sys.executable, "-m", "chatsvc.cli.main", "engine"],
+        environment={name: value for name, value in environment.items() if not name.startswith("CHATSVC_STORE__")},
+        log=log_directory / "engine.log" if log_directory else None,
+    )
+
+
+def web_command(settings: Settings, log_directory: Path | None) -> Command:
+    """How the web process is started."""
+    return Command(
+        name="web",
+        arguments=_web_arguments(),
+        environment=child_environment({**_OFFLINE, "CHATSVC_HOME": str(settings.home)}),
+        death_signal=signal.SIGQUIT,
+        log=log_directory / "web.log" if log_directory else None,
+    )
+
+
+def _web_arguments() -> list[str]:
+    from chatsvc.resources import resource_path
+
+    return [sys.executable, "-m", "gunicorn", "-c", str(resource_path("config/gunicorn.conf.py"))]
+
+
+def _become_the_web_process(settings: Settings) -> NoReturn:
+    os.execve(  # noqa: S606  (our own program, no shell)
+        sys.executable, _web_arguments(), child_environment({**_OFFLINE, "CHATSVC_HOME": str(settings.home)})
+    )
