@@ -1,0 +1,93 @@
+"""The audit log's secrets in ``CHATSVC_HOME/keys``: made on first use, mode 0400, never replaced in silence.
+
+============================== ==========================================================================
+``audit-signing.pem``          Ed25519 (PKCS 8), signs checkpoints, tombstones and exports
+``audit-hmac.key``             32 bytes, for keyed hashes of names, token ids and contents
+``audit-seal-LOG.key``         the ratchet's present position; the only one that is ever replaced
+``audit-seal-LOG.initial``     its first position: the auditor takes it away (``chatsvc audit seal-key``)
+============================== ==========================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from chatsvc.audit.files import write_whole
+from chatsvc.audit.seal import SealKey, format_seal_key, parse_seal_key
+from chatsvc.errors import OperatorError
+
+_SECRET = 0o400
+
+
+def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
+    """The key that signs.
+
+    Raises:
+        OperatorError: it is not there and may not be made (a log exists that it belongs to), or cannot be read.
+    """
+    path = directory / "audit-signing.pem"
+    made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        key = load_pem_private_key(_read_or_make(path, made, create=create), password=None)
+    except ValueError:
+        raise OperatorError(f"{path} is not a private key in PEM form; restore it from your backup.") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise OperatorError(f"{path} is not an Ed25519 key; restore it from your backup.")
+    return key
+
+
+def hmac_key(directory: Path, *, create: bool) -> bytes:
+    """The key of pseudonyms."""
+    key = _read_or_make(directory / "audit-hmac.key", os.urandom(32), create=create)
+    if len(key) != 32:
+        raise OperatorError(f"{directory / 'audit-hmac.key'} must hold 32 bytes; restore it from your backup.")
+    return key
+
+
+def seal_key(directory: Path, log_id: str) -> SealKey:
+    """The ratchet's present position."""
+    path = _seal_path(directory, log_id)
+    return parse_seal_key(_read_or_make(path, b"", create=False).decode("ascii", "replace"))
+
+
+def save_seal_key(directory: Path, key: SealKey) -> None:
+    """The ratchet has turned: the former key is gone after this."""
+    write_whole(_seal_path(directory, key.log_id), format_seal_key(key).encode(), _SECRET, replace=True)
+
+
+def begin_sealing(directory: Path, key: SealKey) -> None:
+    """A new log: keep the first position twice, once for the auditor to take away."""
+    write_whole(initial_seal_path(directory, key.log_id), format_seal_key(key).encode(), _SECRET, replace=False)
+    save_seal_key(directory, key)
+
+
+def initial_seal_path(directory: Path, log_id: str) -> Path:
+    """Where the first position waits for the auditor."""
+    return directory / f"audit-seal-{log_id}.initial"
+
+
+def _seal_path(directory: Path, log_id: str) -> Path:
+    return directory / f"audit-seal-{log_id}.key"
+
+
+def _read_or_make(path: Path, made: bytes, *, create: bool) -> bytes:
+    if create:
+        write_whole(path, made, _SECRET, replace=False)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise OperatorError(
+            f"{path} is missing, but an audit log exists that needs it; restore it, or move the log's directory away "
+            "to begin a new log."
+        ) from None
+    except OSError as error:
+        raise OperatorError(f"{path} cannot be read: {error.strerror}.") from error

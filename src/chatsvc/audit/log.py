@@ -1,0 +1,261 @@
+"""The audit log as the service sees it: many callers, one writer thread, group commit.
+
+``begin`` and ``event`` return when their record is on the disk, together with everybody else's that came meanwhile: one
+fdatasync for all. When there is no space they are refused at once and the writer tries again every ``retry_s``; after
+an fsync error, or any other it does not know, the log is dead until a restart. Ends that could not be written wait in
+memory for space. Opened in the process that uses it: a thread does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Literal, Self
+
+from chatsvc.audit.denials import Denials
+from chatsvc.audit.device import Device
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld
+from chatsvc.audit.journal import Clock, Entry, Journal, system_clock
+from chatsvc.audit.opening import open_journal
+from chatsvc.audit.options import AuditOptions
+from chatsvc.errors import AuditUnavailable
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.25
+_ABANDONED = Result("aborted", reason="nobody waited for the disk any longer")
+
+
+class _Batch:
+    """Records that are committed together, and the one event their callers wait for."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.done = threading.Event()
+
+
+class OpenRecord:
+    """Something begun. ``end`` it exactly once."""
+
+    def __init__(self, log: AuditLog, facts: Facts, entry: Entry) -> None:
+        self._log = log
+        self._facts = facts
+        self._entry = entry
+        self._ending = threading.Lock()
+
+    def end(self, result: Result) -> None:
+        """Say how it ended; durable on return if the disk allows. Never raises: the work is done already."""
+        if not self._ending.acquire(blocking=False):
+            _log.error("an audit record was ended twice", extra={"request_id": self._facts.request_id})
+            return
+        self._log.finish(self._facts, self._entry, result)
+
+
+class AuditLog:
+    """One log. ``AuditLog.open`` it, once per process; ``close`` it at the end."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._options = journal.options
+        self._denials = Denials(self._options.denial_window_s, self._options.max_denials_in_window)
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._batch = _Batch()
+        self._owed: list[Entry] = []  # ends that found no space
+        self._num_refused = 0
+        self._state: Literal["open", "full", "dead", "closed"] = "open"
+        self._why: str | None = None
+        self._committing_since: float | None = None
+        self._retry_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(cls, options: AuditOptions, *, clock: Clock | None = None, calls: Calls = SYSTEM) -> Self:
+        """Open the log, or begin it.
+
+        Raises:
+            AuditUnavailable: it cannot be written just now (another process writes it, no space, a failing disk).
+            OperatorError: it is damaged, or a key is gone; the message says what to do.
+        """
+        try:
+            device = Device(options.directory, options.lock_timeout_s, calls)
+        except (LockHeld, OSError) as error:
+            raise AuditUnavailable(f"The audit log cannot be opened: {error}") from error
+        try:
+            return cls(open_journal(options, clock or system_clock(), device))
+        except (DiskFull, DiskFailed, OSError) as error:
+            device.close()
+            raise AuditUnavailable(f"The audit log cannot be written: {error}") from error
+        except BaseException:
+            device.close()
+            raise
+
+    # -- what callers do
+
+    def begin(self, facts: Facts) -> OpenRecord:
+        """Record that something begins, before it does. Durable on return.
+
+        Raises:
+            AuditUnavailable: it is not recorded, so it must not be done.
+        """
+        return OpenRecord(self, facts, self._commit(self._journal.entry("begin", facts)))
+
+    def event(self, facts: Facts, result: Result) -> None:
+        """Record something that has no length. Durable on return.
+
+        Raises:
+            AuditUnavailable: it is not recorded, so it must not be done.
+        """
+        self._commit(self._journal.entry("event", facts, result))
+
+    def count_denial(self, facts: Facts, reason: str) -> None:
+        """Record that somebody unknown was refused: the first of a kind by itself, then only their number.
+
+        Waits for nothing, so that a flood of refusals costs neither time nor disk.
+        """
+        with self._wake:
+            if self._denials.is_news(facts, reason, time.monotonic()) and self._state == "open":
+                self._batch.entries.append(self._journal.entry("event", facts, Result("denied", reason=reason)))
+                self._wake.notify()
+
+    def problem(self) -> str | None:
+        """None while records can be written; else why not."""
+        since = self._committing_since
+        if since is not None and time.monotonic() - since > self._options.commit_timeout_s:
+            return "the disk of the audit log does not answer"
+        return self._why
+
+    def close(self) -> None:
+        """Write what is waiting, a last checkpoint, and let go. Whoever comes later is refused."""
+        with self._wake:
+            if self._state == "closed":
+                return
+            was, self._state = self._state, "closed"
+            self._why = self._why or "the audit log is closed"
+            self._wake.notify()
+        self._thread.join()
+        if was != "dead":
+            self._finish_writing()
+        self._journal.close()
+
+    # -- what an OpenRecord does
+
+    def finish(self, facts: Facts, begin: Entry, result: Result) -> None:
+        """Write the end of ``begin``."""
+        entry = self._journal.entry("end", facts, result, begin=begin.seq)
+        entry.fields["duration_ms"] = (entry.mono_us - begin.mono_us) // 1000
+        try:
+            self._commit(entry)
+        except AuditUnavailable as error:
+            with self._lock:
+                if self._state in ("open", "full"):
+                    self._owed.append(entry)
+                    return
+            _log.critical("the end of a record was lost: %s", error.message, extra={"request_id": facts.request_id})
+
+    def _commit(self, entry: Entry) -> Entry:
+        with self._wake:
+            if self._state != "open":
+                self._num_refused += 1
+                raise AuditUnavailable(f"{AuditUnavailable.message} ({self._why})")
+            batch = self._batch
+            batch.entries.append(entry)
+            self._wake.notify()
+        batch.done.wait(self._options.commit_timeout_s)
+        with self._lock:  # the writer looks at `abandoned` under the same lock: one of both sees the other
+            entry.abandoned = entry.seq is None
+        if entry.abandoned:
+            raise AuditUnavailable(f"{AuditUnavailable.message} ({self.problem() or 'the disk does not answer'})")
+        return entry
+
+    # -- the writer thread
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if not self._batch.entries and self._state in ("open", "full"):
+                    self._wake.wait(_TICK_S)
+                batch, self._batch = self._batch, _Batch()
+                state = self._state
+            try:
+                if state in ("open", "closed"):
+                    self._write(batch)
+                elif state == "full":
+                    self._try_again()
+            except DiskFull as error:
+                self._set("full", error.message)
+            except DiskFailed as error:
+                self._set("dead", error.message)
+            except Exception as error:  # noqa: BLE001 - the thread's edge: whatever it is, nothing may be done without a record
+                _log.exception("the audit log's writer failed")
+                self._set("dead", f"the writer failed: {type(error).__name__}")
+            finally:
+                self._committing_since = None
+                batch.done.set()
+            if state in ("closed", "dead"):
+                return
+
+    def _write(self, batch: _Batch) -> None:
+        now = time.monotonic()
+        self._committing_since = now
+        self._journal.keep_up()
+        with self._lock:
+            owed, self._owed = self._owed, []
+            sums = self._denials.take_sums(now)
+        entries = [*owed, *batch.entries, *(self._summed_up(*each) for each in sums)]
+        if entries:
+            self._commit_all(entries, owed)
+            batch.done.set()
+        if self._journal.checkpoint_is_due():
+            self._journal.checkpoint()
+
+    def _commit_all(self, entries: list[Entry], owed: list[Entry]) -> None:
+        try:
+            self._journal.commit(entries)
+        except DiskFull:
+            with self._lock:
+                self._owed[:0] = owed
+            raise
+        with self._lock:
+            abandoned = [each for each in entries if each.abandoned and each.fields["stage"] == "begin"]
+            self._owed += [self._journal.end_of(each, _ABANDONED) for each in abandoned]
+
+    def _summed_up(self, facts: Facts, reason: str, count: int) -> Entry:
+        return self._journal.entry("event", facts, Result("denied", reason=reason), suppressed=count)
+
+    def _try_again(self) -> None:
+        """There was no space: write what is owed, and how many were refused; if that works, all is well again."""
+        now = time.monotonic()
+        if now < self._retry_at:
+            return
+        self._retry_at = now + self._options.retry_s
+        with self._lock:
+            owed, self._owed = self._owed, []
+            refused = self._num_refused
+        self._commit_all([*owed, self._journal.own("audit.resumed", num_refused=refused)], owed)
+        with self._lock:
+            self._num_refused -= refused
+            if self._state == "full":
+                self._state, self._why = "open", None
+        _log.warning("the audit log can be written again; %d records were refused meanwhile", refused)
+
+    def _set(self, state: Literal["full", "dead"], why: str) -> None:
+        with self._lock:
+            changed, self._why = self._why != why, why
+            if self._state != "closed":
+                self._state = state
+        if changed:
+            _log.critical("the audit log cannot be written: %s", why)
+
+    def _finish_writing(self) -> None:
+        """The thread has ended: what is owed, the last sums, the stop, and a checkpoint over everything."""
+        try:
+            with self._lock:
+                sums = self._denials.take_sums(float("inf"))
+            entries = [*self._owed, *(self._summed_up(*each) for each in sums), self._journal.own("audit.stop")]
+            self._journal.commit(entries)
+            self._journal.checkpoint()
+        except (DiskFull, DiskFailed) as error:
+            _log.critical("the audit log was closed without its last records: %s", error.message)

@@ -1,0 +1,149 @@
+"""Opens a log: a new one, or one that another process left, however it ended.
+
+Rules, in order: (1) a segment that was never begun durably is dropped; (2) what the last segment holds must follow its
+own rules and its checkpoints; (3) it may not hold less than a checkpoint or the sealing key says; (4) a torn tail,
+which nobody was told was durable, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that
+does not pass is not written: it is evidence.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chatsvc.audit import keys, layout
+from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, Signer, format_vkey
+from chatsvc.audit.device import Device
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.files import write_whole
+from chatsvc.audit.journal import Clock, Entry, Journal, Secrets, Since
+from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
+from chatsvc.audit.replay import Notes, Replay, read_notes
+from chatsvc.audit.seal import Epochs, SealKey
+from chatsvc.audit.walk import Tampered, Walk, position_at
+from chatsvc.errors import OperatorError
+
+_MICRO = 1_000_000
+_REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
+
+
+def open_journal(options: AuditOptions, clock: Clock, device: Device) -> Journal:
+    """Open or begin the log on a device.
+
+    Raises:
+        OperatorError: the log, or a key of it, is damaged or gone; what to do is in the message.
+        DiskFull, DiskFailed: what must be written at the start cannot be.
+    """
+    segments = layout.segments(options.directory)
+    if segments and not _begun_durably(segments[-1]):  # (1)
+        _drop(segments.pop())
+    if segments:
+        return _resume(options, clock, device, segments[-1])
+    if (options.directory / layout.VKEY).exists():
+        raise OperatorError(f"The audit log's segments are gone from {options.directory}. {_REMEDY}")
+    return _begin(options, clock, device)
+
+
+def _begun_durably(segment: Path) -> bool:
+    notes = layout.checkpoints_of(segment)
+    with segment.open("rb") as file:
+        return file.readline(MAX_LINE_BYTES).endswith(b"\n") or (notes.exists() and notes.stat().st_size > 0)
+
+
+def _drop(segment: Path) -> None:
+    segment.unlink()
+    layout.checkpoints_of(segment).unlink(missing_ok=True)
+
+
+def _begin(options: AuditOptions, clock: Clock, device: Device) -> Journal:
+    """A new log. Its public key is named last: from then on a directory without segments is a loss."""
+    log_id = os.urandom(16).hex()
+    sealing = SealKey(log_id, Epochs(clock.wall_us() // _MICRO, options.epoch_s), 0, os.urandom(32))
+    keys.begin_sealing(options.keys, sealing)
+    signer = Signer(f"{options.origin}/{log_id}", keys.signing_key(options.keys, create=True))
+    pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=True))
+    journal = Journal(options, clock, device, Secrets(signer, sealing, pseudonyms))
+    journal.start_segment()
+    journal.commit([journal.own("audit.start", log="new", pid=os.getpid())])
+    journal.checkpoint()
+    _name_key(options.directory, signer)
+    return journal
+
+
+def _resume(options: AuditOptions, clock: Clock, device: Device, segment: Path) -> Journal:
+    header = _header(segment)
+    sealing = keys.seal_key(options.keys, header["log_id"])
+    signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
+    pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=False))
+    replay, notes = _replayed(segment, signer)  # (2) (3)
+    position = replay.walk.position
+    if sealing.epoch > position.epoch:  # (3)
+        raise OperatorError(
+            f"The audit log in {options.directory} is older than its sealing key: it was rolled back. {_REMEDY}"
+        )
+    journal = Journal(options, clock, device, Secrets(signer, sealing, pseudonyms))
+    since = Since(
+        num_records=position.seq - replay.covered,
+        segment_us=position.last_us,
+        segment_seq=header["seq"],
+        last_note=notes.notes[-1] if notes.notes else header["segment"]["checkpoint"],
+    )
+    journal.continue_from(position, since)
+    device.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
+    if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
+        journal.forget_old_key()
+    _tidy(journal, len(replay.torn))
+    _name_key(options.directory, signer)
+    return journal
+
+
+def _header(segment: Path) -> Record:
+    try:
+        with segment.open("rb") as file:
+            line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
+        position_at(line)
+        return decode(line)
+    except RecordInvalid as error:
+        raise OperatorError(f"{segment} is damaged: {error.message} {_REMEDY}") from None
+
+
+def _replayed(segment: Path, signer: Signer) -> tuple[Replay, Notes]:
+    """Read the last segment again, with all its checkpoints."""
+    try:
+        with segment.open("rb") as file:
+            replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
+        notes = read_notes(segment, [signer.verifier_key])
+        replay.expect(notes.checkpoints)
+        for _ in replay.segment(segment):
+            pass
+    except (Tampered, RecordInvalid, NoteInvalid, KeyUnknown) as error:
+        raise OperatorError(f"The audit log in {segment.parent} is damaged: {error.message} {_REMEDY}") from None
+    if replay.due:
+        raise OperatorError(
+            f"The audit log in {segment.parent} has {replay.walk.position.seq} records, but a checkpoint of "
+            f"{replay.due[0].size} was signed. {_REMEDY}"
+        )
+    return replay, notes
+
+
+def _tidy(journal: Journal, torn_bytes: int) -> None:
+    journal.keep_up()
+    orphans = [_orphan(journal, seq, about) for seq, about in sorted(journal.position.open.items())]  # (5)
+    start = journal.own("audit.start", log="resumed", pid=os.getpid(), torn_bytes=torn_bytes, num_orphans=len(orphans))
+    journal.commit([*orphans, start])
+    journal.checkpoint()
+
+
+def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
+    facts = Facts(about["request_id"] or "", about["action"], about["actor"])
+    return journal.entry("end", facts, Result("aborted", reason="the process ended before this did"), begin=seq)
+
+
+def _name_key(directory: Path, signer: Signer) -> None:
+    """The public key lies beside the log, so that a copy without secrets can be verified."""
+    path = directory / layout.VKEY
+    line = format_vkey(signer.verifier_key) + "\n"
+    known = path.read_text(encoding="utf-8") if path.exists() else ""
+    if line not in known:
+        write_whole(path, (known + line).encode(), 0o644, replace=True)

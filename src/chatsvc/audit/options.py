@@ -1,0 +1,42 @@
+"""What an audit log is told when it is opened. Knows nothing about where the values come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["metadata", "redacted", "sealed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditOptions:
+    """Values of one log.
+
+    Attributes:
+        directory: where its segments are.
+        keys: where signing key, HMAC key and sealing state are.
+        origin: prefix of the checkpoints' origin; the log's id follows it.
+        checkpoint_records, checkpoint_interval_s: a checkpoint is due after so many records, or so long after one.
+        segment_bytes, segment_age_s: a new segment begins at this size or age.
+        epoch_s: how long one sealing key lives.
+        denial_window_s: anonymous denials are summed up over so long.
+        max_denials_in_window: so many different ones are written one by one in a window; the rest is only counted.
+        retry_s: while there is no space, writing is tried again this often.
+        commit_timeout_s: a disk that needs longer for one commit counts as not writable.
+        lock_timeout_s: how long to wait for another process to let go of the log.
+    """
+
+    directory: Path
+    keys: Path
+    origin: str = "chatsvc.local/audit"
+    checkpoint_records: int = 256
+    checkpoint_interval_s: float = 60
+    segment_bytes: int = 64 * 1024 * 1024
+    segment_age_s: float = 86_400
+    epoch_s: int = 900
+    denial_window_s: float = 10
+    max_denials_in_window: int = 32
+    retry_s: float = 1
+    commit_timeout_s: float = 10
+    lock_timeout_s: float = 5

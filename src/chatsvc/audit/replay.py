@@ -1,0 +1,99 @@
+"""Reads segments again, line by line, in constant memory, against their checkpoints. Used at open and to verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.audit.checkpoint import (
+    Checkpoint,
+    NoteInvalid,
+    VerifierKey,
+    open_note,
+    parse_checkpoint,
+    split_notes,
+)
+from chatsvc.audit.layout import checkpoints_of
+from chatsvc.audit.record import MAX_LINE_BYTES, Record
+from chatsvc.audit.walk import Tampered, Walk
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """A segment's checkpoints, verified, and how many bytes of the file they take."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    notes: tuple[str, ...]
+    good_bytes: int
+
+
+def read_notes(segment: Path, keys: Iterable[VerifierKey]) -> Notes:
+    """The checkpoints of a segment.
+
+    Raises:
+        NoteInvalid, KeyUnknown: a note does not verify.
+    """
+    path = checkpoints_of(segment)
+    data = path.read_bytes() if path.exists() else b""
+    notes, torn = split_notes(data)
+    keys = list(keys)
+    return Notes(tuple(read_checkpoint(note, keys) for note in notes), tuple(notes), len(data) - len(torn))
+
+
+def read_checkpoint(note: str, keys: Iterable[VerifierKey]) -> Checkpoint:
+    """A checkpoint out of its signed note, by a key of the same name as its origin."""
+    keys = list(keys)
+    checkpoint = parse_checkpoint(open_note(note, keys))
+    if checkpoint.origin not in {key.name for key in keys}:
+        raise NoteInvalid(f"The checkpoint of {checkpoint.origin} is signed under another name.")
+    return checkpoint
+
+
+class Replay:
+    """Goes through segments in order. ``due`` are checkpoints that the records have not reached yet."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.due: list[Checkpoint] = []
+        self.covered = 0  # so many records are covered by a checkpoint that was compared
+        self.good_bytes = 0
+        self.torn = b""
+
+    def expect(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """These are to be met on the way."""
+        for checkpoint in checkpoints:
+            if checkpoint.size == self.walk.position.seq and checkpoint.size:
+                self._compare(checkpoint)
+            else:
+                self.due.append(checkpoint)
+        self.due.sort(key=lambda each: each.size, reverse=True)
+
+    def segment(self, path: Path) -> Iterator[Record]:
+        """The records of a segment, each checked. Afterwards ``torn`` is what follows the last whole line."""
+        self.good_bytes, first = 0, True
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                if not line.endswith(b"\n"):
+                    self.torn = line
+                    return
+                yield self.line(line[:-1], first=first)
+                self.good_bytes += len(line)
+                first = False
+
+    def line(self, line: bytes, *, first: bool = False) -> Record:
+        """Check a line, and the checkpoints that end with it."""
+        record = self.walk.step(line, first=first)
+        while self.due and self.due[-1].size <= self.walk.position.seq:
+            self._compare(self.due.pop())
+        return record
+
+    def _compare(self, checkpoint: Checkpoint) -> None:
+        seq = self.walk.position.seq
+        if checkpoint.size != seq:
+            raise Tampered(checkpoint.size, f"a checkpoint of {checkpoint.size} records is kept with later records")
+        if checkpoint.root != self.walk.position.frontier.root():
+            raise Tampered(
+                self.covered, f"records {self.covered} to {seq - 1} are not those that the checkpoint of {seq} covers"
+            )
+        self.covered = seq

@@ -1,0 +1,192 @@
+"""The rules that every record keeps with the ones before it. The writer starts from them, the verifier checks them.
+
+1. A line is a record in canonical JSON, of a known version.
+2. ``seq`` counts from 0 without a gap; ``log_id`` never changes.
+3. ``prev`` is the RFC 6962 leaf hash of the line before.
+4. ``ts`` never goes back.
+5. ``epoch`` is the epoch of ``ts``; it changes only by an ``audit.epoch`` record that names the next one.
+6. A segment begins with a ``segment`` record, which repeats the tree's frontier and the requests that are open.
+7. An ``end`` names (``begin``) a begin that is open, and closes it.
+8. With the sealing key: ``mac`` is right for the epoch.
+
+Knows nothing about files, signatures or threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatsvc.audit.record import (
+    FIRST_PREV,
+    VERSION,
+    Record,
+    RecordInvalid,
+    compute_mac,
+    decode,
+    parse_time,
+)
+from chatsvc.audit.seal import EPOCH_ACTION, Epochs, SealKey
+from chatsvc.audit.tree import Frontier, ProofInvalid, leaf_hash
+from chatsvc.errors import ChatsvcError
+
+_OPEN_FIELDS = ("request_id", "action", "actor")
+
+
+class Tampered(ChatsvcError):
+    """A rule does not hold. ``seq`` names the record."""
+
+    code = "audit_tampered"
+
+    def __init__(self, seq: int, why: str) -> None:
+        super().__init__(f"record {seq}: {why}")
+        self.seq = seq
+        self.why = why
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a log is: all that the next record depends on."""
+
+    log_id: str
+    epochs: Epochs
+    epoch: int
+    frontier: Frontier = field(default_factory=Frontier)
+    prev: bytes = FIRST_PREV
+    last_us: int = 0
+    next_epoch: int | None = None
+    open: dict[int, Record] = field(default_factory=dict)
+
+    @property
+    def seq(self) -> int:
+        """The next record's number."""
+        return self.frontier.size
+
+    def copy(self) -> Position:
+        """Another one, to try something on."""
+        return Position(
+            self.log_id,
+            self.epochs,
+            self.epoch,
+            self.frontier.copy(),
+            self.prev,
+            self.last_us,
+            self.next_epoch,
+            dict(self.open),
+        )
+
+    def take(self, record: Record, line: bytes, microseconds: int) -> None:
+        """The record is in the log: go on behind it."""
+        stage = record["stage"]
+        if stage == "begin":
+            self.open[self.seq] = {name: record[name] for name in _OPEN_FIELDS}
+        elif stage == "end":
+            del self.open[record["begin"]]
+        self.prev = leaf_hash(line)
+        self.frontier.append(self.prev)
+        self.last_us = microseconds
+        self.next_epoch = record.get("next_epoch")
+        self.epoch = record["epoch"] if self.next_epoch is None else self.next_epoch
+
+
+def header_of(position: Position, origin: str, checkpoint: str | None) -> dict[str, Any]:
+    """What a segment's first record says about everything before it."""
+    return {
+        "origin": origin,
+        "checkpoint": checkpoint,
+        "tree": [each.hex() for each in position.frontier.hashes],
+        "open": [{"seq": seq, **position.open[seq]} for seq in sorted(position.open)],
+        "seal": {"start": position.epochs.start_s, "length": position.epochs.length_s},
+    }
+
+
+def position_at(line: bytes) -> Position:
+    """The position in front of a segment's first line, as that line states it.
+
+    What it states is only as good as the checkpoint that covers it later.
+    """
+    try:
+        record = decode(line)
+        header, seal = record["segment"], record["segment"]["seal"]
+        return Position(
+            record["log_id"],
+            Epochs(seal["start"], seal["length"]),
+            record["epoch"],
+            Frontier(record["seq"], [bytes.fromhex(each) for each in header["tree"]]),
+            bytes.fromhex(record["prev"]),
+            0,
+            None,
+            {each["seq"]: {name: each[name] for name in _OPEN_FIELDS} for each in header["open"]},
+        )
+    except (RecordInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
+        raise RecordInvalid("The first line of a segment is not a segment record.") from None
+
+
+class Walk:
+    """Takes line after line and checks the rules (numbers as in the module's page)."""
+
+    def __init__(self, position: Position, seal_key: SealKey | None = None) -> None:
+        self.position = position
+        self._seal = seal_key
+        self._mac_key = b""
+        self._mac_epoch = -1
+
+    def step(self, line: bytes, *, first: bool = False) -> Record:
+        """Check one line (without its newline) and go on behind it; ``first`` in a segment.
+
+        Raises:
+            Tampered: with the number of the record that should have been here.
+        """
+        position = self.position
+        try:
+            record = decode(line)  # (1)
+            microseconds = parse_time(record["ts"])
+            self._check_sequence(record, microseconds)
+            self._check_meaning(record, first=first)
+        except (RecordInvalid, KeyError, TypeError, ValueError, AttributeError):
+            raise Tampered(position.seq, "the line is not a record in canonical JSON") from None  # (1)
+        position.take(record, line, microseconds)
+        return record
+
+    def _check_sequence(self, record: Record, microseconds: int) -> None:
+        position = self.position
+        if record["v"] != VERSION:  # (1)
+            raise Tampered(position.seq, "its version is unknown")
+        if record["seq"] != position.seq or record["log_id"] != position.log_id:  # (2)
+            raise Tampered(position.seq, f"record {record['seq']} of log {record['log_id']} is in its place")
+        if record["prev"] != position.prev.hex():  # (3)
+            raise Tampered(position.seq, "it does not follow from the record before it")
+        if microseconds < position.last_us:  # (4)
+            raise Tampered(position.seq, "it is earlier than the record before it")
+        if not self._epoch_fits(record, microseconds):  # (5)
+            raise Tampered(position.seq, "its sealing epoch does not fit its time")
+
+    def _check_meaning(self, record: Record, *, first: bool) -> None:
+        position, stage = self.position, record["stage"]
+        if (stage == "segment") is not first:  # (6)
+            raise Tampered(position.seq, "a segment must begin with a segment record and hold no other")
+        if first and not self._header_fits(record["segment"]):
+            raise Tampered(position.seq, "the segment record does not repeat what came before it")
+        if stage == "end" and record["begin"] not in position.open:  # (7)
+            raise Tampered(position.seq, f"it ends record {record['begin']}, which is not open")
+        if self._seal is not None and not self._mac_fits(record, self._seal):  # (8)
+            raise Tampered(position.seq, "its seal is not right for its epoch")
+
+    def _header_fits(self, header: Record) -> bool:
+        return header_of(self.position, header["origin"], header["checkpoint"]) == header
+
+    def _epoch_fits(self, record: Record, microseconds: int) -> bool:
+        position, epoch = self.position, record["epoch"]
+        now = position.epochs.at(microseconds)
+        if record["action"] == EPOCH_ACTION:
+            return bool(epoch == position.epoch and epoch < record["next_epoch"] == now)
+        return bool(epoch == position.epoch == now and "next_epoch" not in record)
+
+    def _mac_fits(self, record: Record, key: SealKey) -> bool:
+        epoch = record["epoch"]
+        if epoch < key.epoch:
+            return False
+        if epoch != self._mac_epoch:
+            self._seal = key.forward(epoch)
+            self._mac_key, self._mac_epoch = self._seal.mac_key, epoch
+        return bool(compute_mac(record, self._mac_key) == record["mac"])
