@@ -18,16 +18,23 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request that has passed the schema: every bound on size and range already holds."""
+    """A request that has passed the schema: every bound on size and range already holds.
+
+    ``max_tokens`` None: the configured default, or what the context has room for if that is less. ``keep``: the turn is
+    stored in a conversation of the caller's.
+    """
 
     messages: tuple[Message, ...]
-    max_tokens: int
+    max_tokens: int | None
     temperature: float
     top_p: float
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     conversation_id: str | None = None
     model: str | None = None
+    keep: bool = True
 
 
 @dataclass(frozen=True, slots=True)

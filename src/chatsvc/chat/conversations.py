@@ -1,0 +1,181 @@
+"""Conversations in the database: the only place that holds prompts. Somebody else's conversation is not there.
+
+Knows nothing about HTTP or how a completion is made.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from chatsvc.chat.types import Message, Role
+from chatsvc.errors import NotFound
+from chatsvc.store.database import Database
+from chatsvc.store.tables import Conversation, ConversationMessage
+
+MAX_TITLE_CHARS = 200
+_DERIVED_TITLE_CHARS = 60
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A conversation in a list."""
+
+    id: str
+    title: str
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stored message; an answer that was stopped half-way is not ``complete``."""
+
+    message: Message
+    created_at: float
+    complete: bool
+
+
+class Conversations:
+    """Reads and writes conversations. Every call names the account, and finds only what is its own."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: secrets.token_hex(16),
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self.new_id = new_id
+
+    def summaries(self, account_id: str, *, limit: int, offset: int) -> list[Summary]:
+        """One's own, the last used first."""
+        query = (
+            select(Conversation)
+            .where(Conversation.account_id == account_id)
+            .order_by(Conversation.updated_at.desc(), Conversation.id)
+            .limit(limit)
+            .offset(offset)
+        )
+        with self._database.reading() as session:
+            return [_summary(row) for row in session.scalars(query)]
+
+    def read(self, account_id: str, conversation_id: str) -> tuple[Summary, list[Turn]]:
+        """One of one's own, whole.
+
+        Raises:
+            NotFound: not there, or not yours.
+        """
+        query = (
+            select(ConversationMessage)
+            .where(ConversationMessage.conversation_id == conversation_id)
+            .order_by(ConversationMessage.position)
+        )
+        with self._database.reading() as session:
+            summary = _summary(_own(session, account_id, conversation_id))
+            return summary, [
+                Turn(Message(_ROLES[row.role], row.content), row.created_at, row.complete)
+                for row in session.scalars(query)
+            ]
+
+    def history(self, account_id: str, conversation_id: str) -> list[Message]:
+        """The messages so far, as a prompt needs them.
+
+        Raises:
+            NotFound: not there, or not yours.
+        """
+        return [turn.message for turn in self.read(account_id, conversation_id)[1]]
+
+    def rename(self, account_id: str, conversation_id: str, title: str) -> Summary:
+        """Give it another title.
+
+        Raises:
+            NotFound: not there, or not yours.
+        """
+        with self._database.session() as session:
+            row = _own(session, account_id, conversation_id)
+            row.title = title
+            return _summary(row)
+
+    def delete(self, account_id: str, conversation_id: str) -> None:
+        """Remove it and its messages.
+
+        Raises:
+            NotFound: not there, or not yours.
+        """
+        with self._database.session() as session:
+            row = _own(session, account_id, conversation_id)
+            session.execute(delete(ConversationMessage).where(ConversationMessage.conversation_id == row.id))
+            session.delete(row)
+
+    def append(self, account_id: str, conversation_id: str, turns: Sequence[Message], *, complete: bool) -> None:
+        """Add what was said, and make the conversation if it is new. ``complete`` is about the last message.
+
+        A conversation that was deleted meanwhile comes back with this turn only: the answer was asked for after all.
+        """
+        now = self._clock()
+        with self._database.session() as session:
+            touched = session.execute(
+                update(Conversation)
+                .where(Conversation.id == conversation_id, Conversation.account_id == account_id)
+                .values(updated_at=now)
+            )
+            if getattr(touched, "rowcount", 0) == 0:
+                session.add(
+                    Conversation(
+                        id=conversation_id,
+                        account_id=account_id,
+                        title=_title_from(turns),
+                        created_at=now,
+                        updated_at=now,
+                    )
+                )
+                session.flush()
+            self._add(session, conversation_id, turns, now, complete=complete)
+
+    def _add(
+        self, session: Session, conversation_id: str, turns: Sequence[Message], now: float, *, complete: bool
+    ) -> None:
+        last = session.scalar(
+            select(func.max(ConversationMessage.position)).where(
+                ConversationMessage.conversation_id == conversation_id
+            )
+        )
+        first = 0 if last is None else last + 1
+        session.add_all(
+            ConversationMessage(
+                id=self.new_id(),
+                conversation_id=conversation_id,
+                position=first + index,
+                role=turn.role,
+                content=turn.content,
+                created_at=now,
+                complete=complete or index < len(turns) - 1,
+            )
+            for index, turn in enumerate(turns)
+        )
+
+
+def _own(session: Session, account_id: str, conversation_id: str) -> Conversation:
+    row = session.get(Conversation, conversation_id)
+    if row is None or row.account_id != account_id:
+        raise NotFound("There is no such conversation of yours; GET /conversations lists them.")
+    return row
+
+
+def _summary(row: Conversation) -> Summary:
+    return Summary(row.id, row.title, row.created_at, row.updated_at)
+
+
+def _title_from(turns: Sequence[Message]) -> str:
+    """The first words of what was asked."""
+    text = " ".join(next((turn.content for turn in turns if turn.role == "user"), "").split())
+    return text if len(text) <= _DERIVED_TITLE_CHARS else text[: _DERIVED_TITLE_CHARS - 1] + "…"

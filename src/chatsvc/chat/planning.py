@@ -1,0 +1,109 @@
+"""From a request to what the engine is asked: history, system prompt, prompt ids, sampling, and what it may cost.
+
+Knows nothing about admission, records or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from chatsvc.chat.completion import Completion
+from chatsvc.chat.conversations import Conversations
+from chatsvc.chat.prompt import PromptRenderer, with_system
+from chatsvc.chat.types import ChatRequest, Message
+from chatsvc.engine.client import EngineClient
+from chatsvc.engine.protocol import Sampling
+from chatsvc.errors import ContextLengthExceeded, ModelNotFound
+from chatsvc.models.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be asked of the engine. ``turns`` are the new messages, which a conversation keeps."""
+
+    card: ModelCard
+    renderer: PromptRenderer
+    prompt_ids: list[int]
+    sampling: Sampling
+    stop: tuple[str, ...]
+    turns: tuple[Message, ...]
+    conversation_id: str | None
+
+    @property
+    def cost_tokens(self) -> int:
+        """What it uses at most; reserved before, settled after."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def completion(self) -> Completion:
+        """An empty completion for this plan."""
+        return Completion(self.renderer.detokenizer(), self.stop)
+
+
+class Planner:
+    """Makes plans for whatever model the engine serves at the moment."""
+
+    def __init__(
+        self, engine: EngineClient, conversations: Conversations, *, system_prompt: str, default_max_tokens: int
+    ) -> None:
+        self._engine = engine
+        self._conversations = conversations
+        self._system_prompt = system_prompt
+        self._default_max_tokens = default_max_tokens
+        self._renderer: PromptRenderer | None = None
+
+    def plan(self, account_id: str, request: ChatRequest) -> Plan:
+        """Work it out.
+
+        Raises:
+            NotFound: another model was asked for, or a conversation that is not the caller's.
+            ContextLengthExceeded: prompt and completion do not fit the model's context.
+            EngineUnavailable: no model is ready.
+        """
+        renderer = self._renderer_for(self._engine.card())
+        if request.model is not None and request.model != renderer.card.name:
+            raise ModelNotFound
+        conversation_id = request.conversation_id
+        history: list[Message] = []
+        if conversation_id is not None:
+            history = self._conversations.history(account_id, conversation_id)
+        elif request.keep:
+            conversation_id = self._conversations.new_id()
+        prompt_ids = renderer.prompt_ids(self._conversation(history, request.messages))
+        return Plan(
+            card=renderer.card,
+            renderer=renderer,
+            prompt_ids=prompt_ids,
+            sampling=self._sampling(request, len(prompt_ids), renderer.card.context_length),
+            stop=request.stop,
+            turns=tuple(message for message in request.messages if message.role != "system"),
+            conversation_id=conversation_id,
+        )
+
+    def _conversation(self, history: list[Message], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        num_leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+        return with_system(self._system_prompt, [*messages[:num_leading], *history, *messages[num_leading:]])
+
+    def _sampling(self, request: ChatRequest, num_prompt_tokens: int, context_length: int) -> Sampling:
+        num_free = context_length - num_prompt_tokens
+        wanted = request.max_tokens if request.max_tokens is not None else min(self._default_max_tokens, num_free)
+        if num_free < 1 or wanted > num_free:
+            raise ContextLengthExceeded(
+                f"The model's context is {context_length} tokens. The prompt has {num_prompt_tokens}, and "
+                f"{max(wanted, 1)} were asked for; shorten the messages or lower max_tokens.",
+                param="messages",
+            )
+        return Sampling(
+            max_tokens=wanted,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+        )
+
+    def _renderer_for(self, card: ModelCard) -> PromptRenderer:
+        """The last one, or a new one when the model has changed. Two threads may both make it: no harm."""
+        renderer = self._renderer
+        if renderer is None or renderer.card.digest != card.digest:
+            renderer = self._renderer = PromptRenderer(card)
+        return renderer

@@ -1,0 +1,241 @@
+"""A completion from admission to the last piece: the steps 4–9 of a request's way (``docs/request-path.md``).
+
+Knows nothing about HTTP: it takes a request that passed the schema and yields what happens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.chat.completion import Completion
+from chatsvc.chat.conversations import Conversations
+from chatsvc.chat.drain import Drain
+from chatsvc.chat.planning import Plan, Planner
+from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, Usage, Waiting
+from chatsvc.chat.watch import Watch
+from chatsvc.engine.client import EngineClient
+from chatsvc.engine.generation import Generation
+from chatsvc.engine.protocol import Finished
+from chatsvc.errors import AuditUnavailable, ChatsvcError, ClientGone, Draining, EngineUnavailable, StoreUnavailable
+from chatsvc.guard.gate import Admission
+from chatsvc.observe.metrics import Metrics
+
+Event = Waiting | Delta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """``poll_s``: how often a running request is looked after, at the least."""
+
+    deadline_s: float = 300.0
+    poll_s: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request brings besides its words."""
+
+    admission: Admission
+    account_id: str
+    facts: Facts
+    is_gone: Callable[[], bool] = lambda: False
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far one generation is; what its records and counters are made from."""
+
+    started_at: float
+    completion: Completion
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    first_token_at: float | None = None
+    reason: str = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatService:
+    """Everything a completion needs, wired once in ``app.py``."""
+
+    engine: EngineClient
+    audit: AuditLog
+    planner: Planner
+    conversations: Conversations
+    metrics: Metrics
+    drain: Drain
+    options: ServiceOptions = ServiceOptions()
+    clock: Callable[[], float] = time.monotonic
+    new_id: Callable[[], str] = lambda: secrets.token_hex(16)
+
+    def complete(self, call: Call, request: ChatRequest) -> tuple[str, Finish]:
+        """The whole completion at once."""
+        pieces: list[str] = []
+        for event in self.stream(call, request):
+            if isinstance(event, Delta):
+                pieces.append(event.text)
+            elif isinstance(event, Finish):
+                return "".join(pieces), event
+        raise AssertionError("a stream ends with Finish or an error")
+
+    def stream(self, call: Call, request: ChatRequest) -> Iterator[Event]:
+        """What happens, as it happens; the last event is Finish. Close the iterator to cancel.
+
+        Everything that can be refused is refused before the first event.
+        """
+        watch = Watch(
+            call.is_gone,
+            call.admission.is_revoked,
+            self.drain,
+            deadline_s=self.options.deadline_s,
+            interval_s=self.options.poll_s,
+            clock=self.clock,
+        )
+        started_at = self.clock()
+        try:
+            self._refuse_early()
+            # (5) template -> prompt ids -> charge
+            plan = self.planner.plan(call.account_id, request)
+            call.admission.charge(plan.cost_tokens)
+            while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
+                watch.check()
+                yield Waiting(call.admission.position(), call.admission.estimate_s())
+            progress = _Progress(started_at, plan.completion(), len(plan.prompt_ids))
+            yield from self._recorded(call, request, plan, progress, watch)
+        finally:
+            # (9) whatever happened, the slot is free
+            call.admission.release()
+        yield self._finish(plan, progress)
+
+    def _refuse_early(self) -> None:
+        """What would refuse the request later anyway refuses it before it waits."""
+        if self.drain.has_begun:
+            raise Draining
+        if self.audit.problem() is not None:
+            raise AuditUnavailable
+        status = self.engine.status()
+        if not status.ready:
+            raise Draining if status.draining else EngineUnavailable
+
+    def _recorded(
+        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: Watch
+    ) -> Iterator[Event]:
+        """Generate between a ``begin`` and an ``end`` record; settle the quota by what was really used."""
+        # (6) durable before the first token is asked for
+        record = self.audit.begin(dataclasses.replace(call.facts, model=plan.card.digest))
+        result = Result("error", status=500, reason="server_error")
+        try:
+            yield from self._generate(call, request, plan, progress, watch)
+            self._keep(call, plan, progress, complete=True)
+            result = Result("allowed", status=200, reason=progress.reason)
+        except (GeneratorExit, ClientGone):
+            progress.reason = "cancelled"
+            result = Result("aborted", status=499, reason="client_gone")
+            with suppress(StoreUnavailable):  # there is nobody left to tell
+                self._keep(call, plan, progress, complete=False)
+            raise
+        except ChatsvcError as error:
+            progress.reason = "error"
+            result = Result("error", reason=error.code)
+            raise
+        finally:
+            # (9) the end record, also of what was cut off
+            num_completion_tokens = progress.completion.num_tokens
+            call.admission.settle(progress.num_prompt_tokens + num_completion_tokens)
+            record.end(
+                dataclasses.replace(
+                    result,
+                    num_prompt_tokens=progress.num_prompt_tokens,
+                    num_completion_tokens=num_completion_tokens,
+                    content=_as_text(plan.turns, progress.completion.text),
+                )
+            )
+            self._count(progress)
+
+    def _generate(
+        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: Watch
+    ) -> Iterator[Event]:
+        """Steps 7 and 8. A model that changes while the submit is on its way costs one more try, not the request."""
+        try:
+            yield from self._pieces(call, plan, progress, watch)
+        except Draining:
+            if progress.completion.num_tokens or self.drain.has_begun:
+                raise
+            again = self.planner.plan(call.account_id, request)
+            progress.completion = again.completion()
+            progress.num_prompt_tokens = len(again.prompt_ids)
+            yield from self._pieces(call, again, progress, watch)
+
+    def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: Watch) -> Iterator[Event]:
+        completion = progress.completion
+        # (7) ids to the engine
+        generation = self.engine.submit(plan.prompt_ids, plan.sampling, call.account_id, plan.card)
+        try:
+            while not completion.is_stopped:
+                watch.check()
+                piece = self._next_piece(generation, progress)
+                if piece is None:
+                    break
+                # (8) ids -> text -> stop strings -> delta
+                yield Delta(piece) if piece else Waiting()
+        finally:
+            generation.cancel()
+        if completion.is_stopped:
+            progress.reason = "stop"
+        tail = completion.flush()
+        if tail:
+            yield Delta(tail)
+
+    def _next_piece(self, generation: Generation, progress: _Progress) -> str | None:
+        """The next piece, empty when nothing is certain yet; None at the end."""
+        got = generation.read(self.options.poll_s)
+        if got is None:
+            return ""
+        if isinstance(got, Finished):
+            if got.reason == "cancelled":  # not by us: we read no more after a cancel
+                raise Draining
+            if got.reason == "error":
+                raise EngineUnavailable("The model failed on this request; try again.")
+            progress.reason = got.reason
+            progress.num_cached_tokens = got.num_cached_tokens
+            return None
+        if progress.first_token_at is None:
+            progress.first_token_at = self.clock()
+        return progress.completion.feed(got)
+
+    def _keep(self, call: Call, plan: Plan, progress: _Progress, *, complete: bool) -> None:
+        """Store the turn. One that was cut off is kept with what there was of an answer."""
+        text = progress.completion.text
+        if plan.conversation_id is None or not (complete or text):
+            return
+        turns = [*plan.turns, Message("assistant", text)]
+        self.conversations.append(call.account_id, plan.conversation_id, turns, complete=complete)
+
+    def _finish(self, plan: Plan, progress: _Progress) -> Finish:
+        return Finish(
+            id=self.new_id(),
+            reason="length" if progress.reason == "length" else "stop",
+            usage=Usage(progress.num_prompt_tokens, progress.completion.num_tokens, progress.num_cached_tokens),
+            model=plan.card.name,
+            conversation_id=plan.conversation_id,
+        )
+
+    def _count(self, progress: _Progress) -> None:
+        num_tokens = progress.completion.num_tokens
+        self.metrics.observe_generation(
+            progress.reason, progress.num_prompt_tokens, num_tokens, progress.num_cached_tokens
+        )
+        if progress.first_token_at is not None:
+            first_token_s = progress.first_token_at - progress.started_at
+            self.metrics.observe_latency(first_token_s, self.clock() - progress.started_at, num_tokens)
+
+
+def _as_text(turns: tuple[Message, ...], completion: str) -> str:
+    """What was said, for the audit levels that keep it; the log decides."""
+    return "\n".join(f"{message.role}: {message.content}" for message in (*turns, Message("assistant", completion)))
