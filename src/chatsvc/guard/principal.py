@@ -9,6 +9,23 @@ ClientAddress = IPv4Address | IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one principal may use."""
+
+    requests_per_minute: int
+    tokens_per_day: int
+    max_concurrent: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What one API key may use, beyond which it also counts for its account. None: no limit of its own."""
+
+    requests_per_minute: int | None = None
+    tokens_per_day: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """A verified caller.
 
@@ -20,6 +37,8 @@ class Principal:
         jti: the access token's id, None for an API key.
         key_id: the API key's id, None for a token.
         expires_at: when the credential ends, Unix seconds; None for a key without expiry.
+        limits: the account's limits; None only where nothing is limited by principal.
+        key_limits: the key's own limits.
     """
 
     account_id: str
@@ -30,6 +49,8 @@ class Principal:
     jti: str | None = None
     key_id: str | None = None
     expires_at: int | None = None
+    limits: Limits | None = None
+    key_limits: KeyLimits = field(default_factory=KeyLimits)
 
 
 @dataclass(frozen=True, slots=True)

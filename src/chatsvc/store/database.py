@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from chatsvc.errors import StoreUnavailable
+
+AnyRow = Row[*tuple[Any, ...]]
 
 _BUSY_TIMEOUT_MS = 5000
 _WRITER_TIMEOUT_S = 10.0
@@ -61,7 +64,7 @@ class Database:
         with _outages(), self.engine.connect() as connection:
             yield connection
 
-    def first(self, query: Select[Any], values: dict[str, Any]) -> Any:
+    def first(self, query: Select[*tuple[Any, ...]], values: dict[str, Any]) -> AnyRow | None:
         """The first row of a query, or None. The quick way, for what every request asks."""
         with self.connection() as connection:
             return connection.execute(query, values).first()
@@ -134,3 +137,9 @@ def _postgres_engine(url: str, pool_size: int) -> Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": 2, "options": _POSTGRES_OPTIONS, "tcp_user_timeout": 3000},
     )
+
+
+def insert_if_missing(session: Session, table: type[Any], **values: Any) -> None:
+    """Insert a row unless its key is there: the same statement in both databases, safe between replicas."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    session.execute(insert(table).values(**values).on_conflict_do_nothing())

@@ -1,0 +1,221 @@
+"""Accounts: who there is, with which roles and limits. Knows nothing about tokens or HTTP.
+
+Every change says what was before and after, for the audit log; a change by command writes that into the outbox.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session as StoreSession
+
+from chatsvc.errors import Conflict, InvalidRequest, NotFound
+from chatsvc.guard.passwords import Passwords, check_password_rules
+from chatsvc.guard.roles import Roles, format_names, parse_names
+from chatsvc.store.database import Database
+from chatsvc.store.tables import Account, Session
+
+_NAME = re.compile(r"[\w.@+-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """What may be shown of an account: everything but the hash."""
+
+    id: str
+    name: str
+    roles: tuple[str, ...]
+    created_at: float
+    disabled: bool
+    source: str
+    requests_per_minute: int | None
+    tokens_per_day: int | None
+    max_concurrent: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "roles": list(self.roles)}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An account before and after an act."""
+
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
+def normal_name(name: str) -> str | None:
+    """The one form of an account's name, or None where it cannot be one."""
+    composed = unicodedata.normalize("NFC", name)
+    return composed if _NAME.fullmatch(composed) else None
+
+
+class Accounts:
+    """Reads and changes accounts."""
+
+    def __init__(
+        self, database: Database, passwords: Passwords, roles: Roles, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._passwords = passwords
+        self._roles = roles
+        self._clock = clock
+
+    def add(self, name: str, password: str, roles: Sequence[str]) -> Change:
+        """Make an account.
+
+        Raises:
+            InvalidRequest: the name, the password or a role cannot be.
+            Conflict: the name is taken.
+        """
+        wanted = self._checked_name(name)
+        self._check_roles(roles)
+        check_password_rules(password, "password")
+        with self._passwords.turn():
+            password_hash = self._passwords.hash(password)
+        row = self.new_row(wanted, password_hash, roles)
+        try:
+            with self._database.session() as session:
+                session.add(row)
+        except IntegrityError:
+            raise Conflict(f"There is an account named {wanted} already.") from None
+        return Change(None, view(row).as_dict())
+
+    def new_row(self, name: str, password_hash: str, roles: Sequence[str], source: str = "local") -> Account:
+        """A row that is not in the database yet."""
+        now = self._clock()
+        return Account(
+            id=uuid.uuid4().hex,
+            name=name,
+            password_hash=password_hash,
+            roles=format_names(roles),
+            created_at=now,
+            password_changed_at=now,
+            source=source,
+        )
+
+    def list_accounts(self, *, after: str = "", max_accounts: int = 1000) -> list[AccountView]:
+        """Accounts by name, those behind ``after``."""
+        query = select(Account).where(Account.name > after).order_by(Account.name).limit(max_accounts)
+        with self._database.reading() as session:
+            return [view(row) for row in session.scalars(query)]
+
+    def count(self) -> int:
+        """How many there are."""
+        with self._database.reading() as session:
+            return session.scalar(select(func.count()).select_from(Account)) or 0
+
+    def get(self, name: str) -> AccountView:
+        """One account.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        with self._database.reading() as session:
+            return view(_find(session, name))
+
+    def set_password(self, name: str, password: str) -> Change:
+        """Give an account a new password; every session of it is dead at once."""
+        check_password_rules(password, "password")
+        with self._passwords.turn():
+            password_hash = self._passwords.hash(password)
+
+        def change(session: StoreSession, row: Account) -> None:
+            row.password_hash = password_hash
+            row.password_changed_at = self._clock()
+            self._end_sessions(session, row, "password")
+
+        return self._change(name, change)
+
+    def set_disabled(self, name: str, *, disabled: bool) -> Change:
+        """Disable an account (everything of it is dead at once), or enable it; its sessions stay dead then."""
+
+        def change(session: StoreSession, row: Account) -> None:
+            row.disabled_at = self._clock() if disabled else None
+            if disabled:
+                self._end_sessions(session, row, "disabled")
+
+        return self._change(name, change)
+
+    def set_roles(self, name: str, roles: Sequence[str]) -> Change:
+        """Replace the roles; tokens that are out have the new scopes at once."""
+        self._check_roles(roles)
+
+        def change(_session: StoreSession, row: Account) -> None:
+            row.roles = format_names(roles)
+
+        return self._change(name, change)
+
+    def set_limits(self, name: str, limits: dict[str, int | None]) -> Change:
+        """Set own limits; None goes back to the role's or the default."""
+
+        def change(_session: StoreSession, row: Account) -> None:
+            for key, value in limits.items():
+                setattr(row, key, value)
+
+        return self._change(name, change)
+
+    def remove(self, name: str) -> Change:
+        """Remove an account with its sessions, keys and conversations."""
+
+        def change(session: StoreSession, row: Account) -> None:
+            session.delete(row)
+
+        return Change(self._change(name, change).before, None)
+
+    def _change(self, name: str, change: Callable[[StoreSession, Account], None]) -> Change:
+        with self._database.session() as session:
+            row = _find(session, name, for_update=True)
+            before = view(row).as_dict()
+            change(session, row)
+            return Change(before, view(row).as_dict())
+
+    def _end_sessions(self, session: StoreSession, row: Account, why: str) -> None:
+        alive = (Session.account_id == row.id) & Session.revoked_at.is_(None)
+        session.execute(update(Session).where(alive).values(revoked_at=self._clock(), revoked_why=why))
+
+    def _check_roles(self, roles: Sequence[str]) -> None:
+        for role in roles:
+            if role not in self._roles:
+                raise InvalidRequest(
+                    f"There is no such role; there are {', '.join(self._roles.names())}.", param="roles"
+                )
+
+    @staticmethod
+    def _checked_name(name: str) -> str:
+        normal = normal_name(name)
+        if normal is None:
+            raise InvalidRequest("A name has 1 to 64 letters, digits or any of . _ @ + -", param="name")
+        return normal
+
+
+def view(row: Account) -> AccountView:
+    """What may be shown of a row."""
+    return AccountView(
+        id=row.id,
+        name=row.name,
+        roles=parse_names(row.roles),
+        created_at=row.created_at,
+        disabled=row.disabled_at is not None,
+        source=row.source,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_day=row.tokens_per_day,
+        max_concurrent=row.max_concurrent,
+    )
+
+
+def _find(session: StoreSession, name: str, *, for_update: bool = False) -> Account:
+    query = select(Account).where(Account.name == (normal_name(name) or ""))
+    row = session.scalar(query.with_for_update() if for_update else query)
+    if row is None:
+        raise NotFound("There is no account of that name.")
+    return row

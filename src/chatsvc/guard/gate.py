@@ -1,0 +1,263 @@
+"""The gate: who comes in. Decides by numbered steps; knows nothing about HTTP, routes or the model.
+
+1. Address: the client's address is on the allow-list.                  403
+2. Token: exactly one credential, and it is good and not revoked.       401; 503 where the store cannot say
+3. Scope: the principal has what the route asks for.                    403
+4. Rate: requests a minute of the principal, and of its key.            429
+5. Quota: tokens of today are left; :meth:`Admission.charge` takes them. 429
+6. Room: a place to wait or to run.                                     429 of one's own, 503 of all
+
+Steps 1–3 are asked of every request, 4–6 (:meth:`Gate.admit`) of those that want the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
+from chatsvc.guard.address import Network, client_address, contains, unwrap_network
+from chatsvc.guard.admission import Admission, Standing, limits_headers
+from chatsvc.guard.api_keys import PREFIX, ApiKeys
+from chatsvc.guard.outbox import Outbox
+from chatsvc.guard.principal import ClientAddress, KeyLimits, Limits, Principal, Requirement
+from chatsvc.guard.quotas import Bucket, QuotaOf, Quotas
+from chatsvc.guard.rates import Rates
+from chatsvc.guard.roles import Roles, parse_names
+from chatsvc.guard.room import Room
+from chatsvc.guard.sessions import Sessions
+from chatsvc.guard.throttle import LoginThrottle
+from chatsvc.guard.tokens import Kind, Tokens
+from chatsvc.store.database import AnyRow
+
+__all__ = ["Admission", "Credentials", "Gate", "GateOptions", "GateParts"]
+
+_PURGE_EVERY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request brought: the values of every header of that name."""
+
+    authorization: Sequence[str] = ()
+    api_key: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """Networks and limits.
+
+    ``role_limits`` holds, by role, limits that replace the defaults; of several roles the most generous counts.
+    """
+
+    limits: Limits
+    allowed_networks: Sequence[Network] = ()
+    trusted_proxies: Sequence[Network] = ()
+    role_limits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GateParts:
+    """Everyone the gate asks."""
+
+    tokens: Tokens
+    sessions: Sessions
+    api_keys: ApiKeys
+    roles: Roles
+    rates: Rates
+    quotas: Quotas
+    room: Room
+    throttle: LoginThrottle
+    outbox: Outbox
+
+
+class Gate:
+    """Asks the parts, in the order of the steps."""
+
+    def __init__(self, parts: GateParts, options: GateOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._parts = parts
+        self._options = options
+        self._allowed = [unwrap_network(network) for network in options.allowed_networks]
+        self._trusted = [unwrap_network(network) for network in options.trusted_proxies]
+        self._clock = clock
+        self._purge_at = clock() + _PURGE_EVERY_S
+
+    @property
+    def room(self) -> Room:
+        """Where requests wait and run."""
+        return self._parts.room
+
+    def admit_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
+        """Step 1.
+
+        Raises:
+            PermissionRefused: the address cannot be told or is not on the list.
+        """
+        address = client_address(peer, forwarded_for, self._trusted)
+        if not contains(self._allowed, address):
+            raise PermissionRefused(f"address {address} is not on the list")
+        return address
+
+    def authenticate(self, credentials: Credentials, requirement: Requirement) -> Principal | None:
+        """Steps 2 and 3. None for a public route, whose credentials are not looked at.
+
+        Raises:
+            AuthenticationFailed: no good credential.
+            PermissionRefused: a good one without the scope.
+            StoreUnavailable: nobody can say whether it was revoked.
+        """
+        if requirement.kind == "public":
+            return None
+        principal = self._principal(credentials, "refresh" if requirement.refresh else "access")  # (2)
+        self._housekeep()
+        if requirement.scope is not None and requirement.scope not in principal.scopes:  # (3)
+            raise PermissionRefused(f"{principal.name} lacks scope {requirement.scope}")
+        return principal
+
+    def admit(self, principal: Principal) -> Admission:
+        """Steps 4 to 6.
+
+        Raises:
+            LimitExceeded: over one's own rate, quota or concurrency.
+            Overloaded: the room is full.
+            StoreUnavailable: rate or quota cannot be told.
+        """
+        limits = self._limits_of(principal)
+        try:
+            rate = self._parts.rates.hit(_rates(principal, limits))  # (4)
+        except LimitExceeded as error:
+            error.headers.update(limits_headers(self._standing(principal)))
+            raise
+        quota = self._quota_of(principal, limits)  # (5)
+        standing = Standing(rate, quota.state())
+        if standing.quota.remaining <= 0:
+            refused = self._parts.quotas.exceeded()
+            refused.headers.update(limits_headers(standing))
+            raise refused
+        try:
+            place = self._parts.room.enter(principal.account_id, max_own=limits.max_concurrent)  # (6)
+        except LimitExceeded as error:
+            error.headers.update(limits_headers(standing))
+            raise
+        return Admission(principal, place, quota, standing, self.is_revoked)
+
+    def is_revoked(self, principal: Principal) -> bool:
+        """Whether what a running request came in with has died since.
+
+        Raises:
+            StoreUnavailable: nobody can say.
+        """
+        if principal.key_id is not None:
+            key = self._parts.api_keys.state(principal.key_id)
+            return key is None or not self._parts.api_keys.is_alive(key)
+        session = self._parts.sessions.state(principal.sid or "")
+        return session is None or session.revoked_at is not None or session.disabled_at is not None
+
+    def standing(self, principal: Principal) -> dict[str, Any]:
+        """A principal's limits and what is left of each, for ``/me``."""
+        limits, standing = self._limits_of(principal), self._standing(principal)
+        return {
+            "requests_per_minute": {"limit": standing.rate.limit, "remaining": standing.rate.remaining},
+            "tokens_per_day": {"limit": standing.quota.limit, "remaining": standing.quota.remaining},
+            "concurrent_requests": {
+                "limit": limits.max_concurrent,
+                "remaining": max(0, limits.max_concurrent - len(self.room.places_of(principal.account_id))),
+            },
+        }
+
+    def _principal(self, credentials: Credentials, kind: Kind) -> Principal:
+        given = [*credentials.authorization, *credentials.api_key]
+        if len(given) != 1:
+            raise AuthenticationFailed("no credentials" if not given else "several credentials")
+        if credentials.api_key:
+            return self._principal_of_key(given[0])
+        scheme, _, token = given[0].partition(" ")
+        token = token.strip(" ")
+        if scheme.lower() != "bearer":  # RFC 9110 11.1: a scheme's case does not matter
+            raise AuthenticationFailed("not a bearer token")
+        if token.startswith(PREFIX) and kind == "access":
+            return self._principal_of_key(token)
+        return self._principal_of_token(token, kind)
+
+    def _principal_of_token(self, token: str, kind: Kind) -> Principal:
+        claims = self._parts.tokens.check(token, kind)
+        row = self._parts.sessions.state(claims.sid)
+        if row is None or row.account_id != claims.sub:
+            raise AuthenticationFailed("no such session")
+        if row.revoked_at is not None or row.disabled_at is not None:
+            raise AuthenticationFailed("session ended or account disabled")
+        roles = parse_names(row.roles)
+        return Principal(
+            account_id=row.account_id,
+            name=row.name,
+            roles=roles,
+            scopes=self._parts.roles.scopes_of(roles),
+            sid=claims.sid,
+            jti=claims.jti,
+            expires_at=claims.exp,
+            limits=self._limits(row, roles),
+        )
+
+    def _principal_of_key(self, text: str) -> Principal:
+        row = self._parts.api_keys.check(text)
+        roles = parse_names(row.roles)
+        return Principal(
+            account_id=row.account_id,
+            name=row.name,
+            roles=roles,
+            scopes=self._parts.api_keys.scopes_of(row),
+            key_id=row.id,
+            expires_at=int(row.expires_at) if row.expires_at is not None else None,
+            limits=self._limits(row, roles),
+            key_limits=KeyLimits(row.key_requests_per_minute, row.key_tokens_per_day),
+        )
+
+    def _limits(self, row: AnyRow, roles: Sequence[str]) -> Limits:
+        """The account's own limit, else its roles', else the default."""
+
+        def one(name: str) -> int:
+            own = getattr(row, name)
+            if own is not None:
+                return int(own)
+            of_roles = [self._options.role_limits[role][name] for role in roles if name in self._of_role(role)]
+            default: int = getattr(self._options.limits, name)
+            return max(of_roles, default=default)
+
+        return Limits(one("requests_per_minute"), one("tokens_per_day"), one("max_concurrent"))
+
+    def _of_role(self, role: str) -> Mapping[str, int]:
+        return self._options.role_limits.get(role, {})
+
+    def _limits_of(self, principal: Principal) -> Limits:
+        return principal.limits or self._options.limits
+
+    def _standing(self, principal: Principal) -> Standing:
+        limits = self._limits_of(principal)
+        rate = self._parts.rates.state(_rates(principal, limits))
+        return Standing(rate, self._quota_of(principal, limits).state())
+
+    def _quota_of(self, principal: Principal, limits: Limits) -> QuotaOf:
+        own = principal.key_limits.tokens_per_day
+        of_key = [Bucket(f"key:{principal.key_id}", own)] if own is not None else []
+        return QuotaOf(self._parts.quotas, [*of_key, Bucket(f"account:{principal.account_id}", limits.tokens_per_day)])
+
+    def _housekeep(self) -> None:
+        """Move administrative records into the log, and forget old rows now and then, on a verified request's time."""
+        # What cannot be done now is done with a later request; this one is not refused for it.
+        with suppress(AuditUnavailable, StoreUnavailable):
+            self._parts.outbox.drain_if_due()
+            if self._clock() >= self._purge_at:
+                self._purge_at = self._clock() + _PURGE_EVERY_S
+                self._parts.sessions.purge()
+                self._parts.throttle.purge()
+                self._parts.quotas.purge()
+
+
+def _rates(principal: Principal, limits: Limits) -> list[tuple[str, int]]:
+    """The key's own limit first: a key that is used up does not use up its account."""
+    own = principal.key_limits.requests_per_minute
+    of_key = [(f"key:{principal.key_id}", own)] if own is not None else []
+    return [*of_key, (f"account:{principal.account_id}", limits.requests_per_minute)]

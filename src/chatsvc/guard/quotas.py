@@ -1,0 +1,183 @@
+"""Tokens a day: reserved before, settled after, exact under any concurrency. Knows nothing about who asks.
+
+A reservation is added to the day's count at once, in the statement that checks the limit, so no order of requests can
+exceed it. Settling gives back what was not used. A reservation that is never settled (its process died) stays counted
+in full: what such a generation really used is unknown, and the limit must hold.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import delete, select, update
+
+from chatsvc.errors import LimitExceeded, StoreUnavailable
+from chatsvc.store.database import Database, insert_if_missing
+from chatsvc.store.tables import Reservation, Usage
+
+_DAY_S = 86_400
+# Longer than any generation may take: only then is a reservation's row of no use.
+_KEEP_ROW_S = 86_400
+_KEEP_DAYS = 31
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One count and its limit."""
+
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """What is left of the tightest bucket, and when the day ends."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A reservation that has to be settled."""
+
+    id: str
+    num_tokens: int
+    state: QuotaState
+
+
+class Quotas:
+    """Counts tokens of UTC days in the database."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        # Settlements that an outage kept from the database; they are made up for with the next reservation.
+        self._unsettled: deque[tuple[str, int]] = deque(maxlen=10_000)
+
+    def state(self, buckets: Sequence[Bucket]) -> QuotaState:
+        """What is left."""
+        query = select(Usage.bucket, Usage.num_tokens).where(
+            Usage.day == self._day(), Usage.bucket.in_([bucket.name for bucket in buckets])
+        )
+        with self._database.connection() as connection:
+            used = {row.bucket: row.num_tokens for row in connection.execute(query)}
+        return self._tightest([(bucket, used.get(bucket.name, 0)) for bucket in buckets])
+
+    def reserve(self, buckets: Sequence[Bucket], num_tokens: int) -> Reserved:
+        """Set tokens aside in every bucket, or in none.
+
+        Raises:
+            LimitExceeded: it would be more than a limit.
+        """
+        self._settle_late()
+        day = self._day()
+        reservation_id = uuid.uuid4().hex
+        counts: list[tuple[Bucket, int]] = []
+        with self._database.session() as session:
+            for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
+                insert_if_missing(session, Usage, bucket=bucket.name, day=day, num_tokens=0)
+                fits = Usage.num_tokens + num_tokens <= bucket.limit
+                count = session.scalar(
+                    update(Usage)
+                    .where(Usage.bucket == bucket.name, Usage.day == day, fits)
+                    .values(num_tokens=Usage.num_tokens + num_tokens)
+                    .returning(Usage.num_tokens)
+                )
+                if count is None:
+                    raise self.exceeded()
+                counts.append((bucket, count))
+            session.add(
+                Reservation(
+                    id=reservation_id,
+                    buckets=" ".join(bucket.name for bucket in buckets),
+                    day=day,
+                    num_tokens=num_tokens,
+                    expires_at=self._clock() + _KEEP_ROW_S,
+                )
+            )
+        return Reserved(reservation_id, num_tokens, self._tightest(counts))
+
+    def settle(self, reservation_id: str, num_tokens: int) -> None:
+        """Count what was used instead of what was reserved. Again is fine; an outage is made up for later."""
+        try:
+            self._settle(reservation_id, num_tokens)
+        except StoreUnavailable:
+            self._unsettled.append((reservation_id, num_tokens))
+
+    def exceeded(self) -> LimitExceeded:
+        """The refusal."""
+        return LimitExceeded(
+            "Your tokens of today do not suffice; ask for fewer with max_tokens, or come back tomorrow (UTC).",
+            retry_after_s=self._until_midnight_s(),
+            code="token_quota_exceeded",
+        )
+
+    def purge(self) -> None:
+        """Forget old days, and reservations that nobody will settle."""
+        with self._database.session() as session:
+            session.execute(delete(Reservation).where(Reservation.expires_at < self._clock()))
+            session.execute(delete(Usage).where(Usage.day < self._day() - _KEEP_DAYS))
+
+    def _settle(self, reservation_id: str, num_tokens: int) -> None:
+        with self._database.session() as session:
+            row = session.execute(
+                delete(Reservation)
+                .where(Reservation.id == reservation_id)
+                .returning(Reservation.buckets, Reservation.day, Reservation.num_tokens)
+            ).first()
+            if row is None:
+                return
+            for name in sorted(row.buckets.split()):
+                session.execute(
+                    update(Usage)
+                    .where(Usage.bucket == name, Usage.day == row.day)
+                    .values(num_tokens=Usage.num_tokens + (num_tokens - row.num_tokens))
+                )
+
+    def _settle_late(self) -> None:
+        while self._unsettled:
+            try:
+                reservation_id, num_tokens = self._unsettled.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                self._settle(reservation_id, num_tokens)
+            except StoreUnavailable:
+                self._unsettled.append((reservation_id, num_tokens))
+                raise
+
+    def _tightest(self, counts: Sequence[tuple[Bucket, int]]) -> QuotaState:
+        bucket, used = min(counts, key=lambda count: count[0].limit - count[1])
+        return QuotaState(bucket.limit, max(0, bucket.limit - used), self._until_midnight_s())
+
+    def _day(self) -> int:
+        return int(self._clock() // _DAY_S)
+
+    def _until_midnight_s(self) -> float:
+        return _DAY_S - self._clock() % _DAY_S
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaOf:
+    """The buckets of one principal (its account's, and perhaps its key's)."""
+
+    quotas: Quotas
+    buckets: Sequence[Bucket]
+
+    def state(self) -> QuotaState:
+        """What is left of the tightest."""
+        return self.quotas.state(self.buckets)
+
+    def reserve(self, num_tokens: int) -> Reserved:
+        """See :meth:`Quotas.reserve`."""
+        return self.quotas.reserve(self.buckets, num_tokens)
+
+    def settle(self, reservation_id: str, num_tokens: int) -> None:
+        """See :meth:`Quotas.settle`."""
+        self.quotas.settle(reservation_id, num_tokens)

@@ -1,0 +1,77 @@
+"""Requests a minute over a sliding window, by the package ``limits``: in memory, or in Redis for several replicas.
+
+Knows nothing about who asks. Redis down is StoreUnavailable: an unlimited caller is not an option.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from limits import RateLimitItemPerMinute
+from limits.errors import StorageError
+from limits.storage import storage_from_string
+from limits.strategies import MovingWindowRateLimiter
+
+from chatsvc.errors import LimitExceeded, StoreUnavailable
+
+_REDIS_OPTIONS = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+
+
+@dataclass(frozen=True, slots=True)
+class RateState:
+    """What is left of the tightest limit, and when the window has moved past the oldest request."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Rates:
+    """Counts requests.
+
+    Args:
+        url: ``redis://…``, or None for this process's memory.
+    """
+
+    def __init__(self, url: str | None = None) -> None:
+        options = _REDIS_OPTIONS if url else {}
+        storage = storage_from_string(url or "memory://", wrap_exceptions=True, **options)
+        self._limiter = MovingWindowRateLimiter(storage)
+
+    def hit(self, limits: Sequence[tuple[str, int]]) -> RateState:
+        """Count one request against each (bucket, requests a minute).
+
+        Raises:
+            LimitExceeded: one of them is used up; those before it in the sequence have counted the request.
+            StoreUnavailable: Redis is down.
+        """
+        try:
+            for bucket, per_minute in limits:
+                if not self._limiter.hit(RateLimitItemPerMinute(per_minute), bucket):
+                    raise LimitExceeded(
+                        f"You may send {per_minute} requests a minute; wait for the time in Retry-After.",
+                        retry_after_s=self._state([(bucket, per_minute)]).reset_s,
+                    )
+            return self._state(limits)
+        except StorageError as error:
+            raise StoreUnavailable from error
+
+    def state(self, limits: Sequence[tuple[str, int]]) -> RateState:
+        """What is left, without counting.
+
+        Raises:
+            StoreUnavailable: Redis is down.
+        """
+        try:
+            return self._state(limits)
+        except StorageError as error:
+            raise StoreUnavailable from error
+
+    def _state(self, limits: Sequence[tuple[str, int]]) -> RateState:
+        states = []
+        for bucket, per_minute in limits:
+            window = self._limiter.get_window_stats(RateLimitItemPerMinute(per_minute), bucket)
+            states.append(RateState(per_minute, window.remaining, max(0.0, window.reset_time - time.time())))
+        return min(states, key=lambda state: state.remaining)
