@@ -98,6 +98,7 @@ class ChatSection(Section):
     system_prompt: str = ""
     default_max_tokens: Count = 512
     max_tokens_cap: Count = 4096
+    default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     deadline_s: Seconds = 300
 
 
