@@ -145,9 +145,7 @@ class Conversations:
         self, session: Session, conversation_id: str, turns: Sequence[Message], now: float, *, complete: bool
     ) -> None:
         last = session.scalar(
-            select(func.max(ConversationMessage.position)).where(
-                ConversationMessage.conversation_id == conversation_id
-            )
+            select(func.max(ConversationMessage.position)).where(ConversationMessage.conversation_id == conversation_id)
         )
         first = 0 if last is None else last + 1
         session.add_all(

@@ -82,7 +82,7 @@ def _check_media_type(request: Request) -> None:
 
 def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
     """The unknown field first: it tends to be the cause of the others (``mesages`` and so no ``messages``)."""
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), _deepest(problems))
     if problem["type"] == "extra_forbidden":
         name = _shown(problem["loc"][-1])
         return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
@@ -91,6 +91,12 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
         return _own_refusal(problem)
     path = path_of(problem["loc"])
     return InvalidRequest(f"{path}: {problem['msg'].removeprefix('Value error, ')}.", param=path, code="invalid_value")
+
+
+def _deepest(problems: list[ErrorDetails]) -> ErrorDetails:
+    """Of the first field's problems the most exact one: each member of a union has its own."""
+    field = problems[0]["loc"][:1]
+    return max((p for p in problems if p["loc"][:1] == field), key=lambda p: len(path_of(p["loc"])))
 
 
 def _own_refusal(problem: ErrorDetails) -> InvalidRequest:

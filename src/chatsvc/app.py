@@ -1,0 +1,190 @@
+"""The composition root: the one place that knows everyone. :func:`create_app` wires, and decides nothing else.
+
+The order of construction is the order of dependence: the log that everything needs first, then the guard, the engine's
+client, the chat, and the routes. What is made here is closed by :meth:`Running.close` in the opposite order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.options import AuditOptions
+from chatsvc.chat.conversations import Conversations
+from chatsvc.chat.drain import Drain
+from chatsvc.chat.planning import Planner
+from chatsvc.chat.service import ChatService, ServiceOptions
+from chatsvc.engine.client import EngineClient
+from chatsvc.guard.assembly import Guard, GuardOptions, assemble
+from chatsvc.guard.gate import Gate, GateOptions
+from chatsvc.guard.passwords import PasswordOptions
+from chatsvc.guard.principal import Limits
+from chatsvc.guard.room import Room
+from chatsvc.guard.tokens import TokenOptions
+from chatsvc.http import chat, conversations, hooks, openai, ops, problems, routing
+from chatsvc.http.chat_schema import Bounds
+from chatsvc.observe.metrics import Metrics
+from chatsvc.settings import Settings
+
+EXTENSION = "chatsvc"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Everything that an app holds; ``app.extensions["chatsvc"]``."""
+
+    settings: Settings
+    audit: AuditLog
+    guard: Guard
+    gate: Gate
+    room: Room
+    engine: EngineClient
+    service: ChatService
+    conversations: Conversations
+    drain: Drain
+    metrics: Metrics
+    health: ops.Health
+
+    def close(self) -> None:
+        """Let go of the engine, the log (with its last checkpoint) and the database."""
+        self.engine.close()
+        self.audit.close()
+        self.guard.close()
+
+
+def create_app(settings: Settings) -> Flask:
+    """The web application of one process.
+
+    Raises:
+        AuditUnavailable: no log, no service.
+        StoreUnavailable: the database cannot be reached.
+        RuntimeError: a route declares no requirement.
+    """
+    running = _start(settings)
+    app = Flask("chatsvc", static_folder=None)
+    # One byte more than is taken, see http/schema.py: read_body.
+    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body_bytes + 1
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+    app.url_map.merge_slashes = False
+    app.url_map.strict_slashes = True
+    app.extensions[EXTENSION] = running
+    running.guard.tokens.install(app)
+    problems.install(app)
+    hooks.install(app, _door(running))
+    _register(app, running)
+    routing.check_every_route(app)
+    return app
+
+
+def running_in(app: Flask) -> Running:
+    """What :func:`create_app` put into an app."""
+    found: Running = app.extensions[EXTENSION]
+    return found
+
+
+def _start(settings: Settings) -> Running:
+    audit = AuditLog.open(audit_options(settings))
+    options = guard_options(settings)
+    guard = assemble(options)
+    room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
+    gate = guard.gate(options, room, _administrative_recorder(audit))
+    engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
+    drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
+    planner = Planner(
+        engine,
+        kept,
+        system_prompt=settings.chat.system_prompt,
+        default_max_tokens=min(settings.chat.default_max_tokens, settings.chat.max_tokens_cap),
+    )
+    service = ChatService(
+        engine, audit, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
+    )
+    health = ops.Health(engine, audit, drain)
+    metrics.add_gauges(ops.gauges(health, room))
+    engine.start()
+    return Running(settings, audit, guard, gate, room, engine, service, kept, drain, metrics, health)
+
+
+def _door(running: Running) -> hooks.Door:
+    return hooks.Door(running.gate, running.audit, running.metrics, tuple(running.settings.guard.scraper_networks))
+
+
+def _register(app: Flask, running: Running) -> None:
+    settings = running.settings
+    bounds = Bounds(settings.chat.max_tokens_cap, settings.chat.default_temperature)
+    desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
+    app.register_blueprint(ops.blueprint(running.health, running.metrics))
+    app.register_blueprint(chat.blueprint(desk))
+    app.register_blueprint(openai.blueprint(desk, running.engine))
+    app.register_blueprint(conversations.blueprint(running.conversations))
+
+
+def audit_options(settings: Settings) -> AuditOptions:
+    """The log's part of the settings."""
+    return AuditOptions(
+        directory=settings.audit_directory,
+        keys=settings.keys_directory,
+        origin=settings.audit.origin,
+        checkpoint_records=settings.audit.checkpoint_records,
+        checkpoint_interval_s=settings.audit.checkpoint_interval_s,
+    )
+
+
+def guard_options(settings: Settings) -> GuardOptions:
+    """The guard's part of the settings."""
+    return GuardOptions(
+        store_url=settings.store_url,
+        keys_directory=settings.keys_directory,
+        gate=_gate_options(settings),
+        algorithm=settings.tokens.algorithm,
+        tokens=_token_options(settings),
+        refresh_absolute_s=settings.tokens.refresh_absolute_s,
+        passwords=_password_options(settings),
+        redis_url=settings.store.redis_url.get_secret_value() if settings.store.redis_url else None,
+    )
+
+
+def _gate_options(settings: Settings) -> GateOptions:
+    return GateOptions(
+        allowed_networks=tuple(settings.guard.allowed_networks),
+        trusted_proxies=tuple(settings.guard.trusted_proxies),
+        limits=Limits(
+            settings.limits.requests_per_minute,
+            settings.limits.tokens_per_day,
+            settings.limits.max_concurrent_per_principal,
+        ),
+    )
+
+
+def _token_options(settings: Settings) -> TokenOptions:
+    return TokenOptions(
+        issuer=settings.tokens.issuer,
+        audience=settings.tokens.audience,
+        access_lifetime_s=settings.tokens.access_lifetime_s,
+        refresh_idle_s=settings.tokens.refresh_idle_s,
+        leeway_s=settings.tokens.leeway_s,
+    )
+
+
+def _password_options(settings: Settings) -> PasswordOptions:
+    return PasswordOptions(
+        memory_kib=settings.accounts.argon2_memory_kib,
+        time_cost=settings.accounts.argon2_time_cost,
+        parallelism=settings.accounts.argon2_parallelism,
+        max_parallel=settings.accounts.max_parallel_hashes,
+    )
+
+
+def _administrative_recorder(audit: AuditLog) -> Any:
+    """Moves what the command line did (it does not hold the log) from the outbox into the log."""
+
+    def record(action: str, actor: str, details: Mapping[str, Any]) -> None:
+        facts = Facts(request_id=f"outbox-{actor}"[:128], action=action, actor=actor)
+        audit.event(facts, Result("allowed", details=details))
+
+    return record

@@ -1,0 +1,105 @@
+"""``/chat`` and ``/chat/stream``. Knows nothing about models or tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from chatsvc.chat.service import Call, ChatService
+from chatsvc.chat.types import ChatRequest, Delta, Finish, Usage
+from chatsvc.errors import ChatsvcError
+from chatsvc.guard.gate import Gate
+from chatsvc.guard.principal import scope
+from chatsvc.http import connection, context, problems, sse
+from chatsvc.http.chat_schema import Bounds, ChatBody
+from chatsvc.http.routing import requires
+from chatsvc.http.schema import parse_json
+
+
+@dataclass(frozen=True, slots=True)
+class ChatDesk:
+    """What the chat routes need."""
+
+    gate: Gate
+    service: ChatService
+    bounds: Bounds
+    keep_alive_s: float
+
+    def call(self) -> Call:
+        """Steps 4–6 of the gate for the request being answered; the service releases the admission."""
+        caller = context.principal()
+        return Call(
+            admission=self.gate.admit(caller),
+            account_id=caller.account_id,
+            facts=context.facts("chat.generate"),
+            is_gone=connection.is_gone(request.environ),
+        )
+
+    def stream(self, chat_request: ChatRequest, encoder: sse.Encoder) -> Response:
+        """A streaming answer."""
+        call = self.call()
+        events = self.service.stream(call, chat_request)
+        return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=call.admission.limits_headers())
+
+    def complete(self, chat_request: ChatRequest) -> tuple[str, Finish, dict[str, str]]:
+        """The text, how it ended, and the headers of the limits."""
+        call = self.call()
+        text, finish = self.service.complete(call, chat_request)
+        return text, finish, call.admission.limits_headers()
+
+
+def blueprint(desk: ChatDesk) -> Blueprint:
+    """The routes."""
+    routes = Blueprint("chat", __name__)
+
+    @routes.post("/chat")
+    @requires(scope("chat"))
+    def chat() -> tuple[dict[str, Any], int, dict[str, str]]:
+        body = parse_json(request, ChatBody)
+        text, finish, headers = desk.complete(body.to_request(desk.bounds))
+        return {**ending(finish), "result": text, "model": finish.model}, 200, headers
+
+    @routes.post("/chat/stream")
+    @requires(scope("chat"))
+    def chat_stream() -> Response:
+        body = parse_json(request, ChatBody)
+        return desk.stream(body.to_request(desk.bounds), ChatEncoder())
+
+    return routes
+
+
+class ChatEncoder:
+    """``/chat/stream``'s events."""
+
+    def encode(self, event: sse.Event) -> bytes:
+        """A token, or the end."""
+        if isinstance(event, Delta):
+            return sse.message({"token": event.text})
+        if isinstance(event, Finish):
+            return sse.message(ending(event), event="done")
+        return b""
+
+    def error(self, error: ChatsvcError) -> bytes:
+        """``event: error``."""
+        return sse.message(problems.body_of(error), event="error")
+
+
+def ending(finish: Finish) -> dict[str, Any]:
+    """What an answer and the end of a stream have in common."""
+    return {
+        "id": finish.id,
+        "finish_reason": finish.reason,
+        "usage": usage(finish.usage),
+        "conversation_id": finish.conversation_id,
+    }
+
+
+def usage(counts: Usage) -> dict[str, int]:
+    """The three counts."""
+    return {
+        "prompt_tokens": counts.num_prompt_tokens,
+        "completion_tokens": counts.num_completion_tokens,
+        "total_tokens": counts.num_prompt_tokens + counts.num_completion_tokens,
+    }

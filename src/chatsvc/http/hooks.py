@@ -1,0 +1,127 @@
+"""Around every request: its id, its address, then path, method, token and scope, in this order; one log line after it.
+
+The steps 1–3 of a request's way (``docs/request-path.md``). Bodies are not read here: a view does that last.
+Knows nothing about what a route does.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+from flask import Flask, Response, request
+
+from chatsvc.audit.log import AuditLog
+from chatsvc.errors import AuditUnavailable, AuthenticationFailed, InvalidRequest, PermissionRefused
+from chatsvc.guard.gate import Credentials, Gate
+from chatsvc.http import context, routing
+from chatsvc.observe.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+_log = logging.getLogger("chatsvc.access")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What the hooks need."""
+
+    gate: Gate
+    audit: AuditLog
+    metrics: Metrics
+    scraper_networks: Collection[IPv4Network | IPv6Network] = ()
+    clock: Callable[[], float] = time.monotonic
+    new_id: Callable[[], str] = lambda: secrets.token_hex(16)
+
+
+def install(app: Flask, door: Door) -> None:
+    """Put the hooks around every request of the app."""
+
+    def before() -> None:
+        context.begin(request_id(request.headers.get("X-Request-Id"), door.new_id), door.clock())
+        try:
+            _admit(app, door)
+        except (AuthenticationFailed, PermissionRefused) as error:
+            _record_denial(door.audit, error)
+            raise
+
+    def after(response: Response) -> Response:
+        now = context.current()
+        response.headers["X-Request-Id"] = now.id
+        for name, value in _ALWAYS.items():
+            response.headers.setdefault(name, value)
+        route, method, log = request.url_rule.rule if request.url_rule else "-", request.method, _log_line(response)
+        response.call_on_close(lambda: _close(door, now, (route, method, response.status_code), log))
+        return response
+
+    app.before_request(before)
+    app.after_request(after)
+
+
+def request_id(unverified: str | None, new_id: Callable[[], str]) -> str:
+    """The client's id if it is 1–128 harmless characters, else a new one."""
+    return unverified if unverified is not None and _REQUEST_ID.fullmatch(unverified) else new_id()
+
+
+def _admit(app: Flask, door: Door) -> None:
+    now = context.current()
+    # (1) address: of every route, also of those that are not there
+    now.address = door.gate.admit_address(
+        request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
+    )
+    # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
+    if not re.fullmatch(r"[^\s,/@?#]+", request.environ.get("HTTP_HOST", "")):
+        raise InvalidRequest("Send exactly one valid Host header.")
+    # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
+    if request.routing_exception is not None:
+        raise request.routing_exception
+    rule = request.url_rule
+    assert rule is not None, "a request that was routed has a rule"
+    if routing.is_open_to_scrapers(app, rule) and any(now.address in network for network in door.scraper_networks):
+        return
+    # (2) token, (3) scope
+    requirement = routing.requirement_of(app, rule)
+    assert requirement is not None, "create_app refuses routes that declare nothing"
+    credentials = Credentials(
+        authorization=tuple(request.headers.getlist("Authorization")),
+        api_key=tuple(request.headers.getlist("X-Api-Key")),
+    )
+    now.principal = door.gate.authenticate(credentials, requirement)
+
+
+def _record_denial(audit: AuditLog, error: AuthenticationFailed | PermissionRefused) -> None:
+    """Denials are counted and summed up, so that a flood of them cannot fill the disk."""
+    # A log that cannot be written does not turn a denial into anything else.
+    with suppress(AuditUnavailable):
+        audit.count_denial(context.facts("request.denied"), error.reason)
+
+
+def _log_line(response: Response) -> dict[str, object]:
+    now = context.current()
+    return {
+        "request_id": now.id,
+        "address": str(now.address) if now.address else None,
+        "actor": now.principal.name if now.principal else None,
+        "method": request.method,
+        "path": request.path,
+        "status": response.status_code,
+        "code": now.error_code,
+    }
+
+
+def _close(door: Door, now: context.CurrentRequest, labels: tuple[str, str, int], line: dict[str, object]) -> None:
+    """After the last byte, also of a stream."""
+    duration_s = door.clock() - now.started_at
+    door.metrics.observe_request(*labels, duration_s)
+    _log.info("request", extra={"fields": {**line, **now.log, "duration_ms": round(duration_s * 1000, 3)}})

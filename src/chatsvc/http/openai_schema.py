@@ -1,0 +1,156 @@
+"""The body of ``/v1/chat/completions``: the subset of OpenAI's that is supported, wire to domain.
+
+A field of OpenAI's that is not supported is accepted where it asks for nothing (``n: 1``, ``tools: []``), because
+clients send such; anything else is a 400 that names it. Knows nothing about routes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, StrictFloat, model_validator
+
+from chatsvc.chat.types import ChatRequest, Message, Role
+from chatsvc.http.chat_schema import (
+    Bounds,
+    MaxTokens,
+    NonEmptyText,
+    Seed,
+    StopList,
+    Temperature,
+    TopP,
+    checked_max_tokens,
+    stop_strings,
+)
+from chatsvc.http.schema import Body, Text
+
+Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
+
+
+def _asks_for_nothing(value: Any) -> Any:
+    if value not in (None, False, [], {}):
+        raise ValueError("this is not supported here yet; leave it out")
+    return value
+
+
+# Known to OpenAI, not to us.
+Unsupported = Annotated[Any, AfterValidator(_asks_for_nothing), Field(default=None)]
+
+
+class TextPart(Body):
+    """A part of a message's content; text only."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class StreamOptions(Body):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseFormat(Body):
+    """Plain text only."""
+
+    type: Literal["text"]
+
+
+class OpenAIMessage(Body):
+    """One turn, as OpenAI's clients write and echo it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    name: Text | None = None
+    refusal: Unsupported = None
+    annotations: Unsupported = None
+    audio: Unsupported = None
+    tool_calls: Unsupported = None
+    function_call: Unsupported = None
+
+    def to_message(self) -> Message:
+        """The domain's message; parts are joined."""
+        role: Role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Message(role, self.content)
+        return Message(role, "".join(part.text for part in self.content))
+
+
+class OpenAIBody(Body):
+    """The request of OpenAI's Chat Completions."""
+
+    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000)]
+    model: Text | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: StopList | NonEmptyText | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # harmless: they change nothing in the answer
+    user: Text | None = None
+    safety_identifier: Text | None = None
+    prompt_cache_key: Text | None = None
+    metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    n: Literal[1] | None = None
+    response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    # not supported
+    audio: Unsupported = None
+    function_call: Unsupported = None
+    functions: Unsupported = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    parallel_tool_calls: bool | None = None
+    prediction: Unsupported = None
+    reasoning_effort: Unsupported = None
+    store: Unsupported = None
+    tools: Unsupported = None
+    top_logprobs: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only together with 'stream': true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens: it contradicts 'max_completion_tokens'; send one of them")
+        return self
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a chunk of usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def to_request(self, bounds: Bounds) -> ChatRequest:
+        """The domain's request; it is not kept in a conversation.
+
+        Raises:
+            InvalidRequest: more tokens than the configured cap.
+        """
+        checked_max_tokens(self.max_completion_tokens, bounds, "max_completion_tokens")
+        max_tokens = checked_max_tokens(self.max_tokens, bounds, "max_tokens")
+        return ChatRequest(
+            messages=tuple(message.to_message() for message in self.messages),
+            max_tokens=max_tokens if max_tokens is not None else self.max_completion_tokens,
+            temperature=_or(self.temperature, bounds.default_temperature),
+            top_p=_or(self.top_p, 1.0),
+            presence_penalty=_or(self.presence_penalty, 0.0),
+            frequency_penalty=_or(self.frequency_penalty, 0.0),
+            seed=self.seed,
+            stop=stop_strings(self.stop),
+            model=self.model,
+            keep=False,
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
