@@ -81,6 +81,21 @@ class AccountsSection(Section):
     argon2_time_cost: Count = 3
     argon2_parallelism: Count = 1
     max_parallel_hashes: Count = 2
+    roles: dict[str, list[Literal["chat", "metrics", "audit", "admin"]]] = {
+        "viewer": ["metrics"],
+        "user": ["chat"],
+        "operator": ["chat", "metrics"],
+        "auditor": ["audit"],
+        "admin": ["admin", "audit", "chat", "metrics"],
+    }
+
+
+class RoleLimits(Section):
+    """What one role may use instead of the default; of several roles the most generous counts."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+    max_concurrent: Count | None = None
 
 
 class LimitsSection(Section):
@@ -90,6 +105,7 @@ class LimitsSection(Section):
     tokens_per_day: Count = 5_000_000
     max_concurrent_per_principal: Count = 64
     max_waiting: Count = 96
+    by_role: dict[str, RoleLimits] = {}
 
 
 class ChatSection(Section):

@@ -123,16 +123,23 @@ class Accounts:
         with self._database.reading() as session:
             return view(_find(session, name))
 
-    def set_password(self, name: str, password: str) -> Change:
-        """Give an account a new password; every session of it is dead at once."""
+    def set_password(self, name: str, password: str, *, but_sid: str | None = None) -> Change:
+        """Give an account a new password; every session of it is dead at once, perhaps but the calling one.
+
+        Raises:
+            InvalidRequest: the password cannot be.
+            Conflict: a directory holds the account's password.
+        """
         check_password_rules(password, "password")
         with self._passwords.turn():
             password_hash = self._passwords.hash(password)
 
         def change(session: StoreSession, row: Account) -> None:
+            if row.source != "local":
+                raise Conflict("The account's password is changed in the directory that it comes from.")
             row.password_hash = password_hash
             row.password_changed_at = self._clock()
-            self._end_sessions(session, row, "password")
+            self._end_sessions(session, row, "password", but_sid)
 
         return self._change(name, change)
 
@@ -179,8 +186,8 @@ class Accounts:
             change(session, row)
             return Change(before, view(row).as_dict())
 
-    def _end_sessions(self, session: StoreSession, row: Account, why: str) -> None:
-        alive = (Session.account_id == row.id) & Session.revoked_at.is_(None)
+    def _end_sessions(self, session: StoreSession, row: Account, why: str, but_sid: str | None = None) -> None:
+        alive = (Session.account_id == row.id) & Session.revoked_at.is_(None) & (Session.sid != (but_sid or ""))
         session.execute(update(Session).where(alive).values(revoked_at=self._clock(), revoked_why=why))
 
     def _check_roles(self, roles: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
@@ -156,17 +155,20 @@ class Gate:
         session = self._parts.sessions.state(principal.sid or "")
         return session is None or session.revoked_at is not None or session.disabled_at is not None
 
-    def standing(self, principal: Principal) -> dict[str, Any]:
-        """A principal's limits and what is left of each, for ``/me``."""
-        limits, standing = self._limits_of(principal), self._standing(principal)
-        return {
-            "requests_per_minute": {"limit": standing.rate.limit, "remaining": standing.rate.remaining},
-            "tokens_per_day": {"limit": standing.quota.limit, "remaining": standing.quota.remaining},
-            "concurrent_requests": {
-                "limit": limits.max_concurrent,
-                "remaining": max(0, limits.max_concurrent - len(self.room.places_of(principal.account_id))),
-            },
+    def standing(self, principal: Principal) -> tuple[dict[str, int], dict[str, int]]:
+        """A principal's limits, and what is left of each, for ``/me``."""
+        max_concurrent, standing = self._limits_of(principal).max_concurrent, self._standing(principal)
+        limits = {
+            "requests_per_minute": standing.rate.limit,
+            "tokens_per_day": standing.quota.limit,
+            "concurrent_requests": max_concurrent,
         }
+        remaining = {
+            "requests_per_minute": standing.rate.remaining,
+            "tokens_per_day": standing.quota.remaining,
+            "concurrent_requests": max(0, max_concurrent - len(self.room.places_of(principal.account_id))),
+        }
+        return limits, remaining
 
     def _principal(self, credentials: Credentials, kind: Kind) -> Principal:
         given = [*credentials.authorization, *credentials.api_key]

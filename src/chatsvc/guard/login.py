@@ -73,6 +73,14 @@ class Login:
             self._throttle.succeeded(counted_as, address)
         return found
 
+    def check_throttle(self, name: str, address: ClientAddress) -> None:
+        """Step 1 alone, for who wants to know before anything is recorded.
+
+        Raises:
+            LimitExceeded: the name has to wait.
+        """
+        self._throttle.check(normal_name(name) or name, address)
+
     def verify_current(self, account_name: str, password: str, address: ClientAddress) -> None:
         """Check the password of a caller who is logged in already, with the same throttle.
 
@@ -82,7 +90,7 @@ class Login:
         try:
             self.verify(account_name, password, address)
         except AuthenticationFailed:
-            raise PermissionRefused("wrong current password") from None
+            raise PermissionRefused("wrong current password", message="The current password is wrong.") from None
 
     def _verify_in_slot(self, name: str | None, password: str) -> LoggedIn | None:
         with self._database.reading() as session:

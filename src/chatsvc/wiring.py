@@ -1,0 +1,46 @@
+"""From settings to the guard's own options: what the web process and the command line both need.
+
+Knows both sides, and nothing about what either does with the values.
+"""
+
+from __future__ import annotations
+
+from chatsvc.guard.assembly import GuardOptions
+from chatsvc.guard.gate import GateOptions
+from chatsvc.guard.passwords import PasswordOptions
+from chatsvc.guard.principal import Limits
+from chatsvc.guard.tokens import TokenOptions
+from chatsvc.settings import Settings
+
+
+def guard_options(settings: Settings) -> GuardOptions:
+    """The guard's options."""
+    tokens, accounts, limits = settings.tokens, settings.accounts, settings.limits
+    redis_url = settings.store.redis_url
+    return GuardOptions(
+        store_url=settings.store_url,
+        keys_directory=settings.keys_directory,
+        gate=GateOptions(
+            limits=Limits(limits.requests_per_minute, limits.tokens_per_day, limits.max_concurrent_per_principal),
+            allowed_networks=tuple(settings.guard.allowed_networks),
+            trusted_proxies=tuple(settings.guard.trusted_proxies),
+            role_limits={role: own.model_dump(exclude_none=True) for role, own in limits.by_role.items()},
+        ),
+        algorithm=tokens.algorithm,
+        tokens=TokenOptions(
+            issuer=tokens.issuer,
+            audience=tokens.audience,
+            access_lifetime_s=tokens.access_lifetime_s,
+            refresh_idle_s=tokens.refresh_idle_s,
+            leeway_s=tokens.leeway_s,
+        ),
+        refresh_absolute_s=tokens.refresh_absolute_s,
+        passwords=PasswordOptions(
+            memory_kib=accounts.argon2_memory_kib,
+            time_cost=accounts.argon2_time_cost,
+            parallelism=accounts.argon2_parallelism,
+            max_parallel=accounts.max_parallel_hashes,
+        ),
+        roles=accounts.roles,
+        redis_url=redis_url.get_secret_value() if redis_url else None,
+    )
