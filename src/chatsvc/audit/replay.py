@@ -15,8 +15,9 @@ from chatsvc.audit.checkpoint import (
     split_notes,
 )
 from chatsvc.audit.layout import checkpoints_of
-from chatsvc.audit.record import MAX_LINE_BYTES, Record
-from chatsvc.audit.walk import Tampered, Walk
+from chatsvc.audit.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
+from chatsvc.audit.tree import leaf_hash
+from chatsvc.audit.walk import ChainBroken, Tampered, Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,20 @@ class Replay:
                 self.due.append(checkpoint)
         self.due.sort(key=lambda each: each.size, reverse=True)
 
-    def segment(self, path: Path) -> Iterator[Record]:
+    def segment(self, path: Path, start: int = 0) -> Iterator[Record]:
         """The records of a segment, each checked. Afterwards ``torn`` is what follows the last whole line."""
-        self.good_bytes, first = 0, True
+        self.good_bytes, self.torn = start, b""
         with path.open("rb") as file:
+            file.seek(start)
             while line := file.readline(MAX_LINE_BYTES):
                 if not line.endswith(b"\n"):
                     self.torn = line
                     return
-                yield self.line(line[:-1], first=first)
+                try:
+                    yield self.line(line[:-1], first=self.good_bytes == 0)
+                except ChainBroken as broken:
+                    raise _blamed(broken, line[:-1], file.readline(MAX_LINE_BYTES)) from None
                 self.good_bytes += len(line)
-                first = False
 
     def line(self, line: bytes, *, first: bool = False) -> Record:
         """Check a line, and the checkpoints that end with it."""
@@ -93,7 +97,18 @@ class Replay:
         if checkpoint.size != seq:
             raise Tampered(checkpoint.size, f"a checkpoint of {checkpoint.size} records is kept with later records")
         if checkpoint.root != self.walk.position.frontier.root():
-            raise Tampered(
-                self.covered, f"records {self.covered} to {seq - 1} are not those that the checkpoint of {seq} covers"
-            )
+            # The chain holds up to here, so that one changed record can only be the last.
+            why = f"records {self.covered} to {seq - 1} are not those that the checkpoint of {seq} records covers"
+            raise Tampered(seq - 1, why)
         self.covered = seq
+
+
+def _blamed(broken: ChainBroken, line: bytes, following: bytes) -> Tampered:
+    """If the next record follows from this one, then this one is as it was written and the one before is not."""
+    try:
+        intact = decode(following[:-1])["prev"] == leaf_hash(line).hex()
+    except (RecordInvalid, KeyError):
+        intact = False
+    if intact:
+        return Tampered(broken.seq - 1, f"it was changed: record {broken.seq} does not follow from it")
+    return broken

@@ -127,7 +127,7 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
     Raises:
         ProofInvalid: the leaf is not shown to be at ``index`` of the tree of ``size`` with this root.
     """
-    if not 0 <= index < size:
+    if not 0 <= index < size or not _are_hashes(leaf, root, *proof):
         raise ProofInvalid
     node, last, result = index, size - 1, leaf
     for sibling in proof:
@@ -143,6 +143,10 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
         raise ProofInvalid
 
 
+def _are_hashes(*values: bytes) -> bool:
+    return all(len(each) == HASH_BYTES for each in values)
+
+
 def _rise(node: int, last: int) -> tuple[int, int]:
     """Up to where the node is a right child: on the right edge there is no sibling at the levels between."""
     while not node & 1 and node:
@@ -156,7 +160,9 @@ def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: by
     Raises:
         ProofInvalid: the tree of ``size1`` is not shown to be a prefix of the tree of ``size2``.
     """
-    if not 0 < size1 <= size2 or (size1 == size2 and (proof or root1 != root2)):
+    if not 0 < size1 <= size2 or not _are_hashes(root1, root2, *proof):
+        raise ProofInvalid
+    if size1 == size2 and (proof or root1 != root2):
         raise ProofInvalid
     if size1 == size2:
         return

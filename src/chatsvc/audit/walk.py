@@ -41,7 +41,10 @@ class Tampered(ChatsvcError):
     def __init__(self, seq: int, why: str) -> None:
         super().__init__(f"record {seq}: {why}")
         self.seq = seq
-        self.why = why
+
+
+class ChainBroken(Tampered):
+    """Rule 3: either this record was changed or the one before it; the next one can tell."""
 
 
 @dataclass(slots=True)
@@ -155,7 +158,7 @@ class Walk:
         if record["seq"] != position.seq or record["log_id"] != position.log_id:  # (2)
             raise Tampered(position.seq, f"record {record['seq']} of log {record['log_id']} is in its place")
         if record["prev"] != position.prev.hex():  # (3)
-            raise Tampered(position.seq, "it does not follow from the record before it")
+            raise ChainBroken(position.seq, "it does not follow from the record before it")
         if microseconds < position.last_us:  # (4)
             raise Tampered(position.seq, "it is earlier than the record before it")
         if not self._epoch_fits(record, microseconds):  # (5)

@@ -1,0 +1,107 @@
+"""Reads records back for people: filters, one line a record, several logs merged by time. Verifies nothing."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.audit import layout
+from chatsvc.audit.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """What to show; None means all. Times are compared as written, so a prefix such as ``2026-11-22T12`` works."""
+
+    action: str | None = None
+    actor: str | None = None
+    outcome: str | None = None
+    address: str | None = None
+    request_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def takes(self, record: Record) -> bool:
+        """Whether a record is to be shown. ``action`` may end in ``*``."""
+        wanted = (
+            ("actor", self.actor),
+            ("outcome", self.outcome),
+            ("address", self.address),
+            ("request_id", self.request_id),
+        )
+        if any(value is not None and record.get(name) != value for name, value in wanted):
+            return False
+        return self._takes_action(str(record.get("action"))) and self._takes_time(str(record.get("ts")))
+
+    def _takes_action(self, action: str) -> bool:
+        if self.action is None:
+            return True
+        return action.startswith(self.action[:-1]) if self.action.endswith("*") else action == self.action
+
+    def _takes_time(self, ts: str) -> bool:
+        return (self.since is None or ts >= self.since) and (self.until is None or ts < self.until)
+
+
+class Tail:
+    """The records of one log, from its first segment on; ask again for what was written meanwhile."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._segment: Path | None = None
+        self._offset = 0
+
+    def read(self) -> Iterator[Record]:
+        """What is new. A line that is no record is passed over: showing is not verifying."""
+        for segment in layout.segments(self._directory):
+            if self._segment is not None and segment < self._segment:
+                continue
+            if segment != self._segment:
+                self._segment, self._offset = segment, 0
+            yield from self._lines(segment)
+
+    def _lines(self, segment: Path) -> Iterator[Record]:
+        with segment.open("rb") as file:
+            file.seek(self._offset)
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                self._offset += len(line)
+                try:
+                    yield decode(line[:-1])
+                except RecordInvalid:
+                    continue
+
+
+def merged(tails: Iterable[Tail]) -> Iterator[Record]:
+    """All logs' records by time."""
+    yield from heapq.merge(*(tail.read() for tail in tails), key=lambda record: str(record.get("ts")))
+
+
+def describe_line(record: Record) -> str:
+    """A record in one line for a terminal: time, number, what, who, from where, how it ended."""
+    stage = {"begin": ">", "end": "<", "segment": "#"}.get(str(record.get("stage")), "-")
+    outcome = str(record.get("outcome") or "")
+    parts = [
+        str(record.get("ts"))[:23].replace("T", " "),
+        f"{record.get('seq'):>8}",
+        stage,
+        f"{record.get('action')!s:<20}",
+        f"{outcome:<8}",
+        f"{record.get('actor') or '-'!s:<14}",
+        f"{record.get('address') or '-'!s:<15}",
+    ]
+    return " ".join(parts) + _rest(record)
+
+
+def _rest(record: Record) -> str:
+    words = []
+    if record.get("status") is not None:
+        words.append(str(record["status"]))
+    if record.get("duration_ms") is not None:
+        words.append(f"{record['duration_ms']} ms")
+    if record.get("num_completion_tokens") is not None:
+        words.append(f"{record.get('num_prompt_tokens')}+{record['num_completion_tokens']} tokens")
+    if record.get("suppressed") is not None:
+        words.append(f"and {record['suppressed']} more")
+    words += [str(record[name]) for name in ("reason", "request_id") if record.get(name)]
+    return "".join(f" | {word}" for word in words)

@@ -1,0 +1,220 @@
+"""Verifies a log offline: streaming, in constant memory, with public keys only.
+
+1. Every checkpoint beside the log is signed by a known key; none known is exit code 6.
+2. The log begins with record 0, or where a signed tombstone says that it was pruned.
+3. Every record follows its rules (:mod:`chatsvc.audit.walk`); with a sealing key, its MAC too. Else 1.
+4. At every checkpoint's size the tree has that checkpoint's root. Else 1.
+5. A last line without its end: 1 inside what a checkpoint covers, 4 behind it (a crash may do that).
+6. Fewer records than a checkpoint, or a witness, says: 5. Other records than a witness saw: 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from chatsvc.audit import layout
+from chatsvc.audit.checkpoint import (
+    Checkpoint,
+    KeyUnknown,
+    NoteInvalid,
+    VerifierKey,
+    parse_vkey,
+)
+from chatsvc.audit.record import FIRST_PREV, MAX_LINE_BYTES, Record, RecordInvalid
+from chatsvc.audit.replay import Replay, read_checkpoint, read_notes
+from chatsvc.audit.seal import SealKey
+from chatsvc.audit.tombstone import Tombstone, read_tombstone
+from chatsvc.audit.tree import Frontier
+from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNKNOWN_KEY, Verdict
+from chatsvc.audit.walk import Tampered, Walk, position_at
+from chatsvc.audit.witness import Seen
+
+_SETTLE_TRIES = 5
+_SETTLE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What the verifier brings along. Without ``keys`` the ones beside the log are believed."""
+
+    keys: tuple[VerifierKey, ...] = ()
+    seal_keys: tuple[SealKey, ...] = ()
+    witness: Seen | None = None
+
+    def keys_of(self, directory: Path) -> list[VerifierKey]:
+        """Those given, else those beside the log."""
+        if self.keys:
+            return list(self.keys)
+        path = directory / layout.VKEY
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [parse_vkey(line) for line in lines if line.strip()]
+
+    def seal_key_of(self, log_id: str) -> SealKey | None:
+        """The sealing key of this log, if it was brought."""
+        return next((key for key in self.seal_keys if key.log_id == log_id), None)
+
+
+def verify_tree(directory: Path, trust: Trust) -> list[Verdict]:
+    """Every log in a directory and directly below it, and what a witness knows of logs that are not there."""
+    verdicts = [verify_log(each, trust) for each in layout.logs(directory)]
+    if trust.witness is not None:
+        found = {each.log_id for each in verdicts}
+        keys = [key for each in layout.logs(directory) for key in trust.keys_of(each)]
+        for origin, size in trust.witness.lost(found, keys):
+            message = f"a witness saw {size} records of {origin}, which is not here"
+            verdicts.append(Verdict(FEWER_RECORDS, message, str(directory), origin.rpartition("/")[2], seq=0))
+    return verdicts
+
+
+def verify_log(directory: Path, trust: Trust) -> Verdict:
+    """One log, all its segments."""
+    return _verify(directory, layout.segments(directory), directory, trust, alone=False)
+
+
+def verify_segment(segment: Path, beside: Path, trust: Trust) -> Verdict:
+    """One segment by itself; keys and checkpoints are looked for beside it, then in ``beside``."""
+    home = segment.parent if (segment.parent / layout.VKEY).exists() else beside
+    return _verify(segment, [segment], home, trust, alone=True)
+
+
+def _verify(what: Path, segments: Sequence[Path], home: Path, trust: Trust, *, alone: bool) -> Verdict:
+    reading = _Reading(what, home, trust, alone=alone)
+    try:
+        return reading.verdict(segments)
+    except KeyUnknown as error:
+        return reading.failed(UNKNOWN_KEY, f"{error.message}")
+    except Tampered as error:
+        return reading.failed(TAMPERED, error.message, error.seq)
+    except (NoteInvalid, RecordInvalid) as error:
+        return reading.failed(TAMPERED, f"record {reading.next_seq}: {error.message}", reading.next_seq)
+
+
+class _Reading:
+    """One verification on its way."""
+
+    def __init__(self, what: Path, home: Path, trust: Trust, *, alone: bool) -> None:
+        self._what = what
+        self._home = home
+        self._trust = trust
+        self._alone = alone
+        self._replay: Replay | None = None
+        self._first_seq = 0
+        self._last: Record = {}
+
+    @property
+    def next_seq(self) -> int:
+        """How far the reading came."""
+        return self._replay.walk.position.seq if self._replay else 0
+
+    def verdict(self, segments: Sequence[Path]) -> Verdict:
+        """Steps 1 to 6."""
+        keys = self._trust.keys_of(self._home)
+        if not keys:  # (1)
+            raise KeyUnknown("There is no public key to verify with (audit.vkey); give one with --key.")
+        if not segments:
+            return self._missing(keys)
+        replay = self._begin(segments[0], keys)  # (2)
+        for segment in segments:
+            self._read(replay, segment, keys)  # (1) (3) (4)
+        return self._conclude(replay)  # (5) (6)
+
+    def _missing(self, keys: Sequence[VerifierKey]) -> Verdict:
+        log_id = keys[0].name.rpartition("/")[2]
+        message = "record 0: the segments are gone, but the log's key is here"
+        return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0)
+
+    def _begin(self, segment: Path, keys: Sequence[VerifierKey]) -> Replay:
+        with segment.open("rb") as file:
+            line = file.readline(MAX_LINE_BYTES)
+        position = position_at(line.rstrip(b"\n"))
+        self._first_seq = position.seq
+        replay = self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
+        if position.seq == 0 and position.prev != FIRST_PREV:
+            raise Tampered(0, "the first record names a record before it")
+        if position.seq and not self._alone:
+            stone = read_tombstone(self._home, keys)
+            if stone is None or not _is_where(stone, position.frontier):
+                raise Tampered(position.seq - 1, f"records 0 to {position.seq - 1} are gone without a tombstone")
+        if self._trust.witness is not None:
+            replay.expect(self._trust.witness.of(position.log_id, keys))
+        return replay
+
+    def _read(self, replay: Replay, segment: Path, keys: Sequence[VerifierKey]) -> None:
+        notes_beside = layout.checkpoints_of(segment).exists() or not self._alone
+        notes = read_notes(segment if notes_beside else self._home / segment.name, keys)
+        replay.expect(notes.checkpoints)
+        self._read_lines(replay, segment, keys, 0)
+        for _ in range(_SETTLE_TRIES):
+            if not replay.torn:
+                return
+            # The service may be writing this very line: give it a moment, and take it for torn only if nothing comes.
+            time.sleep(_SETTLE_S)
+            self._read_lines(replay, segment, keys, replay.good_bytes)
+        if replay.walk.position.seq == self._first_seq:
+            raise Tampered(self._first_seq, "the line has no end")
+
+    def _read_lines(self, replay: Replay, segment: Path, keys: Sequence[VerifierKey], start: int) -> None:
+        for record in replay.segment(segment, start):
+            self._last = record
+            if record["stage"] == "segment":
+                _check_header_note(record, keys)
+
+    def _conclude(self, replay: Replay) -> Verdict:
+        seq, due = self.next_seq, replay.due
+        if replay.torn and due:  # (5)
+            return self.failed(TAMPERED, f"record {seq}: the line has no end, inside what a checkpoint covers", seq)
+        if due:  # (6)
+            says = f"a checkpoint or witness says {due[0].size}"
+            return self.failed(FEWER_RECORDS, f"record {seq}: it is missing; there are {seq} records, {says}", seq)
+        if replay.torn:  # (5)
+            return self.failed(TORN_TAIL, f"record {seq}: the line has no end, behind the last checkpoint", seq)
+        if not replay.covered:  # (4)
+            return self.failed(TAMPERED, f"record {self._first_seq}: no checkpoint covers the log", self._first_seq)
+        rest = seq - replay.covered
+        behind = f"; {rest} behind the last checkpoint are held by the chain" if rest else ""
+        message = f"clean: records {self._first_seq} to {seq - 1}, all signed{behind}"
+        return replace(self.failed(CLEAN, message), seq=None)
+
+    def failed(self, exit_code: int, message: str, seq: int | None = None) -> Verdict:
+        """The verdict, with what was read so far."""
+        replay = self._replay
+        if replay is None:
+            return Verdict(exit_code, message, str(self._what), seq=seq)
+        position = replay.walk.position
+        return Verdict(
+            exit_code=exit_code,
+            message=message,
+            what=str(self._what),
+            log_id=position.log_id,
+            seq=seq,
+            first_seq=self._first_seq,
+            num_records=position.seq - self._first_seq,
+            num_covered=replay.covered,
+            num_open=len(position.open),
+            last_ts=self._last.get("ts"),
+            witnessed=self._witnessed(replay),
+        )
+
+    def _witnessed(self, replay: Replay) -> int | None:
+        witness = self._trust.witness
+        if witness is None:
+            return None
+        return max((size for size in witness.sizes(replay.walk.position.log_id) if size <= replay.covered), default=0)
+
+
+def _is_where(stone: Tombstone, frontier: Frontier) -> bool:
+    return stone.size == frontier.size and stone.root == frontier.root()
+
+
+def _check_header_note(record: Record, keys: Sequence[VerifierKey]) -> None:
+    """A segment's header carries the checkpoint that ended the one before it."""
+    note = record["segment"]["checkpoint"]
+    if note is None and record["seq"] == 0:
+        return
+    checkpoint = read_checkpoint(str(note), keys)
+    before = Frontier(record["seq"], [bytes.fromhex(each) for each in record["segment"]["tree"]])
+    if checkpoint != Checkpoint(checkpoint.origin, record["seq"], before.root()):
+        raise Tampered(record["seq"], "the checkpoint in the segment record is not of the records before it")
