@@ -1,4 +1,4 @@
-"""``chatsvc audit``: verify and show the audit log. Reads only ``CHATSVC_HOME``, which may be a copy without the rest."""
+"""``chatsvc audit``: verify and show the audit log. Reads only ``CHATSVC_HOME``, which may be a copy."""
 
 from __future__ import annotations
 
@@ -46,29 +46,21 @@ def command() -> None:
 
 @command.command()
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--witness", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Checkpoints kept elsewhere."
-)
-@click.option(
-    "--key", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Believe only these public keys."
-)
-@click.option(
-    "--seal-key",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A log's first sealing key, kept by the auditor: checks every record's MAC too.",
-)
+@click.option("--witness", type=_FILE, help="Checkpoints kept elsewhere.")
+@click.option("--key", type=_FILE, help="Believe only these public keys.")
+@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key: checks every record's MAC too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 @click.pass_context
 def verify(
     ctx: click.Context,
     file: Path | None,
+    *,
     witness: Path | None,
     key: Path | None,
     seal_key: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
+    r"""Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
 
     \b
     Exit codes: 0 clean; 1 tampered; 4 the last line was not written to its end;
