@@ -13,9 +13,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Detokenizer:
     """One completion's ids on their way to text.
 
-    A token of a byte-level vocabulary may hold a part of a character; a decoder may also treat the first token of a text
-    differently (a leading space). So each new piece is what decoding a window grows by: the window starts at the last
-    place known to be between characters, and text that ends in U+FFFD is held back until more ids decide it.
+    A token of a byte-level vocabulary may hold a part of a character; a decoder may also treat the first token of a
+    text differently (a leading space). So each new piece is what decoding a window grows by: the window starts at the
+    last place known to be between characters, and text that ends in U+FFFD is held back until more ids decide it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

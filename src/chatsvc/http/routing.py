@@ -5,8 +5,9 @@ Knows nothing about how a requirement is checked: that is ``http/hooks.py`` with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from flask import Flask
 from werkzeug.routing import Rule
@@ -23,9 +24,13 @@ def requires(requirement: Requirement, *, open_to_scrapers: bool = False) -> Cal
     """Declare what a view asks for. ``open_to_scrapers``: an address on the scraper networks needs no token."""
 
     def declare(view: View) -> View:
-        setattr(view, _REQUIREMENT, requirement)
-        setattr(view, _SCRAPERS, open_to_scrapers)
-        return view
+        @functools.wraps(view)
+        def declared(*args: Any, **kwargs: Any) -> Any:  # a view may be a bound method, which takes no attributes
+            return view(*args, **kwargs)
+
+        setattr(declared, _REQUIREMENT, requirement)
+        setattr(declared, _SCRAPERS, open_to_scrapers)
+        return cast("View", declared)
 
     return declare
 
