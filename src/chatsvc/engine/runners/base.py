@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.models.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """How a runner is set up; what one runner has no use for it ignores.
+
+    Attributes:
+        kind: which runner; ``auto`` takes the fastest that serves this model here.
+        max_num_seqs: sequences in a batch.
+        cache_size_gb: memory for the KV cache.
+        prefill_chunk_tokens: most prompt tokens in one step.
+        num_threads: 0 leaves the choice to the library.
+    """
+
+    kind: Literal["auto", "openvino", "torch"] = "auto"
+    max_num_seqs: int = 16
+    cache_size_gb: float = 1.0
+    prefill_chunk_tokens: int = 256
+    num_threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +55,11 @@ class Runner(Protocol):
         """Run the batch sizes that will be served once, so that no caller pays for first-time compilation."""
 
     def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
-        """Take a sequence in; it joins at the next step. What a caller can get wrong was refused before."""
+        """Take a sequence in; it joins at the next step.
+
+        Raises:
+            ValueError, RuntimeError: this sequence cannot be taken; the others are not touched.
+        """
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence; no output follows. Unknown ids are ignored."""

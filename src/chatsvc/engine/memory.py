@@ -1,0 +1,38 @@
+"""Memory of the engine process: giving back what is mapped twice. Knows nothing about inference libraries."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_MADV_DONTNEED = 4
+
+
+def drop_file_mapping(path: Path) -> int:
+    """Drop the pages of weights that are mapped from ``path`` (a file, or a directory's files); they come back if read.
+
+    The library has repacked the weights by then, so the mapped originals would be held for nothing.
+
+    Returns:
+        how many bytes of mappings were dropped.
+    """
+    files = [file.resolve() for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
+    names = {str(file) for file in files}
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    num_bytes = 0
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) < 6 or fields[5] not in names:
+            continue
+        start, end = (int(part, 16) for part in fields[0].split("-"))
+        if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
+            num_bytes += end - start
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return num_bytes

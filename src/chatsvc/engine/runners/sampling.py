@@ -1,0 +1,40 @@
+"""Choosing a token from logits, for runners that do it themselves. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from chatsvc.engine.protocol import Sampling
+
+
+def choose_token(
+    logits: torch.Tensor, sampling: Sampling, counts: Mapping[int, int], generator: torch.Generator
+) -> int:
+    """The next token id.
+
+    Args:
+        logits: of one position, shape (vocabulary,), float32.
+        sampling: how to choose.
+        counts: how often each id was generated already, for the penalties.
+        generator: the sequence's own source of randomness.
+    """
+    logits = _penalised(logits, sampling, counts)
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return int(torch.argmax(logits))
+    values, ids = torch.topk(logits, min(sampling.top_k, logits.numel()))  # sorted, largest first
+    probabilities = torch.softmax(values / sampling.temperature, dim=-1)
+    before = torch.cumsum(probabilities, dim=-1) - probabilities
+    probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+def _penalised(logits: torch.Tensor, sampling: Sampling, counts: Mapping[int, int]) -> torch.Tensor:
+    if not counts or (sampling.presence_penalty == 0 and sampling.frequency_penalty == 0):
+        return logits
+    logits = logits.clone()
+    ids = torch.tensor(list(counts))
+    times = torch.tensor(list(counts.values()), dtype=logits.dtype)
+    logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    return logits

@@ -1,0 +1,169 @@
+"""Unix sockets at paths of any length; non-blocking connections with a bounded out-buffer. Knows no frame's meaning.
+
+A socket address holds 107 bytes of path. Longer ones are reached through ``/proc/self/fd/N/name`` of their directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from chatsvc.engine.protocol import FrameBuffer
+
+_MAX_ADDRESS_BYTES = 107
+_RECEIVE_BYTES = 256 * 1024
+
+
+@contextlib.contextmanager
+def short_address(path: Path) -> Iterator[str]:
+    """An address that fits a ``sockaddr_un`` and means ``path`` while the context is open.
+
+    Raises:
+        OSError: the directory is not there.
+    """
+    address = str(path)
+    if len(os.fsencode(address)) <= _MAX_ADDRESS_BYTES:
+        yield address
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
+def connect(path: Path) -> socket.socket:
+    """A connected, non-blocking stream socket.
+
+    Raises:
+        OSError: nobody listens there.
+    """
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sock.setblocking(False)  # a full backlog answers EAGAIN at once instead of holding the thread
+        with short_address(path) as address:
+            sock.connect(address)
+        undo.pop_all()
+        return sock
+
+
+class Listener:
+    """A listening socket: bound under a name of its own, then renamed over whatever was at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        _remove_left_over(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        self.path = path
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.sock.close)
+            with short_address(temporary) as address:
+                self.sock.bind(address)
+            undo.callback(temporary.unlink, missing_ok=True)
+            temporary.chmod(0o600)
+            self.sock.listen(128)
+            self.sock.setblocking(False)
+            self._inode = temporary.stat().st_ino
+            temporary.rename(path)
+            undo.pop_all()
+
+    def accept(self) -> socket.socket | None:
+        """The next connection, or None where there is none after all."""
+        try:
+            sock, _ = self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return None
+        sock.setblocking(False)
+        return sock
+
+    def close(self) -> None:
+        """Stop listening; the name goes too unless a successor has taken it."""
+        self.sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
+
+
+def _remove_left_over(path: Path) -> None:
+    """Temporary names of engines that died between bind and rename."""
+    for name in path.parent.glob(f".{path.name}.*"):
+        pid = name.name.rpartition(".")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            name.unlink(missing_ok=True)
+
+
+class Connection:
+    """One stream socket that never blocks. Sending is safe from several threads, receiving belongs to one.
+
+    Args:
+        sock: non-blocking.
+        max_unsent_bytes: what may wait for a slow reader; with more the connection counts as broken.
+    """
+
+    def __init__(self, sock: socket.socket, *, max_unsent_bytes: int) -> None:
+        self.sock = sock
+        self.broken = False
+        self._max_unsent_bytes = max_unsent_bytes
+        self._unsent = bytearray()
+        self._lock = threading.Lock()
+        self._frames = FrameBuffer()
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether bytes wait for the socket to take them."""
+        return bool(self._unsent) and not self.broken
+
+    def send(self, data: bytes) -> None:
+        """Send now what the socket takes, keep the rest for :meth:`flush`. A broken connection swallows it."""
+        with self._lock:
+            if self.broken:
+                return
+            self._unsent += data
+            self._write()
+            if len(self._unsent) > self._max_unsent_bytes:
+                self.broken = True
+
+    def flush(self) -> None:
+        """Send more of what waits."""
+        with self._lock:
+            self._write()
+
+    def receive(self) -> list[bytes]:
+        """Whole payloads that have arrived. At the end of the stream the connection is broken.
+
+        Raises:
+            ProtocolError: what arrived is not cut into frames.
+        """
+        try:
+            data = self.sock.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            self.broken = True
+            return []
+        return self._frames.feed(data)
+
+    def close(self) -> None:
+        """Give the socket back. Harmless when repeated."""
+        with self._lock:
+            self.broken = True
+            self._unsent.clear()
+            self.sock.close()
+
+    def _write(self) -> None:
+        while self._unsent and not self.broken:
+            try:
+                num_sent = self.sock.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.broken = True
+                return
+            del self._unsent[:num_sent]
