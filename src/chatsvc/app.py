@@ -6,13 +6,10 @@ client, the chat, and the routes. What is made here is closed by :meth:`Running.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from flask import Flask
 
-from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.chat.conversations import Conversations
@@ -20,16 +17,14 @@ from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Planner
 from chatsvc.chat.service import ChatService, ServiceOptions
 from chatsvc.engine.client import EngineClient
-from chatsvc.guard.assembly import Guard, GuardOptions, assemble
-from chatsvc.guard.gate import Gate, GateOptions
-from chatsvc.guard.passwords import PasswordOptions
-from chatsvc.guard.principal import Limits
+from chatsvc.guard.assembly import Guard, assemble
+from chatsvc.guard.gate import Gate
 from chatsvc.guard.room import Room
-from chatsvc.guard.tokens import TokenOptions
-from chatsvc.http import chat, conversations, hooks, openai, ops, problems, routing
+from chatsvc.http import auth, chat, conversations, hooks, openai, ops, problems, routing
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
+from chatsvc.wiring import guard_options, outbox_recorder
 
 EXTENSION = "chatsvc"
 
@@ -92,7 +87,7 @@ def _start(settings: Settings) -> Running:
     options = guard_options(settings)
     guard = assemble(options)
     room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
-    gate = guard.gate(options, room, _administrative_recorder(audit))
+    gate = guard.gate(options, room, outbox_recorder(audit))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
     planner = Planner(
@@ -119,9 +114,15 @@ def _register(app: Flask, running: Running) -> None:
     bounds = Bounds(settings.chat.max_tokens_cap, settings.chat.default_temperature)
     desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
     app.register_blueprint(ops.blueprint(running.health, running.metrics))
+    app.register_blueprint(auth.blueprint(_auth_parts(running)))
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
+
+
+def _auth_parts(running: Running) -> auth.AuthParts:
+    guard = running.guard
+    return auth.AuthParts(running.gate, guard.login, guard.accounts, guard.sessions, guard.ring, running.audit)
 
 
 def audit_options(settings: Settings) -> AuditOptions:
@@ -133,58 +134,3 @@ def audit_options(settings: Settings) -> AuditOptions:
         checkpoint_records=settings.audit.checkpoint_records,
         checkpoint_interval_s=settings.audit.checkpoint_interval_s,
     )
-
-
-def guard_options(settings: Settings) -> GuardOptions:
-    """The guard's part of the settings."""
-    return GuardOptions(
-        store_url=settings.store_url,
-        keys_directory=settings.keys_directory,
-        gate=_gate_options(settings),
-        algorithm=settings.tokens.algorithm,
-        tokens=_token_options(settings),
-        refresh_absolute_s=settings.tokens.refresh_absolute_s,
-        passwords=_password_options(settings),
-        redis_url=settings.store.redis_url.get_secret_value() if settings.store.redis_url else None,
-    )
-
-
-def _gate_options(settings: Settings) -> GateOptions:
-    return GateOptions(
-        allowed_networks=tuple(settings.guard.allowed_networks),
-        trusted_proxies=tuple(settings.guard.trusted_proxies),
-        limits=Limits(
-            settings.limits.requests_per_minute,
-            settings.limits.tokens_per_day,
-            settings.limits.max_concurrent_per_principal,
-        ),
-    )
-
-
-def _token_options(settings: Settings) -> TokenOptions:
-    return TokenOptions(
-        issuer=settings.tokens.issuer,
-        audience=settings.tokens.audience,
-        access_lifetime_s=settings.tokens.access_lifetime_s,
-        refresh_idle_s=settings.tokens.refresh_idle_s,
-        leeway_s=settings.tokens.leeway_s,
-    )
-
-
-def _password_options(settings: Settings) -> PasswordOptions:
-    return PasswordOptions(
-        memory_kib=settings.accounts.argon2_memory_kib,
-        time_cost=settings.accounts.argon2_time_cost,
-        parallelism=settings.accounts.argon2_parallelism,
-        max_parallel=settings.accounts.max_parallel_hashes,
-    )
-
-
-def _administrative_recorder(audit: AuditLog) -> Any:
-    """Moves what the command line did (it does not hold the log) from the outbox into the log."""
-
-    def record(action: str, actor: str, details: Mapping[str, Any]) -> None:
-        facts = Facts(request_id=f"outbox-{actor}"[:128], action=action, actor=actor)
-        audit.event(facts, Result("allowed", details=details))
-
-    return record
