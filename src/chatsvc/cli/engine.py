@@ -1,0 +1,45 @@
+"""``chatsvc engine``: the engine process alone, with the active model of this configuration."""
+
+from __future__ import annotations
+
+import click
+
+from chatsvc.engine.runners.base import RunnerOptions
+from chatsvc.errors import OperatorError
+from chatsvc.settings import Settings, load
+
+
+@click.command("engine")
+def command() -> None:
+    """Run the engine process alone (what `serve` does for you).
+
+    It serves the model that is active now on a unix socket, and ends when it has drained after SIGTERM.
+    """
+    from chatsvc import logs
+    from chatsvc.engine.loop import LoopOptions
+    from chatsvc.engine.process import EngineOptions, run
+    from chatsvc.models.store import ModelStore
+
+    settings = load()
+    logs.configure(settings.logs.level)
+    model = ModelStore(settings.models_directory, settings.keys_directory).active()
+    if model is None:
+        raise OperatorError("No model is active: 'chatsvc model list' shows what there is, 'activate' chooses one.")
+    options = EngineOptions(
+        socket_path=settings.engine_socket,
+        model=model,
+        runner=runner_options(settings),
+        loop=LoopOptions(drain_timeout_s=settings.server.drain_timeout_s),
+    )
+    raise click.exceptions.Exit(run(options))
+
+
+def runner_options(settings: Settings) -> RunnerOptions:
+    """The part of the configuration that a runner is told."""
+    return RunnerOptions(
+        kind=settings.engine.runner,
+        max_num_seqs=settings.engine.max_num_seqs,
+        cache_size_gb=settings.engine.cache_size_gb,
+        prefill_chunk_tokens=settings.engine.prefill_chunk_tokens,
+        num_threads=settings.engine.num_threads,
+    )
