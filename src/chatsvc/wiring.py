@@ -5,8 +5,15 @@ Knows both sides, and nothing about what either does with the values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.gate import GateOptions
+from chatsvc.guard.outbox import Recorder
 from chatsvc.guard.passwords import PasswordOptions
 from chatsvc.guard.principal import Limits
 from chatsvc.guard.tokens import TokenOptions
@@ -44,3 +51,12 @@ def guard_options(settings: Settings) -> GuardOptions:
         roles=accounts.roles,
         redis_url=redis_url.get_secret_value() if redis_url else None,
     )
+
+
+def outbox_recorder(audit: AuditLog) -> Recorder:
+    """Makes an administrative act that was done by command a record of the log."""
+
+    def record(action: str, actor: str, details: Mapping[str, Any]) -> None:
+        audit.event(Facts(request_id=uuid4().hex, action=action, actor=actor), Result("allowed", details=details))
+
+    return record

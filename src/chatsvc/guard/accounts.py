@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
+from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.passwords import Passwords, check_password_rules
 from chatsvc.guard.roles import Roles, format_names, parse_names
 from chatsvc.store.database import Database
@@ -45,14 +46,6 @@ class AccountView:
         return {**asdict(self), "roles": list(self.roles)}
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An account before and after an act."""
-
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
-
-
 def normal_name(name: str) -> str | None:
     """The one form of an account's name, or None where it cannot be one."""
     composed = unicodedata.normalize("NFC", name)
@@ -63,9 +56,16 @@ class Accounts:
     """Reads and changes accounts."""
 
     def __init__(
-        self, database: Database, passwords: Passwords, roles: Roles, *, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        passwords: Passwords,
+        roles: Roles,
+        *,
+        on_change: OnChange = note_nothing,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
+        self._on_change = on_change
         self._passwords = passwords
         self._roles = roles
         self._clock = clock
@@ -86,9 +86,12 @@ class Accounts:
         try:
             with self._database.session() as session:
                 session.add(row)
+                session.flush()
+                change = Change(None, view(row).as_dict())
+                self._on_change(session, "admin.account.create", change)
         except IntegrityError:
             raise Conflict(f"There is an account named {wanted} already.") from None
-        return Change(None, view(row).as_dict())
+        return change
 
     def new_row(self, name: str, password_hash: str, roles: Sequence[str], source: str = "local") -> Account:
         """A row that is not in the database yet."""
@@ -141,7 +144,7 @@ class Accounts:
             row.password_changed_at = self._clock()
             self._end_sessions(session, row, "password", but_sid)
 
-        return self._change(name, change)
+        return self._change(name, "password", change)
 
     def set_disabled(self, name: str, *, disabled: bool) -> Change:
         """Disable an account (everything of it is dead at once), or enable it; its sessions stay dead then."""
@@ -151,7 +154,7 @@ class Accounts:
             if disabled:
                 self._end_sessions(session, row, "disabled")
 
-        return self._change(name, change)
+        return self._change(name, "disable" if disabled else "enable", change)
 
     def set_roles(self, name: str, roles: Sequence[str]) -> Change:
         """Replace the roles; tokens that are out have the new scopes at once."""
@@ -160,7 +163,7 @@ class Accounts:
         def change(_session: StoreSession, row: Account) -> None:
             row.roles = format_names(roles)
 
-        return self._change(name, change)
+        return self._change(name, "roles", change)
 
     def set_limits(self, name: str, limits: dict[str, int | None]) -> Change:
         """Set own limits; None goes back to the role's or the default."""
@@ -169,22 +172,25 @@ class Accounts:
             for key, value in limits.items():
                 setattr(row, key, value)
 
-        return self._change(name, change)
+        return self._change(name, "limits", change)
 
     def remove(self, name: str) -> Change:
         """Remove an account with its sessions, keys and conversations."""
-
-        def change(session: StoreSession, row: Account) -> None:
+        with self._database.session() as session:
+            row = _find(session, name, for_update=True)
+            change = Change(view(row).as_dict(), None)
             session.delete(row)
+            self._on_change(session, "admin.account.remove", change)
+        return change
 
-        return Change(self._change(name, change).before, None)
-
-    def _change(self, name: str, change: Callable[[StoreSession, Account], None]) -> Change:
+    def _change(self, name: str, verb: str, act: Callable[[StoreSession, Account], None]) -> Change:
         with self._database.session() as session:
             row = _find(session, name, for_update=True)
             before = view(row).as_dict()
-            change(session, row)
-            return Change(before, view(row).as_dict())
+            act(session, row)
+            change = Change(before, view(row).as_dict())
+            self._on_change(session, f"admin.account.{verb}", change)
+        return change
 
     def _end_sessions(self, session: StoreSession, row: Account, why: str, but_sid: str | None = None) -> None:
         alive = (Session.account_id == row.id) & Session.revoked_at.is_(None) & (Session.sid != (but_sid or ""))

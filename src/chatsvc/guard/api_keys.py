@@ -19,7 +19,8 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, InvalidRequest, NotFound
-from chatsvc.guard.accounts import Change, normal_name
+from chatsvc.guard.accounts import normal_name
+from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.roles import ALL_SCOPES, Roles, format_names, parse_names
 from chatsvc.store.database import AnyRow, Database
 from chatsvc.store.tables import Account, ApiKey
@@ -89,8 +90,16 @@ class NewKey:
 class ApiKeys:
     """Makes, checks, rotates and revokes keys."""
 
-    def __init__(self, database: Database, roles: Roles, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        roles: Roles,
+        *,
+        on_change: OnChange = note_nothing,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._database = database
+        self._on_change = on_change
         self._roles = roles
         self._clock = clock
 
@@ -122,8 +131,9 @@ class ApiKeys:
             )
             session.add(row)
             session.flush()
-            after = _view(row, account.name).as_dict()
-        return f"{PREFIX}{row.id}_{secret}", Change(None, after)
+            change = Change(None, _view(row, account.name).as_dict())
+            self._on_change(session, "admin.key.create", change)
+        return f"{PREFIX}{row.id}_{secret}", change
 
     def check(self, text: str) -> AnyRow:
         """The row behind a good key.
@@ -177,7 +187,7 @@ class ApiKeys:
             row.old_secret_until = self._clock() + grace_s
             row.secret_sha256 = _digest(secret)
 
-        return f"{PREFIX}{key_id}_{secret}", self._change(key_id, change)
+        return f"{PREFIX}{key_id}_{secret}", self._change(key_id, "rotate", change)
 
     def revoke(self, key_id: str) -> Change:
         """End a key; streams that run with it end too."""
@@ -185,14 +195,16 @@ class ApiKeys:
         def change(row: ApiKey) -> None:
             row.revoked_at = row.revoked_at or self._clock()
 
-        return self._change(key_id, change)
+        return self._change(key_id, "revoke", change)
 
-    def _change(self, key_id: str, change: Callable[[ApiKey], None]) -> Change:
+    def _change(self, key_id: str, verb: str, act: Callable[[ApiKey], None]) -> Change:
         with self._database.session() as session:
             row, name = self._find(session, key_id)
             before = _view(row, name).as_dict()
-            change(row)
-            return Change(before, _view(row, name).as_dict())
+            act(row)
+            change = Change(before, _view(row, name).as_dict())
+            self._on_change(session, f"admin.key.{verb}", change)
+        return change
 
     @staticmethod
     def _find(session: StoreSession, key_id: str) -> tuple[ApiKey, str]:

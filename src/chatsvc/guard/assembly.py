@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from chatsvc.errors import AuditUnavailable
 from chatsvc.guard.accounts import Accounts
 from chatsvc.guard.api_keys import ApiKeys
+from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
 from chatsvc.guard.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.login import Directory, Login
@@ -60,6 +59,7 @@ class Guard:
     throttle: LoginThrottle
     login: Login
     quotas: Quotas
+    on_change: OnChange
 
     def gate(self, options: GuardOptions, room: Room, record: Recorder) -> Gate:
         """The gate in front of them. ``record`` makes an administrative record durable in the audit log."""
@@ -76,13 +76,24 @@ class Guard:
         )
         return Gate(parts, options.gate)
 
+    def rotate_signing_key(self) -> str:
+        """Sign with a new key from now on; returns its name. The act is noted like every other."""
+        kid = self.ring.rotate()
+        with self.database.session() as session:
+            self.on_change(session, "admin.signing_key.rotate", Change(None, {"kid": kid}))
+        return kid
+
     def close(self) -> None:
         """Close the database."""
         self.database.close()
 
 
 def assemble(
-    options: GuardOptions, *, directory: Directory | None = None, clock: Callable[[], float] = time.time
+    options: GuardOptions,
+    *,
+    directory: Directory | None = None,
+    on_change: OnChange = note_nothing,
+    clock: Callable[[], float] = time.time,
 ) -> Guard:
     """Open the database (its tables are brought up to date first), the ring, and everything on top.
 
@@ -103,15 +114,11 @@ def assemble(
         tokens=tokens,
         roles=roles,
         passwords=passwords,
-        accounts=Accounts(database, passwords, roles, clock=clock),
-        sessions=Sessions(database, tokens, absolute_s=options.refresh_absolute_s, clock=clock),
-        api_keys=ApiKeys(database, roles, clock=clock),
+        accounts=Accounts(database, passwords, roles, on_change=on_change, clock=clock),
+        sessions=Sessions(database, tokens, absolute_s=options.refresh_absolute_s, on_change=on_change, clock=clock),
+        api_keys=ApiKeys(database, roles, on_change=on_change, clock=clock),
         throttle=throttle,
         login=Login(database, passwords, throttle, directory),
         quotas=Quotas(database, clock=clock),
+        on_change=on_change,
     )
-
-
-def no_log(_action: str, _actor: str, _details: Mapping[str, Any]) -> None:
-    """The recorder of a process that does not hold the audit log: records stay in the outbox."""
-    raise AuditUnavailable

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from chatsvc.guard.changes import Change, OnChange
 from chatsvc.store.database import Database
 from chatsvc.store.tables import OutboxRecord
 
@@ -26,10 +27,14 @@ Recorder = Callable[[str, str, Mapping[str, Any]], None]
 _BATCH = 100
 
 
-def put_record(session: Session, now: float, action: str, actor: str, details: Mapping[str, Any]) -> None:
-    """Add a record to the transaction of the act it is about."""
-    text = json.dumps(dict(details), ensure_ascii=False, sort_keys=True)
-    session.add(OutboxRecord(at=now, action=action, actor=actor, details=text))
+def put_into_outbox(actor: str, *, clock: Callable[[], float] = time.time) -> OnChange:
+    """For a command: adds the record of every change to the change's own transaction."""
+
+    def note(session: Session, action: str, change: Change) -> None:
+        text = json.dumps(change.as_details(), ensure_ascii=False, sort_keys=True)
+        session.add(OutboxRecord(at=clock(), action=action, actor=actor, details=text))
+
+    return note
 
 
 class Outbox:

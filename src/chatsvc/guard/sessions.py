@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, NotFound
+from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.tokens import Claims, Tokens
 from chatsvc.store.database import AnyRow, Database
 from chatsvc.store.tables import Account, RefreshToken, Session
@@ -81,6 +82,10 @@ class SessionView:
     last_used_at: float
     ends_at: float
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class _Successor:
@@ -96,9 +101,16 @@ class Sessions:
     """Starts, refreshes and ends sessions."""
 
     def __init__(
-        self, database: Database, tokens: Tokens, *, absolute_s: int, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        tokens: Tokens,
+        *,
+        absolute_s: int,
+        on_change: OnChange = note_nothing,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
+        self._on_change = on_change
         self._tokens = tokens
         self._absolute_s = absolute_s
         self._clock = clock
@@ -143,7 +155,7 @@ class Sessions:
         """The row behind a session, or None where there is none."""
         return self._database.first(_STATE, {"sid": sid})
 
-    def end(self, sid: str, why: str) -> SessionView:
+    def end(self, sid: str, why: str) -> Change:
         """End one session: every token of it is dead at once, on every replica.
 
         Raises:
@@ -154,15 +166,17 @@ class Sessions:
             if not found:
                 raise NotFound("There is no such session, or it has ended.")
             self._end(session, Session.sid == sid, why)
-        return found[0]
+            change = Change(found[0].as_dict(), None)
+            self._on_change(session, "admin.session.end", change)
+        return change
 
-    def end_all_of(self, account_id: str, why: str, *, but_sid: str | None = None) -> int:
-        """End every session of an account, perhaps but the calling one; returns how many."""
+    def end_all_of(self, account_id: str, why: str) -> int:
+        """End every session of an account; returns how many."""
         with self._database.session() as session:
-            condition = Session.account_id == account_id
-            if but_sid is not None:
-                condition &= Session.sid != but_sid
-            return self._end(session, condition, why)
+            num_ended = self._end(session, Session.account_id == account_id, why)
+            change = Change({"account_id": account_id, "num_sessions": num_ended}, None)
+            self._on_change(session, "admin.session.end", change)
+        return num_ended
 
     def list_sessions(self, account_name: str | None = None) -> list[SessionView]:
         """Who is in."""

@@ -110,6 +110,11 @@ class LoginThrottle:
                 delete(LoginFailure).where(LoginFailure.name_hmac == name_hmac, LoginFailure.address == place)
             )
 
+    def forget(self, name: str) -> None:
+        """Forget the failures of a name from anywhere: an administrator has seen to it."""
+        with self._database.session() as session:
+            session.execute(delete(LoginFailure).where(LoginFailure.name_hmac == self._hmac(name)))
+
     def purge(self) -> None:
         """Forget what no longer matters."""
         with self._database.session() as session:
