@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def command(only: str | None) -> None:
     if only == "web":
         _become_the_web_process(settings)
     with pidfile.hold(settings.home):
+        require_free_port(settings)
         raise click.exceptions.Exit(supervise(settings, on_ready=lambda: None, log_directory=None))
 
 
@@ -59,6 +61,27 @@ def require_a_door(settings: Settings) -> None:
             "guard.allowed_networks is empty, so nobody could connect: list the networks of your clients in "
             f'{settings.home / "chatsvc.toml"}, such as allowed_networks = ["10.0.0.0/8"] below [guard].'
         )
+
+
+def require_free_port(settings: Settings) -> None:
+    """Tell in one sentence what gunicorn would try five times.
+
+    Raises:
+        OperatorError: somebody listens there already, or this machine has no such address.
+    """
+    if settings.server.socket:
+        return
+    host, port = settings.server.host, settings.server.port
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        raise OperatorError(
+            f"Cannot listen on {host} port {port} ({error.strerror}): choose another by server.host and server.port, "
+            "or by HOST and PORT for `make run`."
+        ) from None
 
 
 def make_home(settings: Settings) -> None:
@@ -107,7 +130,7 @@ def web_command(settings: Settings, log_directory: Path | None) -> Command:
     return Command(
         name="web",
         arguments=_web_arguments(),
-        environment=child_environment({**_OFFLINE, "CHATSVC_HOME": str(settings.home)}),
+        environment=_web_environment(settings),
         death_signal=signal.SIGQUIT,
         log=log_directory / "web.log" if log_directory else None,
     )
@@ -119,7 +142,10 @@ def _web_arguments() -> list[str]:
     return [sys.executable, "-m", "gunicorn", "-c", str(resource_path("config/gunicorn.conf.py"))]
 
 
+def _web_environment(settings: Settings) -> dict[str, str]:
+    listening = {"CHATSVC_SERVER__HOST": settings.server.host, "CHATSVC_SERVER__PORT": str(settings.server.port)}
+    return child_environment({**_OFFLINE, **listening, "CHATSVC_HOME": str(settings.home)})
+
+
 def _become_the_web_process(settings: Settings) -> NoReturn:
-    os.execve(  # noqa: S606  (our own program, no shell)
-        sys.executable, _web_arguments(), child_environment({**_OFFLINE, "CHATSVC_HOME": str(settings.home)})
-    )
+    os.execve(sys.executable, _web_arguments(), _web_environment(settings))  # noqa: S606  (our own program, no shell)

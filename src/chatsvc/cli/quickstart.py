@@ -1,0 +1,186 @@
+"""``chatsvc quickstart`` (``make run``): makes what is missing, then serves, and says how to try it.
+
+What it makes lies below CHATSVC_HOME: chatsvc.toml with this machine alone on the allow list, an administrator named
+``admin`` with a random password, the embedded model. A second start finds all of it and makes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from chatsvc.cli.serve import make_home, require_a_door, require_free_port, supervise
+from chatsvc.errors import Conflict, OperatorError
+from chatsvc.settings import Settings, child_environment, environment_value, load
+
+_ADMIN = "admin"
+_PASSWORD_BYTES = 24
+_MAX_LOG_BYTES = 16 * 1024 * 1024
+_TAIL_LINES = 5
+_QUESTION = "What is the capital of France?"
+_CONFIGURATION = """\
+# Made by `chatsvc quickstart`. Every key, its default and what it is for: config/chatsvc.toml.
+
+[guard]
+# Who may connect. Only this machine, until you add the networks of your clients.
+allowed_networks = ["127.0.0.0/8", "::1/128"]
+"""
+
+
+@click.command("quickstart")
+def command() -> None:
+    """Make what is missing (keys, administrator, model), then serve: the first thing to try.
+
+    Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
+    """
+    from chatsvc import logs, pidfile
+
+    os.umask(0o077)
+    with _quiet_end():
+        settings = _settings()
+        log_directory = settings.home / "logs"
+        log_directory.mkdir(mode=0o700, exist_ok=True)
+        for log in log_directory.glob("*.log"):
+            _rotate(log)
+        require_a_door(settings)
+        with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
+            logs.configure(settings.logs.level, stream)
+            require_free_port(settings)
+            _prepare(settings)
+            click.echo("Starting the engine and the web process …")
+            code = supervise(settings, on_ready=lambda: click.echo(welcome(settings)), log_directory=log_directory)
+    if code:
+        _show_what_failed(log_directory)
+    raise click.exceptions.Exit(code)
+
+
+@contextlib.contextmanager
+def _quiet_end() -> Iterator[None]:
+    """A stop that is asked for before the service runs is an end like any other."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _settings() -> Settings:
+    """The configuration, with PORT and HOST as `make run` gets them; the home is made before it is read."""
+    home = Path(environment_value("CHATSVC_HOME") or "var").absolute()
+    if not home.exists():
+        home.mkdir(mode=0o700, parents=True)
+    configuration = home / "chatsvc.toml"
+    if not configuration.exists() and not environment_value("CHATSVC_CONFIG"):
+        configuration.write_text(_CONFIGURATION, encoding="utf-8")
+        click.echo(f"Wrote {configuration}: only this machine may connect.")
+    given = {"CHATSVC_SERVER__PORT": environment_value("PORT"), "CHATSVC_SERVER__HOST": environment_value("HOST")}
+    settings = load(child_environment({name: value for name, value in given.items() if value is not None}))
+    if settings.server.socket:
+        raise OperatorError(
+            "server.socket is set: quickstart listens on HOST and PORT; use `chatsvc serve` behind nginx."
+        )
+    return settings
+
+
+def _prepare(settings: Settings) -> None:
+    from chatsvc.models import embedded
+    from chatsvc.models.store import ModelStore
+
+    make_home(settings)
+    store = ModelStore(settings.models_directory, settings.keys_directory)
+    if store.active() is None:
+        click.echo("Fetching the embedded model (SmolLM2-135M-Instruct, 98 MB, once) …")
+        embedded.ensure(store, settings.models.offline, _Progress())
+    _make_administrator(settings)
+
+
+class _Progress:
+    """Says how far long work has come, about every tenth of the way."""
+
+    def __init__(self) -> None:
+        self._told = -1
+
+    def __call__(self, num_done: int, num_total: int) -> None:
+        """``num_done`` bytes of ``num_total`` are there."""
+        tenth = num_done * 10 // num_total if num_total else 0
+        if tenth > self._told:
+            self._told = tenth
+            click.echo(f"  {tenth * 10} %")
+
+
+def _make_administrator(settings: Settings) -> None:
+    """The first account; its password goes once into a file that only this account of the machine can read."""
+    from chatsvc.cli.user import command as user
+
+    password_file = settings.home / "admin-password"
+    if password_file.exists():
+        return
+    unconfirmed = settings.home / ".admin-password.new"
+    unconfirmed.unlink(missing_ok=True)
+    descriptor = os.open(unconfirmed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123  (a descriptor)
+        file.write(secrets.token_urlsafe(_PASSWORD_BYTES) + "\n")
+    arguments = ["add", _ADMIN, "--role", "admin", "--password-file", str(unconfirmed)]
+    try:
+        with contextlib.redirect_stdout(None):
+            user.main(arguments, prog_name="chatsvc user", standalone_mode=False)
+    except Conflict:  # it was made before, and its password file was put away as it should be
+        unconfirmed.unlink()
+        return
+    unconfirmed.rename(password_file)
+    click.echo(f"Made the administrator '{_ADMIN}'; the password is in {password_file}.")
+
+
+def welcome(settings: Settings) -> str:
+    """What to do now. The line works when pasted; the password is in no process's arguments."""
+    from chatsvc.cli.probe import base_url
+
+    url = base_url(settings)
+    password_file = shlex.quote(str(settings.home / "admin-password"))
+    json_header = "-H 'Content-Type: application/json'"
+    login = (
+        f"""printf '{{"username":"{_ADMIN}","password":"%s"}}' "$(cat {password_file})" """
+        f"""| curl -s {url}/login {json_header} -d @- """
+        """| sed 's/.*"access_token": *"\\([^"]*\\)".*/\\1/'"""
+    )
+    question = json.dumps({"query": _QUESTION, "temperature": 0})
+    return (
+        f"\nchatsvc is ready at {url} (the chat page; sign in as '{_ADMIN}' with the password in {password_file})\n"
+        f"\nTry it:\n\n"
+        f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
+        f"\nCtrl-C ends it. Logs are in {settings.home / 'logs'}.\n"
+    )
+
+
+def _rotate(log: Path) -> None:
+    if log.stat().st_size > _MAX_LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _show_what_failed(log_directory: Path) -> None:
+    """The last words of each process: the remedy is usually among them."""
+    for log in sorted(log_directory.glob("*.log")):
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]:
+            click.echo(f"{log.name}: {_message(line)}", err=True)
+    click.echo(f"chatsvc: it could not start; the lines above are the ends of the logs in {log_directory}.", err=True)
+
+
+def _message(line: str) -> str:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    return str(fields.get("message", line)) if isinstance(fields, dict) else line
