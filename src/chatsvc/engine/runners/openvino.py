@@ -14,14 +14,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import openvino
-import openvino_genai
 
 from chatsvc.engine.memory import drop_file_mapping
 from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
+from chatsvc.models.quiet import import_openvino
 
 _SEED_MASK = (1 << 64) - 1
 _WARM_UP_PROMPT_TOKENS = 24
@@ -54,7 +53,8 @@ class OpenVinoRunner:
         self._path = path
         self._eos = frozenset(card.eos_token_ids)
         self._running: dict[int, _Running] = {}
-        self._pipeline = _open(path, options)
+        self._openvino, self._genai = import_openvino()
+        self._pipeline = _open(self._genai, path, options)
 
     def warm_up(self) -> None:
         """Run a full prefill chunk, then batches of every size from the largest down to one."""
@@ -100,8 +100,8 @@ class OpenVinoRunner:
         return float(self._pipeline.get_metrics().cache_usage) / 100
 
     def _add(self, number: int, prompt_ids: Sequence[int], sampling: Sampling, eos: frozenset[int]) -> None:
-        tensor = openvino.Tensor(np.array([prompt_ids], dtype=np.int64))
-        handle = self._pipeline.add_request(number, tensor, _generation_config(sampling, eos))
+        tensor = self._openvino.Tensor(np.array([prompt_ids], dtype=np.int64))
+        handle = self._pipeline.add_request(number, tensor, _configure(self._genai.GenerationConfig(), sampling, eos))
         self._running[number] = _Running(handle, eos)
 
     def _run_to_end(self, work: Sequence[tuple[Sequence[int], Sampling]]) -> None:
@@ -111,9 +111,9 @@ class OpenVinoRunner:
             self.step()
 
 
-def _open(path: Path, options: RunnerOptions) -> Any:
+def _open(genai: Any, path: Path, options: RunnerOptions) -> Any:
     """The pipeline over the weights at ``path``."""
-    scheduler = openvino_genai.SchedulerConfig()
+    scheduler = genai.SchedulerConfig()
     scheduler.cache_size = max(1, round(options.cache_size_gb))
     scheduler.max_num_seqs = options.max_num_seqs
     scheduler.max_num_batched_tokens = max(options.prefill_chunk_tokens, options.max_num_seqs)
@@ -123,13 +123,12 @@ def _open(path: Path, options: RunnerOptions) -> Any:
     if options.num_threads:
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
     try:
-        return openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", properties)
+        return genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", properties)
     except (RuntimeError, ValueError) as error:
         raise OperatorError(f"OpenVINO cannot load {path.name}: {_first_line(error)}") from error
 
 
-def _generation_config(sampling: Sampling, eos: frozenset[int]) -> Any:
-    config = openvino_genai.GenerationConfig()
+def _configure(config: Any, sampling: Sampling, eos: frozenset[int]) -> Any:
     config.max_new_tokens = sampling.max_tokens
     config.ignore_eos = not eos
     if eos:
