@@ -1,0 +1,184 @@
+"""What ``chatsvc doctor`` looks at: each check gives findings, and a finding that is not good names its remedy.
+
+Knows nothing about how findings are shown.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from chatsvc import pidfile
+from chatsvc.cli import memory
+from chatsvc.cli.serve import require_free_port
+from chatsvc.errors import ChatsvcError, OperatorError
+from chatsvc.settings import Settings
+
+Level = Literal["good", "warning", "fatal"]
+
+_LEAST_PYTHON = (3, 11)
+_LEAST_DISK_BYTES = 2 * 1024**3
+_LEAST_MEMORY_BYTES = 1024**3
+_BUILT_AFTER = 1_767_225_600  # 2026-01-01: a clock before that is wrong
+_SECRET_MODE = 0o077
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. ``remedy`` is empty where all is well."""
+
+    check: str
+    level: Level
+    message: str
+    remedy: str = ""
+
+
+def python() -> Iterator[Finding]:
+    """The interpreter."""
+    version = platform.python_version()
+    if sys.version_info[:2] < _LEAST_PYTHON:
+        yield Finding("python", "fatal", f"Python {version}", "Install Python 3.11 or newer and make the .venv again.")
+    else:
+        yield Finding("python", "good", f"Python {version}")
+
+
+def packages(distribution: str = "chatsvc") -> Iterator[Finding]:
+    """Every direct dependency, in the version it was tested with."""
+    wrong = 0
+    for text in importlib.metadata.requires(distribution) or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong += 1
+            yield Finding(
+                "packages", "fatal", f"{requirement.name} is missing", "Install chatsvc again (`make setup`)."
+            )
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong += 1
+            remedy = f"It was tested with {requirement.specifier}: install chatsvc again (`make setup`)."
+            yield Finding("packages", "warning", f"{requirement.name} {version}", remedy)
+    if not wrong:
+        yield Finding("packages", "good", "every dependency is there in its pinned version")
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
+    """The instructions that decide how fast a model runs."""
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
+    useful = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if flag in flags]
+    cores = len(os.sched_getaffinity(0))
+    if not useful:
+        remedy = "It works, slowly: the runner looks for AVX2 or newer (x86) or dot products (ARM)."
+        yield Finding("processor", "warning", f"{cores} cores without fast integer instructions", remedy)
+    else:
+        yield Finding("processor", "good", f"{cores} cores, {', '.join(useful)}")
+
+
+def room(settings: Settings) -> Iterator[Finding]:
+    """Memory and disk."""
+    free = memory.available_bytes()
+    if free < _LEAST_MEMORY_BYTES:
+        remedy = "Give the service at least 1 GB, or make engine.cache_size_gb and engine.max_num_seqs smaller."
+        yield Finding("memory", "warning", f"{free >> 20} MB are free", remedy)
+    else:
+        yield Finding("memory", "good", f"{free >> 20} MB are free")
+    for name, path in {"home": settings.home, "audit log": settings.audit_directory}.items():
+        disk = shutil.disk_usage(_nearest(path)).free
+        if disk < _LEAST_DISK_BYTES:
+            remedy = f"Free some space where {path} lies: a full disk stops the audit log, and with it the service."
+            yield Finding("disk", "warning", f"{disk >> 20} MB are free for the {name}", remedy)
+        else:
+            yield Finding("disk", "good", f"{disk >> 20} MB are free for the {name}")
+
+
+def clock(settings: Settings, now: float | None = None) -> Iterator[Finding]:
+    """Tokens and records live by the clock."""
+    present = time.time() if now is None else now
+    files = [path for path in _files(settings.audit_directory) if path.stat().st_mtime > present + 1]
+    if present < _BUILT_AFTER or files:
+        what = f"{files[0]} was written in the future" if files else time.strftime("it is %Y", time.gmtime(present))
+        remedy = "Set the clock and keep it set (chrony, systemd-timesyncd): tokens expire and records are dated by it."
+        yield Finding("clock", "fatal", what, remedy)
+    else:
+        yield Finding("clock", "good", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(present)))
+
+
+def door(settings: Settings) -> Iterator[Finding]:
+    """Who may connect, and where."""
+    if settings.guard.allowed_networks:
+        listed = ", ".join(str(network) for network in settings.guard.allowed_networks)
+        yield Finding("allow list", "good", listed)
+    else:
+        remedy = f'Add allowed_networks = ["…"] below [guard] in {settings.home / "chatsvc.toml"}.'
+        yield Finding("allow list", "fatal", "nobody may connect", remedy)
+    where = settings.server.socket or f"{settings.server.host} port {settings.server.port}"
+    serving = pidfile.serving_pid(settings.home)
+    if serving is not None:
+        yield Finding("port", "good", f"process {serving} serves this home on {where}")
+        return
+    try:
+        require_free_port(settings)
+    except OperatorError as error:
+        yield Finding("port", "fatal", f"{where} cannot be used", error.message)
+    else:
+        yield Finding("port", "good", f"{where} is free")
+
+
+def files(settings: Settings) -> Iterator[Finding]:
+    """Who may read the home and its keys."""
+    if not settings.home.exists():
+        yield Finding("home", "warning", f"{settings.home} does not exist", "`chatsvc quickstart` makes it.")
+        return
+    if not os.access(settings.home, os.W_OK | os.X_OK):
+        remedy = "Run as the account that owns it, or give it to that account."
+        yield Finding("home", "fatal", f"{settings.home} cannot be written", remedy)
+    secrets = [settings.home, settings.keys_directory, *_files(settings.keys_directory)]
+    secrets += [path for path in (settings.models.kek_file, settings.home / "admin-password") if path]
+    open_to_others = [path for path in secrets if path.exists() and stat.S_IMODE(path.stat().st_mode) & _SECRET_MODE]
+    for path in open_to_others:
+        yield Finding("permissions", "fatal", f"others may read {path}", f"chmod go-rwx '{path}'")
+    if not open_to_others:
+        yield Finding("permissions", "good", "home and keys are private")
+    missing = settings.models.kek_file
+    if missing is not None and not missing.exists():
+        yield Finding("keys", "fatal", f"models.kek_file {missing} is missing", "Give the key's file, 32 raw bytes.")
+
+
+def model(settings: Settings) -> Iterator[Finding]:
+    """The active model, checked the way a start checks it."""
+    from chatsvc.models.store import ModelStore
+
+    try:
+        active = ModelStore(settings.models_directory, settings.keys_directory).active()
+        if active is None:
+            remedy = "`chatsvc quickstart` brings the embedded one; `chatsvc model fetch` and `import` others."
+            yield Finding("model", "fatal", "none is active", remedy)
+            return
+        active.verify(full=False)
+    except (ChatsvcError, OSError) as error:
+        yield Finding("model", "fatal", str(error), "`chatsvc model verify`, then import or fetch it again.")
+    else:
+        yield Finding("model", "good", f"{active.name} ({active.format})")
+
+
+def _nearest(path: Path) -> Path:
+    return path if path.exists() else _nearest(path.parent)
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()] if directory.is_dir() else []
