@@ -1,0 +1,69 @@
+"""What ``model.json`` says of a model: the card without its large parts, and which files are weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from chatsvc.errors import ModelRefused
+from chatsvc.models.card import ModelCard
+
+Format = Literal["gguf", "openvino", "safetensors"]
+
+DESCRIPTION_FILE = "model.json"
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``model.json``.
+
+    Attributes:
+        name, revision, created, context_length, eos_token_ids, bos_token, eos_token: as in :class:`ModelCard`.
+        format: how the weights are stored.
+        weights: the weight files, the largest secret of the folder; sealing encrypts exactly these.
+        source: where it was fetched or imported from, for people.
+    """
+
+    name: str
+    revision: str
+    created: int
+    context_length: int
+    eos_token_ids: list[int]
+    format: Format
+    weights: list[str]
+    bos_token: str = ""
+    eos_token: str = ""
+    source: str = ""
+
+    def encode(self) -> bytes:
+        """The file's bytes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def card(self, digest: str, tokenizer_json: bytes, chat_template: str) -> ModelCard:
+        """The whole card."""
+        return ModelCard(
+            name=self.name,
+            digest=digest,
+            revision=self.revision,
+            created=self.created,
+            context_length=self.context_length,
+            eos_token_ids=self.eos_token_ids,
+            tokenizer_json=tokenizer_json,
+            chat_template=chat_template,
+            bos_token=self.bos_token,
+            eos_token=self.eos_token,
+        )
+
+
+def decode(content: bytes) -> ModelDescription:
+    """Parse ``model.json``.
+
+    Raises:
+        ModelRefused: it is not one.
+    """
+    try:
+        return msgspec.json.decode(content, type=ModelDescription)
+    except msgspec.DecodeError as error:
+        raise ModelRefused from error

@@ -1,0 +1,107 @@
+"""The Ed25519 key that signs manifests: made on first use, 32 raw bytes, mode 0400; its public half lies beside it.
+
+Knows nothing about what is signed. Who only verifies needs the public file alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from chatsvc.errors import OperatorError
+from chatsvc.models.files import make_private_folder, replace_file, write_file
+
+PRIVATE_FILE_NAME = "model-signing.key"
+PUBLIC_FILE_NAME = "model-signing.pub"
+_KEY_BYTES = 32
+_CREDENTIALS = Path("/run/credentials")
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """The folder of the keys; nothing is read or made before it is needed."""
+
+    folder: Path
+
+    def ensure(self) -> Ed25519PrivateKey:
+        """The private key, made when there is none yet; the public file is mended when it is not its half.
+
+        Raises:
+            OperatorError: the key is damaged or open to others.
+        """
+        path = self.folder / PRIVATE_FILE_NAME
+        if not path.exists():
+            self._make(path)
+        key = Ed25519PrivateKey.from_private_bytes(read_secret(path, _KEY_BYTES))
+        public_path = self.folder / PUBLIC_FILE_NAME
+        public = key.public_key().public_bytes_raw().hex().encode() + b"\n"
+        if not public_path.exists() or public_path.read_bytes() != public:
+            replace_file(public_path, public, 0o444)
+        return key
+
+    def sign(self, message: bytes) -> bytes:
+        """Sign with the key, which is made when there is none yet."""
+        return self.ensure().sign(message)
+
+    def public_bytes(self) -> bytes:
+        """The public key, 32 bytes.
+
+        Raises:
+            OperatorError: there is none, or it is damaged.
+        """
+        try:
+            public = bytes.fromhex((self.folder / PUBLIC_FILE_NAME).read_text(encoding="ascii").strip())
+        except (OSError, ValueError) as error:
+            raise OperatorError(
+                f"{self.folder / PUBLIC_FILE_NAME}: cannot be read ({error}); restore it from a backup"
+            ) from error
+        if len(public) != _KEY_BYTES:
+            raise OperatorError(f"{self.folder / PUBLIC_FILE_NAME}: is no Ed25519 public key; restore it from a backup")
+        return public
+
+    def verify(self, signature: bytes, message: bytes) -> bool:
+        """Whether our key signed ``message``. A missing public key is no."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public_bytes()).verify(signature, message)
+        except (InvalidSignature, ValueError, OperatorError):
+            return False
+        return True
+
+    def _make(self, path: Path) -> None:
+        """Written under another name and then linked: of two processes one wins, and none reads half a key."""
+        make_private_folder(self.folder)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        write_file(beside, Ed25519PrivateKey.generate().private_bytes_raw(), 0o400)
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(beside)
+        beside.unlink()
+
+
+def read_secret(path: Path, size_bytes: int) -> bytes:
+    """A key file's bytes.
+
+    Raises:
+        OperatorError: not there, of another size, or open to others.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            secret = file.read(size_bytes + 1)
+    except OSError as error:
+        raise OperatorError(f"{path}: cannot be read ({error.strerror}); restore it or name another file") from error
+    # On a systemd credential the group bits show the mask of an access list, not a group's right (systemd.exec(5)).
+    forbidden = stat.S_IRWXO if path.is_relative_to(_CREDENTIALS) else stat.S_IRWXO | stat.S_IRWXG
+    if mode & forbidden:
+        raise OperatorError(f"{path}: others may read or change it; run: chmod 0400 {path}")
+    if len(secret) != size_bytes:
+        raise OperatorError(
+            f"{path}: must hold exactly {size_bytes} raw bytes; make one with: head -c {size_bytes} /dev/urandom"
+        )
+    return secret

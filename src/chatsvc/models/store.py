@@ -1,0 +1,234 @@
+"""The model store: one folder a model, and ``current``, a symbolic link to the one that is served.
+
+::
+
+    models/
+      current -> smollm2-135m-instruct
+      smollm2-135m-instruct/
+        model.json  tokenizer.json  chat_template.jinja  manifest.json   always
+        model.gguf | openvino_model.xml .bin | model.safetensors config.json
+
+A folder appears whole, under its name, with its manifest signed, or not at all; ``current`` is swapped in one step.
+Knows nothing about where models come from or who serves them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.errors import ModelRefused, OperatorError
+from chatsvc.models import description, manifest
+from chatsvc.models.card import ModelCard
+from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription
+from chatsvc.models.files import (
+    Progress,
+    check_name,
+    make_private_folder,
+    no_progress,
+    swap_link,
+    sync_folder,
+    temporary_folder,
+)
+from chatsvc.models.importing import GGUF_WEIGHTS, Label, import_into, suggested_name
+from chatsvc.models.manifest import Manifest
+from chatsvc.models.signing import SigningKeys
+from chatsvc.models.texts import MAX_SMALL_BYTES, MAX_TOKENIZER_BYTES
+
+CURRENT = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model of the store. Everything it gives out has been compared with the signed manifest first.
+
+    Args:
+        path: the folder; its name is the model's.
+        keys: verifies the manifest.
+    """
+
+    path: Path
+    keys: SigningKeys
+
+    @property
+    def name(self) -> str:
+        """The name in the store and on the wire."""
+        return self.path.name
+
+    @property
+    def format(self) -> str:
+        """``gguf``, ``openvino`` or ``safetensors``."""
+        return self.description().format
+
+    def description(self) -> ModelDescription:
+        """``model.json``.
+
+        Raises:
+            ModelRefused: it is not as signed.
+        """
+        signed, _ = self._manifest()
+        return self._description(signed)
+
+    def card(self) -> ModelCard:
+        """What the web side needs to know of it.
+
+        Raises:
+            ModelRefused: one of its files is not as signed.
+        """
+        signed, digest = self._manifest()
+        tokenizer_json = manifest.read_checked(self.path, signed, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
+        template = manifest.read_checked(self.path, signed, TEMPLATE_FILE, MAX_SMALL_BYTES)
+        return self._description(signed).card(digest, tokenizer_json, template.decode())
+
+    def verify(self, *, full: bool = False, progress: Progress = no_progress) -> None:
+        """Compare every file with the manifest; ``full`` reads them all, else size and times may vouch.
+
+        Raises:
+            ModelRefused: at any difference.
+        """
+        signed, _ = self._manifest()
+        manifest.check(self.path, signed, full=full, progress=progress)
+        self._description(signed)
+
+    @contextlib.contextmanager
+    def weights(self) -> Iterator[Path]:
+        """Verify, then give the path that a runner opens: the ``.gguf`` file, or the folder.
+
+        Raises:
+            ModelRefused: the folder is not as signed.
+        """
+        self.verify()
+        yield self.path / GGUF_WEIGHTS if self.format == "gguf" else self.path
+
+    def _manifest(self) -> tuple[Manifest, str]:
+        signed, digest = manifest.read(self.path, self.keys)
+        if signed.name != self.name:  # another model's folder under this name
+            raise ModelRefused
+        return signed, digest
+
+    def _description(self, signed: Manifest) -> ModelDescription:
+        content = manifest.read_checked(self.path, signed, DESCRIPTION_FILE, MAX_SMALL_BYTES)
+        decoded = description.decode(content)
+        if decoded.name != self.name:
+            raise ModelRefused
+        return decoded
+
+
+class ModelStore:
+    """The folder of models.
+
+    Args:
+        root: the folder; made when something is put in.
+        keys: the folder of the signing key.
+    """
+
+    def __init__(self, root: Path, keys: Path) -> None:
+        self.root = root
+        self.keys = SigningKeys(keys)
+
+    def list(self) -> list[ModelFolder]:
+        """All models by name; folders that are being made are not among them."""
+        if not self.root.is_dir():
+            return []
+        return [
+            ModelFolder(path, self.keys)
+            for path in sorted(self.root.iterdir())
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+        ]
+
+    def get(self, name: str) -> ModelFolder:
+        """One model.
+
+        Raises:
+            OperatorError: there is none of this name.
+        """
+        path = self.root / check_name(name)
+        if not path.is_dir() or path.is_symlink():
+            known = ", ".join(folder.name for folder in self.list()) or "none yet"
+            raise OperatorError(f"there is no model {name!r} in {self.root}; there are: {known}")
+        return ModelFolder(path, self.keys)
+
+    def active(self) -> ModelFolder | None:
+        """The model that ``current`` points to; None where none was activated.
+
+        Raises:
+            OperatorError: it points to what is not a model of the store.
+        """
+        link = self.root / CURRENT
+        if not link.is_symlink():
+            return None
+        target = link.readlink()
+        if len(target.parts) != 1:
+            raise OperatorError(f"{link} points out of the store; run: chatsvc model activate NAME")
+        return self.get(target.name)
+
+    def activate(self, name: str) -> ModelFolder:
+        """Verify the model and point ``current`` to it; the engine loads it at its next start.
+
+        Raises:
+            ModelRefused: it is not as signed.
+        """
+        folder = self.get(name)
+        folder.verify()
+        swap_link(self.root / CURRENT, folder.name)
+        return folder
+
+    def import_path(
+        self,
+        source: Path,
+        name: str | None = None,
+        *,
+        revision: str = "",
+        origin: str = "",
+        progress: Progress = no_progress,
+    ) -> ModelFolder:
+        """Take a ``.gguf`` file or a folder in under ``name``.
+
+        Raises:
+            OperatorError: the name is taken, or the source is not a model that can be served.
+        """
+        name = check_name(name or suggested_name(source))
+        label = Label(name=name, created=int(time.time()), revision=revision, source=origin)
+        with self.new_folder(name, progress) as folder:
+            import_into(folder, source, label, progress)
+        return self.get(name)
+
+    @contextlib.contextmanager
+    def new_folder(self, name: str, progress: Progress = no_progress) -> Iterator[Path]:
+        """An empty folder to fill; it is signed and becomes model ``name`` when the context ends well.
+
+        Raises:
+            OperatorError: the name is taken.
+        """
+        self._check_free(name)
+        make_private_folder(self.root)
+        with temporary_folder(self.root) as folder:
+            yield folder
+            manifest.write(folder, name, self.keys, progress)
+            self._check_free(name)
+            folder.rename(self.root / name)
+            sync_folder(self.root)
+
+    def remove(self, name: str) -> None:
+        """Remove a model that is not the active one.
+
+        Raises:
+            OperatorError: it is active.
+        """
+        folder = self.get(name)
+        link = self.root / CURRENT
+        if link.is_symlink() and link.readlink().name == name:
+            raise OperatorError(f"{name} is the active model; activate another one first")
+        gone = self.root / f".removed-{secrets.token_hex(6)}"
+        folder.path.rename(gone)  # from here on it is not in the store, even if removing is interrupted
+        sync_folder(self.root)
+        shutil.rmtree(gone)
+
+    def _check_free(self, name: str) -> None:
+        if (self.root / name).exists() or (self.root / name).is_symlink():
+            raise OperatorError(f"there is already a model {name!r}; remove it first, or give another --name")
