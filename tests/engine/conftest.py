@@ -1,0 +1,101 @@
+"""A loop in a thread on a real socket, a client of it, and the real model once a session."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.engine.scripted import ScriptedRunner
+
+from chatsvc.engine.client import EngineClient
+from chatsvc.engine.clients import Clients
+from chatsvc.engine.generation import Generation
+from chatsvc.engine.loop import Loop, LoopOptions
+from chatsvc.engine.protocol import Finished, Hello
+from chatsvc.engine.sockets import Listener
+from chatsvc.models import embedded
+from chatsvc.models.store import ModelFolder, ModelStore
+
+
+class LoopInThread:
+    """An engine without its process: the real loop, sockets and frames."""
+
+    def __init__(self, path: Path, runner: ScriptedRunner, options: LoopOptions) -> None:
+        self.runner = runner
+        self.clients = Clients(Listener(path), Hello(card=runner.card, max_num_seqs=runner.max_num_seqs, pid=1))
+        self.loop = Loop(runner, self.clients, options)
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.failure = error
+
+    def drain(self) -> None:
+        self.loop.request_drain()
+
+    def join(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+StartLoop = Callable[..., LoopInThread]
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Path:
+    return tmp_path / "engine.sock"
+
+
+@pytest.fixture
+def start_loop(socket_path: Path) -> Iterator[StartLoop]:
+    loops: list[LoopInThread] = []
+
+    def start(runner: ScriptedRunner | None = None, **options: float) -> LoopInThread:
+        quick = {"accept_while_draining_s": 0.2, "drain_timeout_s": 5.0, **options}
+        loops.append(LoopInThread(socket_path, runner or ScriptedRunner(), LoopOptions(**quick)))
+        return loops[-1]
+
+    yield start
+    for loop in loops:
+        loop.drain()
+    for loop in loops:
+        loop.join()
+
+
+@pytest.fixture
+def client(socket_path: Path) -> Iterator[EngineClient]:
+    client = EngineClient(socket_path, stall_timeout_s=10)
+    client.start()
+    yield client
+    client.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    """Poll until it holds."""
+    pause = threading.Event()
+    for _ in range(int(timeout_s / 0.01)):
+        if condition():
+            return
+        pause.wait(0.01)
+    raise AssertionError("it never came")
+
+
+def read_all(generation: Generation, timeout_s: float = 60) -> tuple[list[int], Finished]:
+    ids: list[int] = []
+    for _ in range(int(timeout_s / 0.2)):
+        got = generation.read(0.2)
+        if isinstance(got, Finished):
+            return ids, got
+        ids += got or []
+    raise AssertionError("it never finished")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The embedded model in a store of its own."""
+    home = tmp_path_factory.mktemp("models")
+    return embedded.ensure(ModelStore(home / "models", home / "keys"))
