@@ -1,0 +1,220 @@
+"""Fixtures for everybody: a real engine process with the embedded model, and real applications in front of it.
+
+``CHATSVC_TEST_ENGINE_SOCKET`` may name the socket of an engine that runs already; then none is started.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from chatsvc.app import create_app, running_in
+from chatsvc.errors import Conflict
+from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.assembly import assemble
+from chatsvc.settings import Settings, load
+from chatsvc.wiring import guard_options
+
+PASSWORDS = {"admin": "an admin's long password", "alice": "alice's long password", "bob": "bob's long password"}
+ROLES = {"admin": "admin", "alice": "user", "bob": "user"}
+# Hashes as cheap as the settings allow: what they cost is not what most tests are about.
+CHEAP = {
+    "CHATSVC_ACCOUNTS__ARGON2_MEMORY_KIB": "8192",
+    "CHATSVC_ACCOUNTS__ARGON2_TIME_COST": "1",
+    "CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.0/8"]',
+}
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
+    """Poll until it holds; the limit is generous because the machine may be busy."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out waiting for {what or condition}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def engine_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A real engine process with the embedded model, for the whole session; ready when the fixture is."""
+    named = os.environ.get("CHATSVC_TEST_ENGINE_SOCKET")
+    if named:
+        yield Path(named)
+        return
+    from chatsvc.models import embedded
+    from chatsvc.models.store import ModelStore
+
+    home = tmp_path_factory.mktemp("engine")
+    environment = {**os.environ, **CHEAP, "CHATSVC_HOME": str(home), "CHATSVC_ENGINE__MAX_NUM_SEQS": "8"}
+    settings = load(environment)
+    embedded.ensure(ModelStore(settings.models_directory, settings.keys_directory), offline=False)
+    log = home / "engine.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "chatsvc.cli.main", "engine"], env=environment, stdout=stream, stderr=stream
+        )
+    try:
+        wait_until(lambda: settings.engine_socket.exists() or process.poll() is not None, 120, "the engine")
+        assert process.poll() is None, log.read_text()
+        yield settings.engine_socket
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def make_app(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Flask]]:
+    """``make_app(CHATSVC_X__Y="…")``: an application with three accounts; ``with_model=False``: no engine behind it."""
+    with ExitStack() as stack:
+
+        def make(*, with_model: bool = True, home: Path = tmp_path / "home", **environment: str) -> Flask:
+            engine = request.getfixturevalue("engine_socket") if with_model else home / "no-engine.sock"
+            home.mkdir(exist_ok=True)
+            given = {"CHATSVC_HOME": str(home), "CHATSVC_ENGINE__SOCKET": str(engine), **CHEAP, **environment}
+            app = create_app(load(given))
+            running = running_in(app)
+            stack.callback(running.close)
+            for name, password in PASSWORDS.items():
+                with suppress(Conflict):  # the same home again: it has them
+                    running.guard.accounts.add(name, password, [ROLES[name]])
+            if with_model:
+                wait_until(lambda: running.engine.status().ready, what="the engine client")
+            return app
+
+        yield make
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Flask]) -> Flask:
+    """An application with a model behind it."""
+    return make_app()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of :func:`app`, at 127.0.0.1."""
+    return app.test_client()
+
+
+@pytest.fixture
+def bare_app(make_app: Callable[..., Flask]) -> Flask:
+    """An application with no engine behind it: for what needs no model."""
+    return make_app(with_model=False)
+
+
+@pytest.fixture
+def bare_client(bare_app: Flask) -> FlaskClient:
+    """A client of :func:`bare_app`."""
+    return bare_app.test_client()
+
+
+@pytest.fixture
+def login(request: pytest.FixtureRequest) -> Callable[..., dict[str, str]]:
+    """``login("alice")``: log in and return the headers of an authenticated request."""
+
+    def log_in(name: str = "alice", *, at: FlaskClient | None = None) -> dict[str, str]:
+        client = at if at is not None else request.getfixturevalue("client")
+        answer = client.post("/login", json={"username": name, "password": PASSWORDS[name]})
+        assert answer.status_code == 200, answer.json
+        return {"Authorization": f"Bearer {answer.json['access_token']}"}
+
+    return log_in
+
+
+@dataclass(frozen=True)
+class Server:
+    """A real gunicorn on a port of the loopback address."""
+
+    url: str
+    port: int
+    key: str
+    settings: Settings
+    log: Path
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@pytest.fixture(scope="session")
+def server(engine_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The application as it is served: gunicorn with its real configuration, and an API key of alice's."""
+    home = tmp_path_factory.mktemp("server")
+    port = free_port()
+    given = {
+        **CHEAP,
+        "CHATSVC_HOME": str(home),
+        "CHATSVC_ENGINE__SOCKET": str(engine_socket),
+        "CHATSVC_SERVER__HOST": "127.0.0.1",
+        "CHATSVC_SERVER__PORT": str(port),
+        "CHATSVC_SERVER__KEEP_ALIVE_S": "0.2",
+        "CHATSVC_SERVER__DRAIN_TIMEOUT_S": "5",
+        "CHATSVC_LIMITS__MAX_WAITING": "32",
+    }
+    settings = load(given)
+    key = _with_accounts(settings)
+    log = home / "web.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-c", str(_gunicorn_configuration())],
+            env={**os.environ, **given},
+            stdout=stream,
+            stderr=stream,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _is_ready(url) or process.poll() is not None, 60, "gunicorn")
+        assert process.poll() is None, log.read_text()
+        yield Server(url, port, key, settings, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, chosen by the system."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _with_accounts(settings: Settings) -> str:
+    guard = assemble(guard_options(settings))
+    try:
+        for name, password in PASSWORDS.items():
+            guard.accounts.add(name, password, [ROLES[name]])
+        return guard.api_keys.create(NewKey("alice", "tests", ["chat"]))[0]
+    finally:
+        guard.close()
+
+
+def _gunicorn_configuration() -> Path:
+    from chatsvc.resources import resource_path
+
+    return resource_path("config/gunicorn.conf.py")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
