@@ -39,6 +39,12 @@ def test_a_session_that_raises_leaves_nothing(database):
         assert session.scalar(select(func.count()).select_from(Account)) == 0
 
 
+def test_the_file_belongs_to_one_account_of_the_machine(tmp_path, database):
+    with database.session() as session:
+        session.add(an_account("ada"))
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("chatsvc.db*")} == {0o600}
+
+
 def test_two_accounts_of_one_name_are_our_mistake_not_an_outage(database):
     with pytest.raises(IntegrityError), database.session() as session:
         session.add_all([an_account("ada"), Account(**{**vars_of(an_account("ada")), "id": "other"})])

@@ -10,9 +10,11 @@ handler sleeps and polls, which is slow and unfair with many threads; the busy t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url
@@ -110,9 +112,17 @@ def _sqlite_engine(url: str, pool_size: int) -> Engine:
         pool_timeout=5,
         connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "check_same_thread": False, "isolation_level": None},
     )
+    event.listen(engine, "do_connect", _make_private)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_private(_dialect: Any, _record: Any, arguments: list[Any], _keywords: Any) -> None:
+    """Conversations are in it: the file belongs to one account. SQLite gives its log the mode of the file."""
+    path = Path(arguments[0])
+    with suppress(OSError):  # it is there already, or cannot be: then connecting says so
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

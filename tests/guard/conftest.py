@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import time
+from ipaddress import ip_address, ip_network
+
+import pytest
+from flask import Flask
+
+from chatsvc.errors import AuditUnavailable
+from chatsvc.guard.assembly import GuardOptions, assemble
+from chatsvc.guard.gate import GateOptions
+from chatsvc.guard.passwords import PasswordOptions
+from chatsvc.guard.principal import Limits
+from chatsvc.guard.room import Room
+
+PASSWORD = "correct horse battery"
+HOME = ip_address("127.0.0.1")
+
+
+class Clock:
+    """Time that only moves when told to; starts at the real time, which PyJWT looks at."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock(time.time())
+
+
+@pytest.fixture
+def options(tmp_path):
+    return GuardOptions(
+        store_url=f"sqlite:///{tmp_path / 'chatsvc.db'}",
+        keys_directory=tmp_path / "keys",
+        gate=GateOptions(
+            limits=Limits(requests_per_minute=100, tokens_per_day=1000, max_concurrent=3),
+            allowed_networks=[ip_network("127.0.0.0/8"), ip_network("::ffff:10.0.0.0/104")],
+            trusted_proxies=[ip_network("192.0.2.0/24")],
+            role_limits={"operator": {"tokens_per_day": 5000}},
+        ),
+        passwords=PasswordOptions(memory_kib=8192, time_cost=1),
+    )
+
+
+@pytest.fixture
+def guard(options, clock):
+    guard = assemble(options, clock=clock)
+    app = Flask("test")
+    guard.tokens.install(app)
+    with app.app_context():
+        yield guard
+    guard.close()
+
+
+@pytest.fixture
+def gate(guard, options):
+    def record(action, actor, details):
+        raise AuditUnavailable
+
+    return guard.gate(options, Room(2, 4, 3), record)
+
+
+@pytest.fixture
+def ada(guard):
+    """An account with the role ``user``."""
+    return guard.accounts.add("ada", PASSWORD, ["user"]).after
+
+
+@pytest.fixture
+def pair(guard, ada):
+    """The tokens of one login."""
+    return guard.sessions.start(ada["id"], str(HOME))[1]
