@@ -30,6 +30,7 @@ class Device:
 
     def resume(self, segment: Path, segment_bytes: int, note_bytes: int) -> None:
         """Go on in a segment that is there; what is behind the given lengths was not written to its end."""
+        self._close_files()
         self._segment = self._at(segment, segment_bytes)
         self._notes = self._at(layout.checkpoints_of(segment), note_bytes)
 

@@ -135,6 +135,12 @@ class Lock:
         os.close(self._fd)
 
 
+def fill_of(path: Path) -> float:
+    """How full the file system is, 0 to 1."""
+    state = os.statvfs(path)
+    return 1 - state.f_bavail / state.f_blocks if state.f_blocks else 0.0
+
+
 def sync_directory(path: Path, calls: Calls = SYSTEM) -> None:
     """Make names inside a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -14,8 +14,9 @@ from typing import Any
 
 from chatsvc.audit import keys
 from chatsvc.audit.checkpoint import Checkpoint, Signer, format_checkpoint
-from chatsvc.audit.device import Device
+from chatsvc.audit.contents import Contents
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.record import Pseudonyms, Record, describe, format_time, seal
 from chatsvc.audit.seal import EPOCH_ACTION, SealKey
@@ -69,16 +70,19 @@ class Secrets:
     signer: Signer
     sealing: SealKey
     pseudonyms: Pseudonyms
+    contents: Contents
 
 
 class Journal:
     """An open log. Make one with :func:`chatsvc.audit.opening.open_journal`."""
 
-    def __init__(self, options: AuditOptions, clock: Clock, device: Device, secrets: Secrets) -> None:
+    def __init__(self, options: AuditOptions, clock: Clock, mirror: Mirror, secrets: Secrets) -> None:
         self.options = options
         self.clock = clock
         self.pseudonyms = secrets.pseudonyms
-        self._device = device
+        self.mirror = mirror
+        self.on_note: Callable[[str], None] = lambda _: None
+        self._contents = secrets.contents
         self._signer = secrets.signer
         self._sealing = secrets.sealing
         self._since = Since()
@@ -92,6 +96,8 @@ class Journal:
     def entry(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Entry:
         """A record to be committed, with the time of now."""
         fields = describe(stage, facts, result, self.pseudonyms) | more
+        if result is not None and result.content is not None:
+            fields |= self._contents.fields(result.content, self.position.log_id)
         return Entry(fields, self.clock.wall_us(), self.clock.mono_us())
 
     def end_of(self, begin: Entry, result: Result) -> Entry:
@@ -108,7 +114,7 @@ class Journal:
             self._turn_epoch(now)
         since = self._since
         is_due = (
-            self._device.segment_bytes >= self.options.segment_bytes
+            self.mirror.segment_bytes >= self.options.segment_bytes
             or now - since.segment_us >= self.options.segment_age_s * _MICRO
         )
         if is_due and self.position.seq > since.segment_seq + 1:
@@ -128,7 +134,7 @@ class Journal:
         for entry in entries:
             seqs.append(position.seq)
             lines.append(self._compose(position, entry, min(max(entry.wall_us, position.last_us), now)))
-        self._device.append(b"".join(line + b"\n" for line in lines))
+        self.mirror.append(b"".join(line + b"\n" for line in lines))
         self.position = position
         self._since.num_records += len(entries)
         for entry, seq in zip(entries, seqs, strict=True):
@@ -150,8 +156,9 @@ class Journal:
         frontier = self.position.frontier
         checkpoint = Checkpoint(self._signer.verifier_key.name, frontier.size, frontier.root())
         note = self._signer.sign(format_checkpoint(checkpoint))
-        self._device.append_note(note)
+        self.mirror.append_note(note)
         since.num_records, since.checkpoint_us, since.last_note = 0, self.clock.mono_us(), note
+        self.on_note(note)
 
     def continue_from(self, position: Position, since: Since) -> None:
         """Take up a log where it was left."""
@@ -159,7 +166,7 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._device.close()
+        self.mirror.close()
 
     # -- parts
 
@@ -202,7 +209,7 @@ class Journal:
         entry.fields["segment"] = header_of(position, self._signer.verifier_key.name, self._since.last_note)
         entry.wall_us = now
         line = self._compose(position, entry, now)
-        self._device.start_segment(self.position.seq, line + b"\n")
+        self.mirror.start_segment(self.position.seq, line + b"\n")
         self._since.segment_us, self._since.segment_seq = now, self.position.seq
         self._since.num_records += 1
         self.position = position

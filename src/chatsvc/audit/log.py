@@ -11,19 +11,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal, Self
 
 from chatsvc.audit.denials import Denials
 from chatsvc.audit.device import Device
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld
+from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
 from chatsvc.audit.journal import Clock, Entry, Journal, system_clock
+from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.opening import open_journal
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, Witness
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
+_PUBLISH_S = 5  # witnesses get so long for the last checkpoint
 _ABANDONED = Result("aborted", reason="nobody waited for the disk any longer")
 
 
@@ -68,8 +73,14 @@ class AuditLog:
         self._why: str | None = None
         self._committing_since: float | None = None
         self._retry_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
-        self._thread.start()
+        self._publisher = Publisher(_witnesses(self._options))
+        journal.on_note = self._publisher.send
+        self._threads = [
+            threading.Thread(target=self._run, name="audit-writer", daemon=True),
+            threading.Thread(target=self._publisher.run, name="audit-witness", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @classmethod
     def open(cls, options: AuditOptions, *, clock: Clock | None = None, calls: Calls = SYSTEM) -> Self:
@@ -79,18 +90,14 @@ class AuditLog:
             AuditUnavailable: it cannot be written just now (another process writes it, no space, a failing disk).
             OperatorError: it is damaged, or a key is gone; the message says what to do.
         """
-        try:
-            device = Device(options.directory, options.lock_timeout_s, calls)
-        except (LockHeld, OSError) as error:
-            raise AuditUnavailable(f"The audit log cannot be opened: {error}") from error
-        try:
-            return cls(open_journal(options, clock or system_clock(), device))
-        except (DiskFull, DiskFailed, OSError) as error:
-            device.close()
-            raise AuditUnavailable(f"The audit log cannot be written: {error}") from error
-        except BaseException:
-            device.close()
-            raise
+        with ExitStack() as opened:
+            try:
+                mirror = _mirror(options, calls, opened)
+                journal = open_journal(options, clock or system_clock(), mirror)
+            except (LockHeld, DiskFull, DiskFailed, OSError) as error:
+                raise AuditUnavailable(f"The audit log cannot be written: {error}") from error
+            opened.pop_all()
+        return cls(journal)
 
     # -- what callers do
 
@@ -127,6 +134,15 @@ class AuditLog:
             return "the disk of the audit log does not answer"
         return self._why
 
+    def alarms(self) -> list[str]:
+        """What does not stop the service but needs somebody: a device, a witness, space."""
+        return [*self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
+
+    def _tight(self) -> list[str]:
+        fills = {each: fill_of(each) for each in self._journal.mirror.directories}
+        tight = {each: fill for each, fill in fills.items() if fill >= self._options.space_alarm}
+        return [f"the file system of {each} is {fill:.0%} full" for each, fill in tight.items()]
+
     def close(self) -> None:
         """Write what is waiting, a last checkpoint, and let go. Whoever comes later is refused."""
         with self._wake:
@@ -135,9 +151,11 @@ class AuditLog:
             was, self._state = self._state, "closed"
             self._why = self._why or "the audit log is closed"
             self._wake.notify()
-        self._thread.join()
+        self._threads[0].join()
         if was != "dead":
             self._finish_writing()
+        self._publisher.stop()
+        self._threads[1].join(_PUBLISH_S)
         self._journal.close()
 
     # -- what an OpenRecord does
@@ -200,6 +218,9 @@ class AuditLog:
     def _write(self, batch: _Batch) -> None:
         now = time.monotonic()
         self._committing_since = now
+        if now >= self._retry_at:
+            self._retry_at = now + self._options.retry_s
+            self._journal.mirror.catch_up()
         self._journal.keep_up()
         with self._lock:
             owed, self._owed = self._owed, []
@@ -259,3 +280,25 @@ class AuditLog:
             self._journal.checkpoint()
         except (DiskFull, DiskFailed) as error:
             _log.critical("the audit log was closed without its last records: %s", error.message)
+
+
+def _mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
+    """The devices that can be opened, at least one."""
+    directories = [options.directory] + ([options.second_directory] if options.second_directory else [])
+    devices: list[Device] = []
+    missing: dict[Path, OSError] = {}
+    for directory in directories:
+        try:
+            devices.append(Device(directory, options.lock_timeout_s, calls))
+        except OSError as error:
+            missing[directory] = error
+        else:
+            opened.callback(devices[-1].close)
+    if not devices:
+        raise missing[options.directory]
+    return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
+
+
+def _witnesses(options: AuditOptions) -> list[Witness]:
+    files: list[Witness] = [FileWitness(path) for path in options.witness_files]
+    return files + ([SyslogWitness(options.witness_syslog)] if options.witness_syslog else [])

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, Signer, format_vkey
-from chatsvc.audit.device import Device
+from chatsvc.audit.contents import Contents
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import write_whole
 from chatsvc.audit.journal import Clock, Entry, Journal, Secrets, Since
+from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
 from chatsvc.audit.replay import Notes, Replay, read_notes
@@ -28,21 +28,22 @@ _MICRO = 1_000_000
 _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
 
 
-def open_journal(options: AuditOptions, clock: Clock, device: Device) -> Journal:
-    """Open or begin the log on a device.
+def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
+    """Open or begin the log, from the device that holds most of it.
 
     Raises:
         OperatorError: the log, or a key of it, is damaged or gone; what to do is in the message.
         DiskFull, DiskFailed: what must be written at the start cannot be.
     """
-    segments = layout.segments(options.directory)
+    directory = mirror.choose_leader().directory
+    segments = layout.segments(directory)
     if segments and not _begun_durably(segments[-1]):  # (1)
         _drop(segments.pop())
     if segments:
-        return _resume(options, clock, device, segments[-1])
-    if (options.directory / layout.VKEY).exists():
-        raise OperatorError(f"The audit log's segments are gone from {options.directory}. {_REMEDY}")
-    return _begin(options, clock, device)
+        return _resume(options, clock, mirror, segments[-1])
+    if (directory / layout.VKEY).exists():
+        raise OperatorError(f"The audit log's segments are gone from {directory}. {_REMEDY}")
+    return _begin(options, clock, mirror)
 
 
 def _begun_durably(segment: Path) -> bool:
@@ -56,22 +57,23 @@ def _drop(segment: Path) -> None:
     layout.checkpoints_of(segment).unlink(missing_ok=True)
 
 
-def _begin(options: AuditOptions, clock: Clock, device: Device) -> Journal:
+def _begin(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
     """A new log. Its public key is named last: from then on a directory without segments is a loss."""
     log_id = os.urandom(16).hex()
     sealing = SealKey(log_id, Epochs(clock.wall_us() // _MICRO, options.epoch_s), 0, os.urandom(32))
     keys.begin_sealing(options.keys, sealing)
     signer = Signer(f"{options.origin}/{log_id}", keys.signing_key(options.keys, create=True))
     pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=True))
-    journal = Journal(options, clock, device, Secrets(signer, sealing, pseudonyms))
+    contents = Contents(options.level, options.auditor_key)
+    journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
     journal.start_segment()
     journal.commit([journal.own("audit.start", log="new", pid=os.getpid())])
     journal.checkpoint()
-    _name_key(options.directory, signer)
+    _name_key(mirror, signer)
     return journal
 
 
-def _resume(options: AuditOptions, clock: Clock, device: Device, segment: Path) -> Journal:
+def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) -> Journal:
     header = _header(segment)
     sealing = keys.seal_key(options.keys, header["log_id"])
     signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
@@ -82,7 +84,8 @@ def _resume(options: AuditOptions, clock: Clock, device: Device, segment: Path) 
         raise OperatorError(
             f"The audit log in {options.directory} is older than its sealing key: it was rolled back. {_REMEDY}"
         )
-    journal = Journal(options, clock, device, Secrets(signer, sealing, pseudonyms))
+    contents = Contents(options.level, options.auditor_key)
+    journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
     since = Since(
         num_records=position.seq - replay.covered,
         segment_us=position.last_us,
@@ -90,11 +93,11 @@ def _resume(options: AuditOptions, clock: Clock, device: Device, segment: Path) 
         last_note=notes.notes[-1] if notes.notes else header["segment"]["checkpoint"],
     )
     journal.continue_from(position, since)
-    device.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
+    mirror.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
     if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
         journal.forget_old_key()
     _tidy(journal, len(replay.torn))
-    _name_key(options.directory, signer)
+    _name_key(mirror, signer)
     return journal
 
 
@@ -140,10 +143,12 @@ def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
     return journal.entry("end", facts, Result("aborted", reason="the process ended before this did"), begin=seq)
 
 
-def _name_key(directory: Path, signer: Signer) -> None:
+def _name_key(mirror: Mirror, signer: Signer) -> None:
     """The public key lies beside the log, so that a copy without secrets can be verified."""
-    path = directory / layout.VKEY
     line = format_vkey(signer.verifier_key) + "\n"
-    known = path.read_text(encoding="utf-8") if path.exists() else ""
+    paths = [directory / layout.VKEY for directory in mirror.directories]
+    known = next((path.read_text(encoding="utf-8") for path in paths if path.exists()), "")
     if line not in known:
-        write_whole(path, (known + line).encode(), 0o644, replace=True)
+        known += line
+    if any(not path.exists() or path.read_text(encoding="utf-8") != known for path in paths):
+        mirror.put(layout.VKEY, known.encode())

@@ -25,6 +25,10 @@ class AuditOptions:
         retry_s: while there is no space, writing is tried again this often.
         commit_timeout_s: a disk that needs longer for one commit counts as not writable.
         lock_timeout_s: how long to wait for another process to let go of the log.
+        second_directory: the same log again, best on another file system; one that works is enough.
+        witness_files, witness_syslog: where checkpoints are sent: files on other mounts, the socket of a system log.
+        level: how much of a content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
+        space_alarm: a file system that is fuller than this alarms.
     """
 
     directory: Path
@@ -40,3 +44,9 @@ class AuditOptions:
     retry_s: float = 1
     commit_timeout_s: float = 10
     lock_timeout_s: float = 5
+    second_directory: Path | None = None
+    witness_files: tuple[Path, ...] = ()
+    witness_syslog: str | None = None
+    level: Level = "metadata"
+    auditor_key: Path | None = None
+    space_alarm: float = 0.8

@@ -5,6 +5,8 @@ Whoever rewrites the log and its checkpoints on this host cannot rewrite these. 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from chatsvc.audit.checkpoint import (
     split_notes,
 )
 
+_SYSLOG = re.compile(rb'chatsvc-checkpoint ("(?:[^"\\]|\\.)*")')
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -28,8 +32,13 @@ class Seen:
 
     @classmethod
     def read(cls, path: Path) -> Seen:
-        """Read a witness's file; a note that was not written to its end is left out."""
-        notes, _ = split_notes(path.read_bytes())
+        """Read a witness's file, or a system log with such lines; a note not written to its end is left out."""
+        data = path.read_bytes()
+        lines = _SYSLOG.findall(data)
+        try:
+            notes = [str(json.loads(line)) for line in lines] if lines else split_notes(data)[0]
+        except ValueError:
+            raise NoteInvalid(f"{path} holds a damaged checkpoint.") from None
         if not notes:
             raise NoteInvalid(f"{path} holds no checkpoint.")
         return cls(tuple((parse_checkpoint(note.rpartition("\n\n")[0] + "\n"), note) for note in notes))
@@ -45,9 +54,8 @@ class Seen:
             NoteInvalid: one has a wrong signature.
             KeyUnknown: one is signed by another key than the log.
         """
-        return [
-            parse_checkpoint(open_note(note, keys)) for checkpoint, note in self.notes if _log_id(checkpoint) == log_id
-        ]
+        notes = [note for checkpoint, note in self.notes if _log_id(checkpoint) == log_id]
+        return [parse_checkpoint(open_note(note, keys)) for note in notes]
 
     def lost(self, found: Iterable[str | None], keys: Sequence[VerifierKey]) -> list[tuple[str, int]]:
         """Logs signed with one of these public keys that are not among those found, with the largest size seen."""
