@@ -100,6 +100,16 @@ def sentence(location: tuple[int | str, ...], message: str, keys: Mapping[str, f
     return f"{path}: {message.removeprefix('Value error, ')}" if path else message.removeprefix("Value error, ")
 
 
+def parse_list(value: object) -> object:
+    """A list, or its JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError('this is a list; in the environment it is JSON, such as ["a", "b"]') from None
+
+
 def parse_networks(value: object) -> list[Network]:
     """A list of CIDR networks, or its JSON text; every network that does not parse is named at once."""
     if isinstance(value, str):

@@ -1,0 +1,152 @@
+"""The tables of ``chatsvc.toml``: every key, its type, its bounds and its default.
+
+``config/chatsvc.toml`` documents each of them; a test keeps both in step. Knows nothing about where values come from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from chatsvc.settings_sources import Network, parse_list, parse_networks
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Networks = Annotated[list[Network], NoDecode, BeforeValidator(parse_networks)]
+Paths = Annotated[list[Path], NoDecode, BeforeValidator(parse_list)]
+
+
+class Section(BaseModel):
+    """A table of the file. Unknown keys are errors: a typo must not silently leave a limit at its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ServerSection(Section):
+    """``[server]``: the listening side."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    socket: Path | None = None
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each running and waiting request, and some to spare
+    drain_timeout_s: Seconds = 30
+    keep_alive_s: Annotated[float, Field(ge=0)] = 10
+    max_body_bytes: Count = 65536
+
+
+class GuardSection(Section):
+    """``[guard]``: who may connect. Nothing is on the list by default."""
+
+    allowed_networks: Networks = []
+    trusted_proxies: Networks = []
+    scraper_networks: Networks = []
+
+
+class TokensSection(Section):
+    """``[tokens]``: JWT. Signing keys live in ``CHATSVC_HOME/keys``, made on first use; none has a default."""
+
+    algorithm: Literal["HS256", "EdDSA"] = "HS256"
+    issuer: str = "chatsvc"
+    audience: str = "chatsvc"
+    access_lifetime_s: Count = 600
+    refresh_idle_s: Count = 86_400
+    refresh_absolute_s: Count = 604_800
+    leeway_s: Annotated[int, Field(ge=0)] = 30
+
+
+class AccountsSection(Section):
+    """``[accounts]``: passwords and the login throttle."""
+
+    argon2_memory_kib: Annotated[int, Field(ge=8192)] = 19_456
+    argon2_time_cost: Count = 3
+    argon2_parallelism: Count = 1
+    max_parallel_hashes: Count = 2
+    roles: dict[str, list[Literal["chat", "metrics", "audit", "admin"]]] = {
+        "viewer": ["metrics"],
+        "user": ["chat"],
+        "operator": ["chat", "metrics"],
+        "auditor": ["audit"],
+        "admin": ["admin", "audit", "chat", "metrics"],
+    }
+
+
+class RoleLimits(Section):
+    """What one role may use instead of the default; of several roles the most generous counts."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_day: Count | None = None
+    max_concurrent: Count | None = None
+
+
+class LimitsSection(Section):
+    """``[limits]``: what one principal may use, and how much may wait in all."""
+
+    requests_per_minute: Count = 600
+    tokens_per_day: Count = 5_000_000
+    max_concurrent_per_principal: Count = 64
+    max_waiting: Count = 96
+    by_role: dict[str, RoleLimits] = {}
+
+
+class ChatSection(Section):
+    """``[chat]``: defaults and bounds of a completion."""
+
+    system_prompt: str = ""
+    default_max_tokens: Count = 512
+    max_tokens_cap: Count = 4096
+    default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    deadline_s: Seconds = 300
+
+
+class EngineSection(Section):
+    """``[engine]``: the process that holds the model."""
+
+    runner: Literal["auto", "openvino", "torch"] = "auto"
+    socket: Path | None = None
+    max_num_seqs: Count = 16
+    cache_size_gb: Annotated[float, Field(gt=0)] = 1.0
+    prefill_chunk_tokens: Count = 256
+    num_threads: Annotated[int, Field(ge=0)] = 0
+    stall_timeout_s: Seconds = 30
+
+
+class ModelsSection(Section):
+    """``[models]``: where models live. ``kek_file`` holds 32 raw bytes."""
+
+    directory: Path | None = None
+    kek_file: Path | None = None
+    offline: bool = False
+
+
+class AuditSection(Section):
+    """``[audit]``: the log. There is no key that turns it off."""
+
+    directory: Path | None = None
+    checkpoint_records: Count = 256
+    checkpoint_interval_s: Seconds = 60
+    origin: str = "chatsvc.local/audit"
+    segment_bytes: Annotated[int, Field(ge=65_536)] = 64 * 1024 * 1024
+    segment_age_s: Seconds = 86_400
+    epoch_s: Annotated[int, Field(ge=1)] = 900
+    level: Literal["metadata", "redacted", "sealed"] = "metadata"
+    auditor_key_file: Path | None = None
+    second_directory: Path | None = None
+    witness_files: Paths = []
+    witness_syslog: Path | None = None
+    space_alarm: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+
+class StoreSection(Section):
+    """``[store]``: the database; ``url`` may hold a password, so it is a secret."""
+
+    url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+
+
+class LogsSection(Section):
+    """``[logs]``: the operational log (JSON lines on standard error); never a prompt."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
