@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from flask import Flask
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.options import AuditOptions
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Planner
@@ -24,7 +23,7 @@ from chatsvc.http import auth, chat, conversations, hooks, openai, ops, problems
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
-from chatsvc.wiring import guard_options, outbox_recorder
+from chatsvc.wiring import audit_options, guard_options, outbox_recorder
 
 EXTENSION = "chatsvc"
 
@@ -123,14 +122,3 @@ def _register(app: Flask, running: Running) -> None:
 def _auth_parts(running: Running) -> auth.AuthParts:
     guard = running.guard
     return auth.AuthParts(running.gate, guard.login, guard.accounts, guard.sessions, guard.ring, running.audit)
-
-
-def audit_options(settings: Settings) -> AuditOptions:
-    """The log's part of the settings."""
-    return AuditOptions(
-        directory=settings.audit_directory,
-        keys=settings.keys_directory,
-        origin=settings.audit.origin,
-        checkpoint_records=settings.audit.checkpoint_records,
-        checkpoint_interval_s=settings.audit.checkpoint_interval_s,
-    )

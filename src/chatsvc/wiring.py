@@ -1,4 +1,4 @@
-"""From settings to the guard's own options: what the web process and the command line both need.
+"""From settings to the rooms' own options: what the web process and the command line both need.
 
 Knows both sides, and nothing about what either does with the values.
 """
@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
+from chatsvc.audit.options import AuditOptions
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.outbox import Recorder
@@ -18,6 +19,27 @@ from chatsvc.guard.passwords import PasswordOptions
 from chatsvc.guard.principal import Limits
 from chatsvc.guard.tokens import TokenOptions
 from chatsvc.settings import Settings
+
+
+def audit_options(settings: Settings) -> AuditOptions:
+    """The audit log's options."""
+    audit = settings.audit
+    return AuditOptions(
+        directory=settings.audit_directory,
+        keys=settings.keys_directory,
+        origin=audit.origin,
+        checkpoint_records=audit.checkpoint_records,
+        checkpoint_interval_s=audit.checkpoint_interval_s,
+        segment_bytes=audit.segment_bytes,
+        segment_age_s=audit.segment_age_s,
+        epoch_s=audit.epoch_s,
+        level=audit.level,
+        auditor_key=audit.auditor_key_file,
+        second_directory=audit.second_directory,
+        witness_files=tuple(audit.witness_files),
+        witness_syslog=str(audit.witness_syslog) if audit.witness_syslog else None,
+        space_alarm=audit.space_alarm,
+    )
 
 
 def guard_options(settings: Settings) -> GuardOptions:
