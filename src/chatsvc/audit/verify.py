@@ -114,10 +114,12 @@ class _Reading:
         keys = self._trust.keys_of(self._home)
         if not keys:  # (1)
             raise KeyUnknown("There is no public key to verify with (audit.vkey); give one with --key.")
-        if not segments:
+        stone = None if self._alone else read_tombstone(self._home, keys)
+        left = [each for each in segments if stone is None or (layout.first_seq(each) or 0) >= stone.size]
+        if not left:
             return self._missing(keys)
-        replay = self._begin(segments[0], keys)  # (2)
-        for segment in segments:
+        replay = self._begin(left[0], stone, keys)  # (2)
+        for segment in left:
             self._read(replay, segment, keys)  # (1) (3) (4)
         return self._conclude(replay)  # (5) (6)
 
@@ -126,7 +128,7 @@ class _Reading:
         message = "record 0: the segments are gone, but the log's key is here"
         return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0)
 
-    def _begin(self, segment: Path, keys: Sequence[VerifierKey]) -> Replay:
+    def _begin(self, segment: Path, stone: Tombstone | None, keys: Sequence[VerifierKey]) -> Replay:
         with segment.open("rb") as file:
             line = file.readline(MAX_LINE_BYTES)
         position = position_at(line.rstrip(b"\n"))
@@ -134,10 +136,8 @@ class _Reading:
         replay = self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
         if position.seq == 0 and position.prev != FIRST_PREV:
             raise Tampered(0, "the first record names a record before it")
-        if position.seq and not self._alone:
-            stone = read_tombstone(self._home, keys)
-            if stone is None or not _is_where(stone, position.frontier):
-                raise Tampered(position.seq - 1, f"records 0 to {position.seq - 1} are gone without a tombstone")
+        if position.seq and not self._alone and (stone is None or not _is_where(stone, position.frontier)):
+            raise Tampered(position.seq - 1, f"records 0 to {position.seq - 1} are gone without a tombstone")
         if self._trust.witness is not None:
             seen = self._trust.witness.of(position.log_id, keys)
             replay.expect(each for each in seen if each.size >= position.seq)  # what was pruned cannot be compared

@@ -30,7 +30,7 @@ from chatsvc.audit.seal import EPOCH_ACTION, Epochs, SealKey
 from chatsvc.audit.tree import Frontier, ProofInvalid, leaf_hash
 from chatsvc.errors import ChatsvcError
 
-_OPEN_FIELDS = ("request_id", "action", "actor")
+OPEN_FIELDS = ("request_id", "action", "actor")
 
 
 class Tampered(ChatsvcError):
@@ -82,7 +82,7 @@ class Position:
         """The record is in the log: go on behind it."""
         stage = record["stage"]
         if stage == "begin":
-            self.open[self.seq] = {name: record[name] for name in _OPEN_FIELDS}
+            self.open[self.seq] = {name: record[name] for name in OPEN_FIELDS}
         elif stage == "end":
             del self.open[record["begin"]]
         self.prev = leaf_hash(line)
@@ -119,7 +119,7 @@ def position_at(line: bytes) -> Position:
             bytes.fromhex(record["prev"]),
             0,
             None,
-            {each["seq"]: {name: each[name] for name in _OPEN_FIELDS} for each in header["open"]},
+            {each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in header["open"]},
         )
     except (RecordInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         raise RecordInvalid("The first line of a segment is not a segment record.") from None

@@ -1,0 +1,172 @@
+"""One file that proves a stretch of time by itself: records, checkpoints, proofs and the public key, signed as a whole.
+
+Lines of canonical JSON, told apart by their one key (a record has many)::
+
+    {"export": {"v", "from", "to", "made_at", "vkeys"}}
+    {"log": {"log_id", "first_seq", "prev", "epoch", "segment"}}    for each log that has some, then
+      records as they are, and between them, where they end,
+      {"checkpoint": "<note>"}
+      {"end": {"size", "checkpoint", "right"}}                              a range proof, below
+    {"signature": "<note>"}                                                 over the SHA-256 of all lines before
+
+``segment.tree`` is the frontier in front of the first record, ``right`` the roots of the perfect subtrees from behind
+the last one up to ``size``; frontier, records and ``right`` lead to the root of ``checkpoint``, which is what witnesses
+have seen. Knows nothing about HTTP or files to write to: it yields pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.audit import keys, layout
+from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey, parse_vkey
+from chatsvc.audit.record import MAX_LINE_BYTES, decode, encode, format_time, parse_time
+from chatsvc.audit.replay import Replay, read_notes
+from chatsvc.audit.tree import cover, leaf_hash, root_of
+from chatsvc.audit.walk import Position, Walk, header_of, position_at
+from chatsvc.errors import OperatorError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Unix microseconds: from the first, up to and without the second; ``made_at`` is now."""
+
+    start_us: int
+    end_us: int
+    made_at_us: int
+
+
+def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]:
+    """The export of every log in a directory, in pieces.
+
+    Raises:
+        OperatorError: there is no log or no signing key; nothing has been yielded then.
+        Tampered, RecordInvalid: the log is damaged; what was yielded is no export without its signature.
+    """
+    logs = [(each, _vkey(each)) for each in layout.logs(directory) if (each / layout.VKEY).exists()]
+    if not logs:
+        raise OperatorError(f"There is no audit log in {directory}.")
+    signing = keys.signing_key(keys_directory, create=False)
+    return _lines(logs, [Signer(key.name, signing) for _, key in logs], span)
+
+
+def signature_text(name: str, digest: bytes) -> str:
+    """What is signed at the end of an export."""
+    return f"{name}\nexport v1\n{digest.hex()}\n"
+
+
+def _lines(logs: Sequence[tuple[Path, VerifierKey]], signers: Sequence[Signer], span: Span) -> Iterator[bytes]:
+    total = hashlib.sha256()
+    start, end, made_at = (format_time(each) for each in (span.start_us, span.end_us, span.made_at_us))
+    vkeys = [format_vkey(key) for _, key in logs]
+    head = encode({"export": {"v": VERSION, "from": start, "to": end, "made_at": made_at, "vkeys": vkeys}})
+    bodies = [_Stretch(log, signer, span).lines() for (log, _), signer in zip(logs, signers, strict=True)]
+    for line in itertools.chain([head], *bodies):
+        total.update(line + b"\n")
+        yield line + b"\n"
+    name = signers[0].verifier_key.name
+    yield encode({"signature": signers[0].sign(signature_text(name, total.digest()))}) + b"\n"
+
+
+class _Stretch:
+    """One log's part of an export."""
+
+    def __init__(self, directory: Path, signer: Signer, span: Span) -> None:
+        self._segments = _from(layout.segments(directory), span.start_us)
+        self._signer = signer
+        self._key = signer.verifier_key
+        self._span = span
+        self._notes: dict[int, str] = {}
+        with self._segments[0].open("rb") as file:
+            self._replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
+
+    def lines(self) -> Iterator[bytes]:
+        """The log's lines; none if no record is in the span."""
+        end_us, size, behind = self._span.end_us, 0, []
+        for line, seq, before in self._records():
+            if before is not None:
+                if before.last_us >= end_us:
+                    return
+                yield self._head(before)
+            if self._replay.walk.position.last_us >= end_us:
+                behind.append(leaf_hash(line))
+                if seq + 1 in self._notes:
+                    break
+                continue
+            yield line
+            size = seq + 1
+            if size in self._notes:
+                yield encode({"checkpoint": self._notes[size]})
+        if size:
+            yield self._end(size, behind)
+
+    def _records(self) -> Iterator[tuple[bytes, int, Position | None]]:
+        """Lines from the span's start on, each checked; with the first, the position in front of it."""
+        walk, started = self._replay.walk, False
+        for segment in self._segments:
+            notes = read_notes(segment, [self._key])
+            self._notes |= {each.size: note for each, note in zip(notes.checkpoints, notes.notes, strict=True)}
+            self._replay.expect(notes.checkpoints)
+            for line in whole_lines(segment):
+                before = None if started else walk.position.copy()
+                self._replay.line(line, first=is_header(line))
+                if started or walk.position.last_us >= self._span.start_us:
+                    yield line, walk.position.seq - 1, before
+                    started = True
+
+    def _head(self, before: Position) -> bytes:
+        head = {
+            "log_id": before.log_id,
+            "first_seq": before.seq,
+            "prev": before.prev.hex(),
+            "epoch": before.epoch,
+            "segment": header_of(before, self._key.name, None),
+        }
+        return encode({"log": head})
+
+    def _end(self, size: int, behind: Sequence[bytes]) -> bytes:
+        """The proof that leads to a checkpoint; where none was made yet, to one over all there is."""
+        frontier = self._replay.walk.position.frontier
+        note = self._notes.get(frontier.size)
+        if note is None:
+            note = self._signer.sign(format_checkpoint(Checkpoint(self._key.name, frontier.size, frontier.root())))
+        right, place = [], 0
+        for level in cover(size, frontier.size):
+            right.append(root_of(behind[place : place + (1 << level)]).hex())
+            place += 1 << level
+        return encode({"end": {"size": frontier.size, "checkpoint": note, "right": right}})
+
+
+def _from(segments: list[Path], start_us: int) -> list[Path]:
+    """From the last segment that begins before the span."""
+    begun = [each for each in segments if begins(each) <= start_us]
+    return segments[segments.index(begun[-1]) :] if begun else segments
+
+
+def begins(segment: Path) -> int:
+    """The time of a segment's first record."""
+    with segment.open("rb") as file:
+        return parse_time(decode(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))["ts"])
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Lines without their newlines; one that has none is left out."""
+    with path.open("rb") as file:
+        while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+            yield line[:-1]
+
+
+def is_header(line: bytes) -> bool:
+    """Whether a line looks like a segment record; the rules decide whether it is one."""
+    return b'"stage":"segment"' in line
+
+
+def _vkey(directory: Path) -> VerifierKey:
+    lines = (directory / layout.VKEY).read_text(encoding="utf-8").splitlines()
+    return parse_vkey(lines[-1])
