@@ -33,8 +33,15 @@ def _asks_for_nothing(value: Any) -> Any:
     return value
 
 
+def _only_text(value: Any) -> Any:
+    if value not in (None, {"type": "text"}, ["text"]):
+        raise ValueError("only plain text is supported here yet")
+    return value
+
+
 # Known to OpenAI, not to us.
 Unsupported = Annotated[Any, AfterValidator(_asks_for_nothing), Field(default=None)]
+TextOnly = Annotated[Any, AfterValidator(_only_text), Field(default=None)]
 
 
 class TextPart(Body):
@@ -49,12 +56,6 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
-
-
-class ResponseFormat(Body):
-    """Plain text only."""
-
-    type: Literal["text"]
 
 
 class OpenAIMessage(Body):
@@ -99,8 +100,8 @@ class OpenAIBody(Body):
     metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
     service_tier: Literal["auto", "default"] | None = None
     n: Literal[1] | None = None
-    response_format: ResponseFormat | None = None
-    modalities: Annotated[list[Literal["text"]], Field(max_length=1)] | None = None
+    response_format: TextOnly = None
+    modalities: TextOnly = None
     tool_choice: Literal["none", "auto"] | None = None
     # not supported
     audio: Unsupported = None

@@ -5,6 +5,7 @@ Every limit on size is here or in the models. Knows nothing about what a route d
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, TypeVar
 
 from flask import Request
@@ -15,14 +16,19 @@ from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from chatsvc.http import strict_json
 
 
-def _no_nul(text: str) -> str:
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _scalar_values(text: str) -> str:
     if "\0" in text:
         raise ValueError("the character NUL is not allowed")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise ValueError("half of a surrogate pair is no character")
     return text
 
 
-# Lone surrogates are refused by pydantic itself: they are no Unicode scalar values.
-Text = Annotated[str, AfterValidator(_no_nul)]
+# Any Unicode scalar value except NUL.
+Text = Annotated[str, AfterValidator(_scalar_values)]
 
 
 class Body(BaseModel):
@@ -81,8 +87,7 @@ def _check_media_type(request: Request) -> None:
 
 
 def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
-    """The unknown field first: it tends to be the cause of the others (``mesages`` and so no ``messages``)."""
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), _deepest(problems))
+    problem = _first_cause(problems)
     if problem["type"] == "extra_forbidden":
         name = _shown(problem["loc"][-1])
         return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
@@ -90,11 +95,20 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
         # Our own validators raise ValueError("param: sentence") where the problem belongs to no single field.
         return _own_refusal(problem)
     path = path_of(problem["loc"])
-    return InvalidRequest(f"{path}: {problem['msg'].removeprefix('Value error, ')}.", param=path, code="invalid_value")
+    return InvalidRequest(f"{path}: {problem['msg']}.", param=path, code="invalid_value")
 
 
-def _deepest(problems: list[ErrorDetails]) -> ErrorDetails:
-    """Of the first field's problems the most exact one: each member of a union has its own."""
+def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
+    """What the others tend to follow from: a wrong ``type``, then a name that is not known (``mesages``), then order.
+
+    Of the first field's problems the most exact one is told: each member of a union has its own.
+    """
+    for problem in problems:
+        if problem["type"] == "literal_error" and problem["loc"][-1] == "type":
+            return problem
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            return problem
     field = problems[0]["loc"][:1]
     return max((p for p in problems if p["loc"][:1] == field), key=lambda p: len(path_of(p["loc"])))
 
