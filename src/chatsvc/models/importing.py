@@ -63,9 +63,10 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
         OperatorError: the source is not a model that can be served; the message names the remedy.
     """
     plan = _plan(source)
-    digests = [copy_file(path, folder / name, progress) for name, path in plan.weights.items()]
+    # A download cache holds links to its blobs; here the content counts, and only the copy is served.
+    digests = [copy_file(path.resolve(), folder / name, progress) for name, path in plan.weights.items()]
     for name, path in plan.others.items():
-        copy_file(path, folder / name)
+        copy_file(path.resolve(), folder / name)
     description = ModelDescription(
         name=label.name,
         revision=label.revision or f"sha256:{digests[0]}",
@@ -121,7 +122,7 @@ def preferred_gguf(files: Sequence[Path]) -> Path:
 
 
 def _plan_gguf(path: Path) -> _Plan:
-    head = gguf.read_head(path)
+    head = gguf.read_head(path.resolve())
     architecture = head.get("general.architecture", str)
     if architecture not in _GGUF_ARCHITECTURES:
         raise OperatorError(
@@ -149,7 +150,7 @@ def _existing(source: Path, names: Sequence[str]) -> dict[str, Path]:
 
 def _check_safetensors(path: Path) -> None:
     """The header is JSON and its tensors end exactly where the file does: a cut-off download is found here."""
-    with open_regular(path) as file:
+    with open_regular(path.resolve()) as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length < min(size, 100_000_000) else b""

@@ -205,12 +205,12 @@ class ModelStore:
         Raises:
             OperatorError: the name is taken.
         """
-        self._check_free(name)
+        self.check_free(name)
         make_private_folder(self.root)
         with temporary_folder(self.root) as folder:
             yield folder
             manifest.write(folder, name, self.keys, progress)
-            self._check_free(name)
+            self.check_free(name)
             folder.rename(self.root / name)
             sync_folder(self.root)
 
@@ -229,6 +229,11 @@ class ModelStore:
         sync_folder(self.root)
         shutil.rmtree(gone)
 
-    def _check_free(self, name: str) -> None:
+    def check_free(self, name: str) -> None:
+        """Whether a new model may take this name.
+
+        Raises:
+            OperatorError: it is taken.
+        """
         if (self.root / name).exists() or (self.root / name).is_symlink():
             raise OperatorError(f"there is already a model {name!r}; remove it first, or give another --name")

@@ -1,0 +1,188 @@
+"""``chatsvc model``: bring models in, look at them, verify, convert, choose and remove them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from chatsvc.cli.progress import ShownProgress
+from chatsvc.errors import ModelRefused
+from chatsvc.settings import Settings, load
+
+if TYPE_CHECKING:
+    from chatsvc.models.store import ModelFolder, ModelStore
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+_name_option = click.option("--name", help="What to call it; made from the source's name when not given.")
+
+
+@click.group("model")
+def command() -> None:
+    """Models: fetch, import, list, verify, convert, seal, activate.
+
+    Only safetensors, GGUF and OpenVINO files are taken in; pickles and code never.
+    """
+
+
+@command.command()
+@click.argument("model_id")
+@_name_option
+@click.option("--revision", help="Branch, tag or commit; the main branch when not given.")
+@click.option("--file", "file", help="Which GGUF file of the repository, e.g. '*q4_k_m.gguf' (q8_0 when not given).")
+@click.option("--offline", is_flag=True, help="Use only modelscope's cache on this machine (as models.offline does).")
+@click.option("--endpoint", help="Another server that speaks ModelScope's API, e.g. a mirror inside.")
+@click.option("--activate", "activate_it", is_flag=True, help="Make it the model that is served.")
+@_json_option
+def fetch(
+    model_id: str,
+    name: str | None,
+    activate_it: bool,
+    as_json: bool,
+    **options: str | bool | None,
+) -> None:
+    """Fetch MODEL_ID (OWNER/NAME, e.g. qwen/Qwen1.5-0.5B-Chat) from ModelScope and import it.
+
+    A fetch that was cut off goes on where it stopped when the same command is run again.
+    """
+    from chatsvc.models.source import FetchOptions
+    from chatsvc.models.source import fetch as fetch_model
+
+    settings = load()
+    chosen = FetchOptions(**{**options, "offline": bool(options["offline"]) or settings.models.offline})  # type: ignore[arg-type]
+    store = _store(settings)
+    with ShownProgress() as progress:
+        folder = fetch_model(store, model_id, name, chosen, progress)
+    _arrived(store, folder, activate_it, as_json)
+
+
+@command.command("import")
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@_name_option
+@click.option("--activate", "activate_it", is_flag=True, help="Make it the model that is served.")
+@_json_option
+def import_(path: Path, name: str | None, activate_it: bool, as_json: bool) -> None:
+    """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
+    store = _store(load())
+    with ShownProgress() as progress:
+        folder = store.import_path(path, name, progress=progress)
+    _arrived(store, folder, activate_it, as_json)
+
+
+@command.command("list")
+@_json_option
+def list_(as_json: bool) -> None:
+    """List the models of this store; a star marks the one that is served."""
+    store = _store(load())
+    active = store.active()
+    found = [_describe(folder, active is not None and folder.name == active.name) for folder in store.list()]
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    if not found:
+        click.echo("No models yet: 'chatsvc model fetch qwen/Qwen1.5-0.5B-Chat' or 'chatsvc model import FILE.gguf'.")
+    for model in found:
+        star = "*" if model["active"] else " "
+        what = f"{model['format']}, context {model['context_length']}" if model["ok"] else "REFUSED: does not verify"
+        click.echo(f"{star} {model['name']}  ({what}, {model['size_mb']} MB)")
+
+
+@command.command()
+@click.argument("name", required=False)
+@click.option("--full", is_flag=True, help="Read and hash every file; without it, unchanged size and times may vouch.")
+@_json_option
+def verify(name: str | None, full: bool, as_json: bool) -> None:
+    """Compare a model (all of them without NAME) with its signed manifest; exit code 1 if one differs."""
+    store = _store(load())
+    results = {}
+    with ShownProgress() as progress:
+        for folder in [store.get(name)] if name else store.list():
+            try:
+                folder.verify(full=full, progress=progress)
+            except ModelRefused as error:
+                results[folder.name] = error.message
+            else:
+                results[folder.name] = "ok"
+    if as_json:
+        click.echo(json.dumps([{"name": key, "ok": value == "ok"} for key, value in results.items()]))
+    else:
+        for key, value in results.items():
+            click.echo(f"{key}: {value}")
+    if any(value != "ok" for value in results.values()):
+        raise click.exceptions.Exit(1)
+
+
+@command.command()
+@click.argument("name")
+@click.option(
+    "--weight-format",
+    type=click.Choice(["int8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="int4 is smaller and faster, and at this size of model clearly less accurate.",
+)
+@click.option("--to", "target", help="What to call the result; NAME-int8 or NAME-int4 when not given.")
+@click.option("--activate", "activate_it", is_flag=True, help="Make the result the model that is served.")
+@_json_option
+def convert(
+    name: str, weight_format: Literal["int8", "int4"], target: str | None, activate_it: bool, as_json: bool
+) -> None:
+    """Convert the safetensors model NAME to OpenVINO, which serves several times as fast; needs the torch extra."""
+    from chatsvc.models.convert import convert as convert_model
+
+    store = _store(load())
+    with ShownProgress() as progress:
+        folder = convert_model(store, name, weight_format, target, progress)
+    _arrived(store, folder, activate_it, as_json)
+
+
+@command.command()
+@click.argument("name")
+def activate(name: str) -> None:
+    """Verify NAME and make it the model that is served."""
+    folder = _store(load()).activate(name)
+    click.echo(f"{folder.name} is active. A running service takes it over on SIGHUP (systemctl reload chatsvc).")
+
+
+@command.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove NAME, which must not be the active model."""
+    _store(load()).remove(name)
+    click.echo(f"{name} is removed.")
+
+
+def _store(settings: Settings) -> ModelStore:
+    from chatsvc.models.store import ModelStore
+
+    return ModelStore(settings.models_directory, settings.keys_directory)
+
+
+def _arrived(store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:
+    if activate_it:
+        store.activate(folder.name)
+    if as_json:
+        click.echo(json.dumps(_describe(folder, activate_it), ensure_ascii=False))
+    elif activate_it:
+        click.echo(f"{folder.name} is in the store and active.")
+    else:
+        click.echo(f"{folder.name} is in the store; serve it with: chatsvc model activate {folder.name}")
+
+
+def _describe(folder: ModelFolder, active: bool) -> dict[str, object]:
+    size = sum(path.lstat().st_size for path in folder.path.iterdir())
+    what: dict[str, object] = {"name": folder.name, "active": active, "ok": True, "size_mb": round(size / 1e6)}
+    try:
+        folder.verify()
+        description = folder.description()
+    except ModelRefused:
+        return {**what, "ok": False}
+    return {
+        **what,
+        "format": description.format,
+        "context_length": description.context_length,
+        "revision": description.revision,
+        "source": description.source,
+    }
