@@ -20,6 +20,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from chatsvc.audit import keys, layout
@@ -54,6 +55,17 @@ def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]
         raise OperatorError(f"There is no audit log in {directory}.")
     signing = keys.signing_key(keys_directory, create=False)
     return _lines(logs, [Signer(key.name, signing) for _, key in logs], span)
+
+
+def parse_moment(text: str) -> int:
+    """Unix microseconds of a day or a time in ISO 8601; UTC where it does not say.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1_000_000)
 
 
 def signature_text(name: str, digest: bytes) -> str:

@@ -75,6 +75,21 @@ def initial_seal_path(directory: Path, log_id: str) -> Path:
     return directory / f"audit-seal-{log_id}.initial"
 
 
+def initial_seals(directory: Path) -> list[Path]:
+    """The first positions that nobody took away yet."""
+    return sorted(directory.glob("audit-seal-*.initial"))
+
+
+def take_away(path: Path, target: Path) -> Path:
+    """Move a first position into the auditor's directory; what was here is overwritten."""
+    copy = target / path.name
+    if not write_whole(copy, path.read_bytes(), _SECRET, replace=False):
+        raise OperatorError(f"{copy} is there already; name another directory.")
+    write_whole(path, b"", _SECRET, replace=True)
+    path.unlink()
+    return copy
+
+
 def _seal_path(directory: Path, log_id: str) -> Path:
     return directory / f"audit-seal-{log_id}.key"
 

@@ -1,4 +1,7 @@
-"""``chatsvc audit``: verify and show the audit log. Reads only ``CHATSVC_HOME``, which may be a copy."""
+"""``chatsvc audit``: verify, show, export and prune the audit log, and the keys of its auditor.
+
+Reads only ``CHATSVC_HOME``, which may be a copy; no secret is needed to verify or to show.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from chatsvc.audit.options import AuditOptions
+    from collections.abc import Callable
+
+    from chatsvc.audit.prune import Pruned
     from chatsvc.audit.reading import Filter, Tail
     from chatsvc.audit.record import Record
     from chatsvc.audit.verdict import Verdict
@@ -23,25 +28,9 @@ _COLOURS = {"allowed": "green", "denied": "red", "error": "red", "aborted": "yel
 _FOLLOW_S = 0.3
 
 
-def audit_options(settings: Settings) -> AuditOptions:
-    """The audit log's options out of the configuration."""
-    from chatsvc.audit.options import AuditOptions
-
-    return AuditOptions(
-        directory=settings.audit_directory,
-        keys=settings.keys_directory,
-        origin=settings.audit.origin,
-        checkpoint_records=settings.audit.checkpoint_records,
-        checkpoint_interval_s=settings.audit.checkpoint_interval_s,
-    )
-
-
 @click.group()
 def command() -> None:
-    """The audit log: verify it, look at it.
-
-    A copy of CHATSVC_HOME is enough; no secret is needed.
-    """
+    """The audit log: verify, show, export, prune; the auditor's keys."""
 
 
 @command.command()
@@ -93,13 +82,16 @@ def _trust(witness: Path | None, key: Path | None, seal_keys: tuple[Path, ...]) 
 
 def _verdicts(file: Path | None, trust: Trust) -> list[Verdict]:
     from chatsvc import settings as configuration
+    from chatsvc.audit.export_check import is_export, verify_export
     from chatsvc.audit.layout import logs
     from chatsvc.audit.verify import verify_segment, verify_tree
     from chatsvc.errors import OperatorError
 
-    directory = configuration.load().audit_directory if file is None or file.is_file() else file
     if file is not None and file.is_file():
-        return [verify_segment(file, directory, trust)]
+        if is_export(file):
+            return [verify_export(file, trust)]
+        return [verify_segment(file, configuration.load().audit_directory, trust)]
+    directory = file or configuration.load().audit_directory
     if not logs(directory) and trust.witness is None:
         raise OperatorError(f"There is no audit log in {directory}; set CHATSVC_HOME or name the log.")
     return verify_tree(directory, trust)
@@ -147,3 +139,130 @@ def _show(record: Record, *, as_json: bool) -> None:
         click.echo(encode(record).decode())
     else:
         click.secho(describe_line(record), fg=_COLOURS.get(str(record.get("outcome"))))
+
+
+@command.command()
+@click.option("--from", "start", required=True, metavar="T", help="A day or a UTC time: 2026-11-22, 2026-11-22T12:00.")
+@click.option("--to", "end", required=True, metavar="T", help="Up to, and without, this time.")
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
+def export(start: str, end: str, output: Path) -> None:
+    """Write one signed file of records and proofs that `verify` accepts on a machine that has nothing else."""
+    from chatsvc import settings as configuration
+    from chatsvc.audit.export import Span
+    from chatsvc.audit.export import export as pieces_of
+
+    settings = configuration.load()
+    span = Span(_microseconds(start), _microseconds(end), time.time_ns() // 1000)
+    draft = output.with_name(f".{output.name}.part")
+    pieces = pieces_of(settings.audit_directory, settings.keys_directory, span)
+    with draft.open("wb") as file:
+        file.writelines(pieces)
+    draft.rename(output)
+    click.echo(f"{output}: {output.stat().st_size} bytes; check it with: chatsvc audit verify {output}")
+
+
+def _microseconds(text: str) -> int:
+    from chatsvc.audit.export import parse_moment
+
+    try:
+        return parse_moment(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a day or a time, such as 2026-11-22 or 2026-11-22T12:00") from None
+
+
+@command.command()
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.pass_context
+def prune(ctx: click.Context, *, dry_run: bool) -> None:
+    """Remove segments older than the retention of audit-policy.toml (at least 180 days); leave a signed tombstone."""
+    from chatsvc import settings as configuration
+    from chatsvc.audit.layout import logs
+    from chatsvc.audit.prune import NotPruned, prunable, read_policy
+    from chatsvc.audit.prune import prune as prune_log
+    from chatsvc.resources import resource_path
+
+    settings = configuration.load()
+    own = settings.home / "audit-policy.toml"
+    days = read_policy(own if own.exists() else resource_path("config/audit-policy.toml"))
+    now_us = time.time_ns() // 1000
+    roots = [each for each in (settings.audit_directory, settings.audit.second_directory) if each is not None]
+    for log in [log for root in roots for log in logs(root)]:
+        old = prunable(log, days, now_us)
+        click.echo(f"{log}: {len(old)} segments are older than {days} days")
+        if not old or dry_run:
+            continue
+        try:
+            _prune_recorded(settings, lambda log=log: prune_log(log, settings.keys_directory, days, now_us))
+        except NotPruned as error:
+            click.echo(f"chatsvc: {error.message}", err=True)
+            ctx.exit(error.verdict.exit_code)
+
+
+def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> None:
+    """The record begins before anything goes."""
+    from dataclasses import asdict
+
+    from chatsvc.audit.command import open_for_command
+    from chatsvc.audit.facts import Facts, Result
+    from chatsvc.wiring import audit_options
+
+    log = open_for_command(audit_options(settings))
+    record, result = log.begin(Facts("", "audit.prune", "command line")), Result("error")
+    try:
+        pruned = act()
+        result = Result("allowed", details=asdict(pruned) if pruned else {})
+    finally:
+        record.end(result)
+        log.close()
+    if pruned:
+        click.echo(f"removed {len(pruned.segments)} segments; records 0 to {pruned.num_records - 1} are gone")
+
+
+@command.command("seal-key")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory off this machine.")
+def seal_key(output: Path) -> None:
+    """Take the logs' first sealing keys away from this machine: only then is forward sealing worth something."""
+    from chatsvc import settings as configuration
+    from chatsvc.audit.keys import initial_seals, take_away
+    from chatsvc.errors import OperatorError
+
+    found = initial_seals(configuration.load().keys_directory)
+    if not found:
+        raise OperatorError("There is no first sealing key here; it was taken away already, or no log was begun.")
+    for path in found:
+        click.echo(f"{take_away(path, output)}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
+
+
+@command.command("auditor-key")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory for the two files.")
+def auditor_key(output: Path) -> None:
+    """Make an auditor's key pair for audit.level = "sealed". Do it where the private half shall stay."""
+    from chatsvc.audit.contents import make_auditor_key
+    from chatsvc.audit.files import write_whole
+    from chatsvc.errors import OperatorError
+
+    private, public = make_auditor_key()
+    if not write_whole(output / "auditor.pem", private, 0o400, replace=False):
+        raise OperatorError(f"{output / 'auditor.pem'} is there already.")
+    write_whole(output / "auditor.pub.pem", public, 0o444, replace=False)
+    click.echo(
+        f"{output / 'auditor.pub.pem'}: set audit.auditor_key_file to a copy of it; keep auditor.pem to yourself."
+    )
+
+
+@command.command()
+@click.argument("file", type=_FILE)
+@click.option("--key", required=True, type=_FILE, help="The auditor's private key, PEM.")
+def unseal(file: Path, key: Path) -> None:
+    """Print the contents of the sealed records of FILE (a segment or an export), one JSON object a line."""
+    from chatsvc.audit.contents import read_private
+    from chatsvc.audit.contents import unseal as open_content
+    from chatsvc.audit.export import whole_lines
+    from chatsvc.audit.record import decode
+
+    private = read_private(key)
+    for line in whole_lines(file):
+        record = decode(line)
+        if "content_sealed" in record:
+            about = {name: record[name] for name in ("seq", "ts", "actor", "request_id")}
+            click.echo(json.dumps({**about, "content": open_content(record, private)}, ensure_ascii=False))
