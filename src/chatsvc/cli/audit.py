@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,7 +193,7 @@ def prune(ctx: click.Context, *, dry_run: bool) -> None:
         if not old or dry_run:
             continue
         try:
-            _prune_recorded(settings, lambda log=log: prune_log(log, settings.keys_directory, days, now_us))
+            _prune_recorded(settings, partial(prune_log, log, settings.keys_directory, days, now_us))
         except NotPruned as error:
             click.echo(f"chatsvc: {error.message}", err=True)
             ctx.exit(error.verdict.exit_code)
