@@ -1,0 +1,37 @@
+"""Requests a minute, in memory; what Redis adds is tested with a real one in test_replicas.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from chatsvc.errors import LimitExceeded, StoreUnavailable
+from chatsvc.guard.rates import Rates
+
+
+def test_so_many_are_taken_and_no_more():
+    rates = Rates()
+    for left in (2, 1, 0):
+        assert rates.hit([("account:ada", 3)]).remaining == left
+    with pytest.raises(LimitExceeded) as caught:
+        rates.hit([("account:ada", 3)])
+    assert 0 < caught.value.retry_after_s <= 60
+    assert rates.hit([("account:bob", 3)]).remaining == 2
+
+
+def test_the_tightest_limit_is_the_one_that_is_told():
+    state = Rates().hit([("key:ci", 2), ("account:ada", 100)])
+    assert (state.limit, state.remaining) == (2, 1)
+
+
+def test_looking_does_not_count():
+    rates = Rates()
+    assert rates.state([("account:ada", 3)]).remaining == 3
+    assert rates.state([("account:ada", 3)]).remaining == 3
+
+
+def test_a_redis_that_is_not_there_is_an_outage():
+    rates = Rates("redis://127.0.0.1:1/0")
+    with pytest.raises(StoreUnavailable):
+        rates.hit([("account:ada", 3)])
+    with pytest.raises(StoreUnavailable):
+        rates.state([("account:ada", 3)])
