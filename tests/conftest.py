@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,12 +39,34 @@ CHEAP = {
 }
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
+def poll_until(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
     """Poll until it holds; the limit is generous because the machine may be busy."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out waiting for {what or condition}"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """``wait_until(condition)``."""
+    return poll_until
+
+
+@pytest.fixture(scope="session")
+def events() -> Callable[[bytes], list[tuple[str | None, Any]]]:
+    """``events(body)``: the (name, data) of every event of a stream; comments are left out."""
+
+    def parse(body: bytes) -> list[tuple[str | None, Any]]:
+        found = []
+        for block in body.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            if "data" in fields:
+                data = fields["data"]
+                found.append((fields.get("event"), data if data == "[DONE]" else json.loads(data)))
+        return found
+
+    return parse
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +89,7 @@ def engine_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             [sys.executable, "-m", "chatsvc.cli.main", "engine"], env=environment, stdout=stream, stderr=stream
         )
     try:
-        wait_until(lambda: settings.engine_socket.exists() or process.poll() is not None, 120, "the engine")
+        poll_until(lambda: settings.engine_socket.exists() or process.poll() is not None, 120, "the engine")
         assert process.poll() is None, log.read_text()
         yield settings.engine_socket
     finally:
@@ -93,7 +117,7 @@ def make_app(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callabl
                 with suppress(Conflict):  # the same home again: it has them
                     running.guard.accounts.add(name, password, [ROLES[name]])
             if with_model:
-                wait_until(lambda: running.engine.status().ready, what="the engine client")
+                poll_until(lambda: running.engine.status().ready, what="the engine client")
             return app
 
         yield make
@@ -178,7 +202,7 @@ def server(engine_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _is_ready(url) or process.poll() is not None, 60, "gunicorn")
+        poll_until(lambda: _is_ready(url) or process.poll() is not None, 60, "gunicorn")
         assert process.poll() is None, log.read_text()
         yield Server(url, port, key, settings, log)
     finally:

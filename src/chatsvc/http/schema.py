@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from flask import Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+from werkzeug.exceptions import HTTPException
 
 from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from chatsvc.http import strict_json
@@ -54,7 +55,12 @@ def parse_json(request: Request, model: type[Model]) -> Model:
 
 def read_body(request: Request) -> bytes:
     """All bytes of the body, bounded, whether it is chunked or not."""
-    data = request.get_data(cache=True)
+    try:
+        data = request.get_data(cache=True)
+    except HTTPException:
+        raise
+    except Exception as error:  # the wire's edge: a server raises its own classes for a chunk that does not parse
+        raise InvalidRequest("The body broke off or is not framed as HTTP says.", code="invalid_body") from error
     # Werkzeug is given one byte more than we take (see app.py): it refuses a chunked body of exactly its limit.
     if request.max_content_length is not None and len(data) >= request.max_content_length:
         raise BodyTooLarge

@@ -1,0 +1,218 @@
+"""Through a real gunicorn and real sockets: streaming, eight at once, OpenAI's own client, clients that leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+CAPITALS = {
+    "France": "Paris",
+    "Italy": "Rome",
+    "Germany": "Berlin",
+    "Japan": "Tokyo",
+    "Spain": "Madrid",
+    "Russia": "Moscow",
+    "China": "Beijing",
+    "England": "London",
+}
+LONG = {"query": "Write a very long story about a ship and a lighthouse.", "max_tokens": 2000, "temperature": 1.0}
+
+
+def gauge(server, name):
+    with open_client(server) as client:
+        text = client.get("/metrics", headers={"Authorization": f"Bearer {admin_token(server)}"}).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+_tokens: dict[str, str] = {}
+
+
+def admin_token(server):
+    if server.url not in _tokens:
+        with open_client(server) as client:
+            answer = client.post("/login", json={"username": "admin", "password": "an admin's long password"})
+        _tokens[server.url] = answer.json()["access_token"]
+    return _tokens[server.url]
+
+
+def open_client(server):
+    return httpx.Client(base_url=server.url, headers=server.headers, timeout=60)
+
+
+def test_pieces_arrive_while_the_rest_is_still_being_made(server, events):
+    with open_client(server) as client, client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 60, "seed": 1}) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert answer.headers["cache-control"] == "no-store, no-transform"
+        assert answer.headers["x-accel-buffering"] == "no"
+        arrivals = [(time.monotonic(), chunk) for chunk in answer.iter_raw()]
+    assert len(arrivals) > 10
+    assert arrivals[-1][0] - arrivals[0][0] > 0.05
+    *tokens, (name, done) = events(b"".join(chunk for _, chunk in arrivals))
+    assert name == "done"
+    assert done["usage"]["completion_tokens"] == 60 == done["usage"]["total_tokens"] - done["usage"]["prompt_tokens"]
+    assert done["finish_reason"] == "length"
+    assert set(done) == {"id", "finish_reason", "usage", "conversation_id"}
+    assert all(set(data) == {"token"} and name is None for name, data in tokens)
+
+
+def test_joined_pieces_are_byte_for_byte_the_result(server, events):
+    for query in ("Count to ten in Chinese characters.", "Answer with three emoji.", "Write a haiku."):
+        body = {"query": query, "max_tokens": 60, "temperature": 0}
+        with open_client(server) as client:
+            whole = client.post("/chat", json=body).json()
+            stream = events(client.post("/chat/stream", json=body).content)
+        assert "".join(data["token"] for name, data in stream if name is None) == whole["result"]
+        assert stream[-1][1]["usage"] == whole["usage"]
+        assert stream[-1][1]["finish_reason"] == whole["finish_reason"]
+
+
+def test_eight_streams_at_once_all_get_their_own_answer(server, events):
+    def ask(country):
+        body = {"query": f"What is the capital of {country}? Answer with one sentence.", "max_tokens": 24}
+        with open_client(server) as client:
+            stream = events(client.post("/chat/stream", json=body).content)
+        return country, "".join(data["token"] for name, data in stream if name is None)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = dict(pool.map(ask, CAPITALS))
+    for country, answer in answers.items():
+        assert CAPITALS[country] in answer, answers
+        assert not any(other in answer for name, other in CAPITALS.items() if name != country), answers
+
+
+def test_the_official_openai_client_lists_chats_and_streams_with_usage(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.key, max_retries=0) as client:
+        (model,) = client.models.list().data
+        assert client.models.retrieve(model.id).id == model.id
+        messages = [
+            {"role": "developer", "content": "Answer in one short sentence."},
+            {"role": "user", "content": [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}]},
+        ]
+        whole = client.chat.completions.create(model=model.id, messages=messages, max_completion_tokens=20, temperature=0, user="u")
+        assert "Paris" in whole.choices[0].message.content
+        assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+        chunks = list(
+            client.chat.completions.create(
+                model=model.id, messages=messages, max_tokens=20, temperature=0, stream=True, stream_options={"include_usage": True}
+            )
+        )
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+        assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+        assert chunks[-1].choices == []
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+        assert len({chunk.id for chunk in chunks}) == 1
+        with pytest.raises(openai.NotFoundError) as unknown:
+            client.chat.completions.create(model="gpt-4o", messages=messages)
+        assert unknown.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as unsupported:
+            client.chat.completions.create(model=model.id, messages=messages, n=2)
+        assert unsupported.value.param == "n"
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="csk_no_such").models.list()
+
+
+@pytest.mark.parametrize("path", ["/chat/stream", "/chat"])
+def test_a_client_that_leaves_frees_its_slot_within_a_second(server, path, wait_until):
+    wait_until(lambda: gauge(server, "chatsvc_sequences_running") == 0)
+    body = json.dumps(LONG).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: gauge(server, "chatsvc_sequences_running") == 1)
+    left_at = time.monotonic()
+    wait_until(lambda: gauge(server, "chatsvc_sequences_running") == 0)
+    assert time.monotonic() - left_at < 3  # a second is the rule; the machine may be busy
+    wait_until(lambda: f'"path": "{path}"' in server.log.read_text())
+
+
+def test_keep_alive_comments_are_sent_while_waiting_for_the_first_token(server):
+    # A long prompt: prefill takes longer than the keep-alive interval of this server (0.2 s).
+    body = {"query": "word " * 2500, "max_tokens": 2}
+    with open_client(server) as client:
+        text = client.post("/chat/stream", json=body).text
+    assert text.startswith(": keep-alive\n\n")
+    assert text.rstrip().splitlines()[-1].startswith("data: ")
+
+
+def test_health_answers_in_milliseconds_while_every_slot_is_busy(server):
+    def busy():
+        with open_client(server) as client, client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 150}) as answer:
+            for _ in answer.iter_raw():
+                pass
+
+    threads = [threading.Thread(target=busy) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    times = []
+    with open_client(server) as client:
+        for _ in range(40):
+            started = time.perf_counter()
+            assert client.get("/healthz").json() == {"status": "ok"}
+            times.append(time.perf_counter() - started)
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert sorted(times)[len(times) // 2] < 0.5
+
+
+def test_a_logout_in_mid_stream_ends_it_with_an_error_event(server, events):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        token = client.post("/login", json={"username": "bob", "password": "bob's long password"}).json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        received = b""
+        with client.stream("POST", "/chat/stream", json=LONG, headers=headers) as answer:
+            for chunk in answer.iter_raw():
+                if not received:
+                    assert httpx.post(f"{server.url}/logout", headers=headers).status_code == 204
+                received += chunk
+        name, data = events(received)[-1]
+        assert name == "error"
+        assert data["error"]["type"] == "authentication_error"
+        assert client.get("/me", headers=headers).status_code == 401
+
+
+def test_a_body_that_breaks_off_in_chunks_is_a_4xx_or_a_close(server):
+    head = f"POST /chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {server.key}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for rest in (b"zz\r\n", b"5\r\nab", b"5\r\nabcdefgh\r\n", b"-1\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(head.encode() + rest)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(4096)
+        assert not answer or answer.split()[1][:1] == b"4", answer
+
+
+def test_a_chunked_body_over_the_limit_is_413(server):
+    def chunks():
+        for _ in range(100):
+            yield b"x" * 1000
+
+    with open_client(server) as client:
+        answer = client.post("/chat", content=chunks(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "body_too_large"
+
+
+def test_two_hosts_or_none_are_400(server):
+    for hosts in ("", "Host: a\r\nHost: b\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(f"GET /livez HTTP/1.1\r\n{hosts}\r\n".encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+
+
+def test_the_log_holds_no_prompt_and_no_token(server):
+    with open_client(server) as client:
+        client.post("/chat", json={"query": "canary-in-a-prompt", "max_tokens": 1})
+    text = server.log.read_text()
+    assert "canary-in-a-prompt" not in text
+    assert server.key not in text
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert any(line["message"] == "request" and line["path"] == "/chat" for line in lines)
