@@ -99,7 +99,7 @@ def test_more_than_fit_wait_their_turn(start_loop: StartLoop, client: EngineClie
 
 
 def test_a_burst_at_an_idle_engine_starts_together(start_loop: StartLoop, socket_path: Path) -> None:
-    engine = start_loop(linger_s=0.2)
+    engine = start_loop(linger_s=1.0)
     with RawClient(socket_path) as one, RawClient(socket_path) as two:
         one.read_until(Hello)
         two.read_until(Hello)
