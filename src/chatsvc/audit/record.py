@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -55,11 +55,22 @@ def decode(line: bytes) -> Record:
     """
     try:
         record = msgspec.json.decode(line)
-        if isinstance(record, dict) and encode(record) == line:
+        if isinstance(record, dict) and encode(record) == line and _is_plain(record.values()):
             return record
     except (msgspec.DecodeError, UnicodeDecodeError, rfc8785.CanonicalizationError, RecursionError):
         pass
     raise RecordInvalid
+
+
+def _is_plain(values: Iterable[Any]) -> bool:
+    """Neither fractions nor integers that a language may round."""
+    for value in values:
+        kind = type(value)
+        if kind is float or (kind is int and not -MAX_INTEGER <= value <= MAX_INTEGER):
+            return False
+        if (kind is dict or kind is list) and not _is_plain(value.values() if kind is dict else value):
+            return False
+    return True
 
 
 def seal(record: Record, mac_key: bytes) -> bytes:
