@@ -95,10 +95,18 @@ class Gate:
         Raises:
             PermissionRefused: the address cannot be told or is not on the list.
         """
-        address = client_address(peer, forwarded_for, self._trusted)
+        address = self.tell_address(peer, forwarded_for)
         if not contains(self._allowed, address):
             raise PermissionRefused(f"address {address} is not on the list")
         return address
+
+    def tell_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
+        """Whose request it is, listed or not: what the log says of a refusal.
+
+        Raises:
+            PermissionRefused: it cannot be told.
+        """
+        return client_address(peer, forwarded_for, self._trusted)
 
     def authenticate(self, credentials: Credentials, requirement: Requirement) -> Principal | None:
         """Steps 2 and 3. None for a public route, whose credentials are not looked at.

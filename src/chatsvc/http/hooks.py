@@ -77,9 +77,9 @@ def request_id(unverified: str | None, new_id: Callable[[], str]) -> str:
 def _admit(app: Flask, door: Door) -> None:
     now = context.current()
     # (1) address: of every route, also of those that are not there
-    now.address = door.gate.admit_address(
-        request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
-    )
+    peer, forwarded_for = request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
+    now.address = door.gate.tell_address(peer, forwarded_for)  # the logs name it also where it is refused
+    door.gate.admit_address(peer, forwarded_for)
     # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
     if not re.fullmatch(r"[^\s,/@?#]+", request.environ.get("HTTP_HOST", "")):
         raise InvalidRequest("Send exactly one valid Host header.")
