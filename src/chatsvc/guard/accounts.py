@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as StoreSession
 
@@ -44,6 +44,15 @@ class AccountView:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "roles": list(self.roles)}
+
+
+@dataclass(frozen=True, slots=True)
+class AccountUpdate:
+    """What is to be changed of an account; None stays as it is."""
+
+    roles: Sequence[str] | None = None
+    disabled: bool | None = None
+    password: str | None = None
 
 
 def normal_name(name: str) -> str | None:
@@ -126,6 +135,16 @@ class Accounts:
         with self._database.reading() as session:
             return view(_find(session, name))
 
+    def list_with_own_limits(self) -> list[AccountView]:
+        """Accounts whose limits are not the default's or their roles'."""
+        own = or_(
+            Account.requests_per_minute.is_not(None),
+            Account.tokens_per_day.is_not(None),
+            Account.max_concurrent.is_not(None),
+        )
+        with self._database.reading() as session:
+            return [view(row) for row in session.scalars(select(Account).where(own).order_by(Account.name))]
+
     def set_password(self, name: str, password: str, *, but_sid: str | None = None) -> Change:
         """Give an account a new password; every session of it is dead at once, perhaps but the calling one.
 
@@ -133,46 +152,48 @@ class Accounts:
             InvalidRequest: the password cannot be.
             Conflict: a directory holds the account's password.
         """
-        check_password_rules(password, "password")
-        with self._passwords.turn():
-            password_hash = self._passwords.hash(password)
-
-        def change(session: StoreSession, row: Account) -> None:
-            if row.source != "local":
-                raise Conflict("The account's password is changed in the directory that it comes from.")
-            row.password_hash = password_hash
-            row.password_changed_at = self._clock()
-            self._end_sessions(session, row, "password", but_sid)
-
-        return self._change(name, "password", change)
+        return self._change(name, "password", self._password_setter(password, but_sid))
 
     def set_disabled(self, name: str, *, disabled: bool) -> Change:
         """Disable an account (everything of it is dead at once), or enable it; its sessions stay dead then."""
 
-        def change(session: StoreSession, row: Account) -> None:
-            row.disabled_at = self._clock() if disabled else None
-            if disabled:
-                self._end_sessions(session, row, "disabled")
+        def act(session: StoreSession, row: Account) -> None:
+            self._set_disabled(session, row, disabled=disabled)
 
-        return self._change(name, "disable" if disabled else "enable", change)
+        return self._change(name, "disable" if disabled else "enable", act)
 
     def set_roles(self, name: str, roles: Sequence[str]) -> Change:
         """Replace the roles; tokens that are out have the new scopes at once."""
         self._check_roles(roles)
 
-        def change(_session: StoreSession, row: Account) -> None:
+        def act(_session: StoreSession, row: Account) -> None:
             row.roles = format_names(roles)
 
-        return self._change(name, "roles", change)
+        return self._change(name, "roles", act)
 
     def set_limits(self, name: str, limits: dict[str, int | None]) -> Change:
         """Set own limits; None goes back to the role's or the default."""
 
-        def change(_session: StoreSession, row: Account) -> None:
+        def act(_session: StoreSession, row: Account) -> None:
             for key, value in limits.items():
                 setattr(row, key, value)
 
-        return self._change(name, "limits", change)
+        return self._change(name, "limits", act)
+
+    def change(self, name: str, wanted: AccountUpdate) -> Change:
+        """Several changes in one transaction: all of them or none."""
+        self._check_roles(wanted.roles or ())
+        set_password = self._password_setter(wanted.password) if wanted.password is not None else None
+
+        def act(session: StoreSession, row: Account) -> None:
+            if wanted.roles is not None:
+                row.roles = format_names(wanted.roles)
+            if set_password is not None:
+                set_password(session, row)
+            if wanted.disabled is not None:
+                self._set_disabled(session, row, disabled=wanted.disabled)
+
+        return self._change(name, "change", act)
 
     def remove(self, name: str) -> Change:
         """Remove an account with its sessions, keys and conversations."""
@@ -191,6 +212,26 @@ class Accounts:
             change = Change(before, view(row).as_dict())
             self._on_change(session, f"admin.account.{verb}", change)
         return change
+
+    def _password_setter(self, password: str, but_sid: str | None = None) -> Callable[[StoreSession, Account], None]:
+        """Hash first, outside of the transaction: it takes long."""
+        check_password_rules(password, "password")
+        with self._passwords.turn():
+            password_hash = self._passwords.hash(password)
+
+        def act(session: StoreSession, row: Account) -> None:
+            if row.source != "local":
+                raise Conflict("The account's password is changed in the directory that it comes from.")
+            row.password_hash = password_hash
+            row.password_changed_at = self._clock()
+            self._end_sessions(session, row, "password", but_sid)
+
+        return act
+
+    def _set_disabled(self, session: StoreSession, row: Account, *, disabled: bool) -> None:
+        row.disabled_at = self._clock() if disabled else None
+        if disabled:
+            self._end_sessions(session, row, "disabled")
 
     def _end_sessions(self, session: StoreSession, row: Account, why: str, but_sid: str | None = None) -> None:
         alive = (Session.account_id == row.id) & Session.revoked_at.is_(None) & (Session.sid != (but_sid or ""))

@@ -1,0 +1,198 @@
+"""Administration over HTTP: every act needs scope admin and is audited with before and after."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chatsvc.app import running_in
+
+PASSWORD = "a long enough password"
+
+
+@pytest.fixture
+def client(bare_client):
+    return bare_client
+
+
+@pytest.fixture
+def admin(login, client):
+    return login("admin", at=client)
+
+
+@pytest.fixture
+def alice(login, client):
+    return login("alice", at=client)
+
+
+@pytest.fixture
+def call(client, admin):
+    """``call("POST", path, body)``: the status and the JSON, as the administrator."""
+
+    def do(method, path, body=None):
+        answer = client.open(f"/admin{path}", method=method, json=body, headers=admin)
+        return answer.status_code, answer.get_json(silent=True)
+
+    return do
+
+
+@pytest.fixture
+def audited(bare_app):
+    """``audited(action)``: the ``end`` records of an action."""
+
+    def find(action):
+        directory = running_in(bare_app).settings.audit_directory
+        lines = [line for path in directory.rglob("*") if path.is_file() for line in path.read_bytes().split(b"\n")]
+        found = [json.loads(line) for line in lines if line.startswith(b"{")]
+        return [record for record in found if record.get("action") == action and record["stage"] == "end"]
+
+    return find
+
+
+ROUTES = [
+    ("GET", "/accounts"),
+    ("POST", "/accounts"),
+    ("GET", "/accounts/alice"),
+    ("PATCH", "/accounts/alice"),
+    ("DELETE", "/accounts/alice"),
+    ("GET", "/limits"),
+    ("PUT", "/limits/alice"),
+    ("GET", "/keys"),
+    ("POST", "/keys"),
+    ("POST", "/keys/x/rotate"),
+    ("DELETE", "/keys/x"),
+    ("POST", "/signing-keys/rotate"),
+    ("GET", "/sessions"),
+    ("DELETE", "/sessions/x"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_only_an_administrator_may(client, alice, method, path):
+    assert client.open(f"/admin{path}", method=method, json={}).status_code == 401
+    assert client.open(f"/admin{path}", method=method, json={}, headers=alice).status_code == 403
+
+
+def test_accounts_are_made_listed_changed_and_removed(call, client, audited):
+    status, made = call("POST", "/accounts", {"name": "carol", "password": PASSWORD, "roles": ["user"]})
+    assert (status, made["roles"]) == (201, ["user"])
+    assert client.post("/login", json={"username": "carol", "password": PASSWORD}).status_code == 200
+    assert "carol" in [account["name"] for account in call("GET", "/accounts")[1]["accounts"]]
+    assert call("GET", "/accounts/carol")[1] == made
+
+    assert call("PATCH", "/accounts/carol", {"roles": ["viewer"]})[1]["roles"] == ["viewer"]
+    assert call("PATCH", "/accounts/carol", {"disabled": True})[1]["disabled"]
+    assert client.post("/login", json={"username": "carol", "password": PASSWORD}).status_code == 401
+    body = {"disabled": False, "password": "another long password"}
+    assert not call("PATCH", "/accounts/carol", body)[1]["disabled"]
+    assert client.post("/login", json={"username": "carol", "password": body["password"]}).status_code == 200
+
+    assert call("DELETE", "/accounts/carol")[0] == 204
+    assert call("GET", "/accounts/carol")[0] == 404
+    changes = json.dumps(audited("admin.account.change"))
+    assert "before" in changes
+    assert "viewer" in changes
+    assert "long password" not in json.dumps([audited("admin.account.create"), changes])
+
+
+def test_pages_of_accounts_follow_each_other(call):
+    first = call("GET", "/accounts?limit=2")[1]["accounts"]
+    rest = call("GET", f"/accounts?limit=2&after={first[-1]['name']}")[1]["accounts"]
+    assert [account["name"] for account in first + rest] == ["admin", "alice", "bob"]
+
+
+def test_a_changed_password_ends_the_sessions_of_the_account(call, client, alice):
+    assert call("PATCH", "/accounts/alice", {"password": PASSWORD})[0] == 200
+    assert client.get("/me", headers=alice).status_code == 401
+
+
+def test_roles_take_effect_on_tokens_that_are_out(call, client, alice):
+    call("PATCH", "/accounts/alice", {"roles": ["admin"]})
+    assert client.get("/admin/accounts", headers=alice).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/accounts", {"name": "alice", "password": PASSWORD}, 409),
+        ("POST", "/accounts", {"name": "a b", "password": PASSWORD}, 400),
+        ("POST", "/accounts", {"name": "carol", "password": "short"}, 400),
+        ("POST", "/accounts", {"name": "carol", "password": PASSWORD, "roles": ["root"]}, 400),
+        ("POST", "/accounts", {"name": "carol"}, 400),
+        ("PATCH", "/accounts/nobody", {"roles": []}, 404),
+        ("PATCH", "/accounts/alice", {"password": "short"}, 400),
+        ("PATCH", "/accounts/alice", {"roles": ["root"]}, 400),
+        ("PATCH", "/accounts/alice", {"name": "eve"}, 400),
+        ("DELETE", "/accounts/nobody", None, 404),
+        ("DELETE", "/accounts/%00", None, 404),
+        ("GET", "/accounts?limit=0", None, 400),
+        ("GET", "/accounts?limit=x", None, 400),
+        ("GET", "/accounts?after=%00", None, 400),
+        ("PUT", "/limits/nobody", {}, 404),
+        ("PUT", "/limits/alice", {"tokens_per_day": 0}, 400),
+        ("PUT", "/limits/alice", {"tokens_per_day": 10**30}, 400),
+        ("POST", "/keys", {"account": "nobody", "name": "ci", "scopes": ["chat"]}, 404),
+        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["fly"]}, 400),
+        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 400),
+        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": []}, 400),
+        ("POST", "/keys/nothere/rotate", None, 404),
+        ("POST", "/keys/nothere/rotate", {"grace_s": -1}, 400),
+        ("DELETE", "/keys/nothere", None, 404),
+        ("DELETE", "/sessions/nothere", None, 404),
+        ("GET", "/nothing", None, 404),
+        ("PUT", "/accounts", None, 405),
+    ],
+)
+def test_what_cannot_be_done_says_why(call, method, path, body, status):
+    answered, json_body = call(method, path, body)
+    assert answered == status
+    assert set(json_body["error"]) == {"message", "type", "param", "code"}
+
+
+def test_limits_are_set_and_shown(call, client, alice, audited):
+    body = {"requests_per_minute": 7, "tokens_per_day": 70}
+    assert call("PUT", "/limits/alice", body)[1]["tokens_per_day"] == 70
+    shown = call("GET", "/limits")[1]
+    assert shown["accounts"] == {"alice": {**body, "max_concurrent": None}}
+    assert shown["default"]["requests_per_minute"] == 600
+    assert client.get("/me", headers=alice).json["limits"]["requests_per_minute"] == 7
+    call("PUT", "/limits/alice", {})
+    assert call("GET", "/limits")[1]["accounts"] == {}
+    assert len(audited("admin.account.limits")) == 2
+
+
+def test_keys_are_made_rotated_and_revoked(call, client, audited):
+    body = {"account": "alice", "name": "ci", "scopes": ["chat"], "expires_days": 30, "tokens_per_day": 9}
+    status, made = call("POST", "/keys", body)
+    assert status == 201
+    assert client.get("/me", headers={"X-Api-Key": made["key"]}).json["limits"]["tokens_per_day"] == 9
+    assert [key["id"] for key in call("GET", "/keys?account=alice")[1]["keys"]] == [made["id"]]
+
+    rotated = call("POST", f"/keys/{made['id']}/rotate", {"grace_s": 0})[1]
+    assert client.get("/me", headers={"X-Api-Key": made["key"]}).status_code == 401
+    assert client.get("/me", headers={"X-Api-Key": rotated["key"]}).status_code == 200
+    assert call("POST", f"/keys/{made['id']}/rotate")[0] == 200
+
+    assert call("DELETE", f"/keys/{made['id']}")[0] == 204
+    assert client.get("/me", headers={"X-Api-Key": rotated["key"]}).status_code == 401
+    secrets = [key.split("_", 2)[2] for key in (made["key"], rotated["key"])]
+    text = json.dumps([audited(f"admin.key.{verb}") for verb in ("create", "rotate", "revoke")])
+    assert made["id"] in text
+    assert not any(secret in text for secret in secrets)
+
+
+def test_who_is_in_is_listed_and_one_session_can_be_ended(call, client, alice, audited):
+    sessions = call("GET", "/sessions?account=alice")[1]["sessions"]
+    assert [session["account"] for session in sessions] == ["alice"]
+    assert call("DELETE", f"/sessions/{sessions[0]['sid']}")[0] == 204
+    assert client.get("/me", headers=alice).status_code == 401
+    assert len(call("GET", "/sessions")[1]["sessions"]) == 1
+    assert len(audited("admin.session.end")) == 1
+
+
+def test_signing_keys_are_rotated_live(call, client, alice, audited):
+    status, made = call("POST", "/signing-keys/rotate")
+    assert status == 201
+    assert client.get("/me", headers=alice).status_code == 200
+    assert made["kid"] in json.dumps(audited("admin.signing_key.rotate"))
