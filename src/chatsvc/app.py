@@ -19,7 +19,7 @@ from chatsvc.engine.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.room import Room
-from chatsvc.http import auth, chat, conversations, hooks, openai, ops, problems, routing
+from chatsvc.http import admin, audit, auth, chat, conversations, hooks, openai, ops, problems, routing
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
@@ -82,11 +82,11 @@ def running_in(app: Flask) -> Running:
 
 
 def _start(settings: Settings) -> Running:
-    audit = AuditLog.open(audit_options(settings))
+    log = AuditLog.open(audit_options(settings))
     options = guard_options(settings)
     guard = assemble(options)
     room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
-    gate = guard.gate(options, room, outbox_recorder(audit))
+    gate = guard.gate(options, room, outbox_recorder(log))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
     planner = Planner(
@@ -96,12 +96,12 @@ def _start(settings: Settings) -> Running:
         default_max_tokens=min(settings.chat.default_max_tokens, settings.chat.max_tokens_cap),
     )
     service = ChatService(
-        engine, audit, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
+        engine, log, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
     )
-    health = ops.Health(engine, audit, drain)
+    health = ops.Health(engine, log, drain)
     metrics.add_gauges(ops.gauges(health, room))
     engine.start()
-    return Running(settings, audit, guard, gate, room, engine, service, kept, drain, metrics, health)
+    return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health)
 
 
 def _door(running: Running) -> hooks.Door:
@@ -114,9 +114,19 @@ def _register(app: Flask, running: Running) -> None:
     desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
     app.register_blueprint(ops.blueprint(running.health, running.metrics))
     app.register_blueprint(auth.blueprint(_auth_parts(running)))
+    app.register_blueprint(admin.blueprint(_admin_parts(running)))
+    app.register_blueprint(audit.blueprint(_audit_desk(running)))
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
+
+
+def _admin_parts(running: Running) -> admin.AdminParts:
+    return admin.AdminParts(running.guard, running.audit, guard_options(running.settings).gate)
+
+
+def _audit_desk(running: Running) -> audit.AuditDesk:
+    return audit.AuditDesk(running.audit, running.settings.audit_directory, running.settings.keys_directory)
 
 
 def _auth_parts(running: Running) -> auth.AuthParts:

@@ -16,7 +16,6 @@ from werkzeug.exceptions import HTTPException
 from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from chatsvc.http import strict_json
 
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
