@@ -29,7 +29,7 @@ fix: setup-dev ## let ruff mend and format what it can
 	@$(BIN)/ruff format .
 
 bench: setup-dev ## measure this machine: throughput and time to the first token
-	@$(BIN)/chatsvc bench
+	@$(BIN)/python -m bench
 
 docs: setup-dev ## write the pages that are made from the code
 	@$(BIN)/python tools/command_docs.py

