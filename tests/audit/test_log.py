@@ -9,16 +9,17 @@ import time as real_time
 from dataclasses import replace
 
 import pytest
+from tests.audit.logs import last_segment, lines_of, write_some
 
 from chatsvc.audit import layout
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.files import Calls
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.record import FIRST_PREV
 from chatsvc.audit.tree import leaf_hash
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import last_segment, lines_of, write_some
 
 CHAT = Facts("r1", "chat.generate", "alice", sid="s1", jti="token-1", address="10.0.0.1", method="POST", route="/chat")
 
@@ -113,8 +114,6 @@ def test_sixty_four_writers_share_fsyncs_and_none_is_lost(options):
         nonlocal num_fsyncs
         num_fsyncs += 1
         real_time.sleep(0.002)  # a slow disk, so that they meet
-
-    from chatsvc.audit.files import Calls
 
     log = AuditLog.open(options, calls=Calls(fdatasync=counting))
 

@@ -65,7 +65,7 @@ def test_free_form_objects_are_rfc_8785_too(details):
         b'{"details":{"x":9007199254740993}}',
         b'{"a":1}\r',
         b"[" * 100_000,
-        '{"a":"\\ud800"}'.encode(),
+        b'{"a":"\\ud800"}',
     ],
 )
 def test_what_is_not_canonical_is_no_record(line):

@@ -146,9 +146,9 @@ class Walk:
             microseconds = parse_time(record["ts"])
             self._check_sequence(record, microseconds)
             self._check_meaning(record, first=first)
+            position.take(record, line, microseconds)
         except (RecordInvalid, KeyError, TypeError, ValueError, AttributeError):
             raise Tampered(position.seq, "the line is not a record in canonical JSON") from None  # (1)
-        position.take(record, line, microseconds)
         return record
 
     def _check_sequence(self, record: Record, microseconds: int) -> None:

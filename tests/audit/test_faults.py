@@ -1,0 +1,230 @@
+"""Disks that are full or broken, at every call, and real small file systems."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import threading
+import time as real_time
+from dataclasses import replace
+
+import pytest
+from tests.audit.logs import last_segment, lines_of
+from tests.audit.test_log import CHAT, found, wait_until
+
+from chatsvc.audit import layout
+from chatsvc.audit.facts import Result
+from chatsvc.audit.files import Calls
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.verdict import CLEAN
+from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.errors import AuditUnavailable
+
+
+class FaultyDisk:
+    """Real system calls, one of which fails from the ``nth`` time on for ``times`` times."""
+
+    def __init__(self, name: str, code: int, nth: int = 0, times: int = 1, partial: int = 0) -> None:
+        self.name, self.code, self.nth, self.times, self.partial = name, code, nth, times, partial
+        self.count = 0
+        self.active = False
+
+    def calls(self) -> Calls:
+        return Calls(
+            write=lambda fd, data: self._do("write", os.write, fd, data),
+            fdatasync=lambda fd: self._do("fdatasync", os.fdatasync, fd),
+            fsync=lambda fd: self._do("fsync", os.fsync, fd),
+            ftruncate=lambda fd, size: self._do("ftruncate", os.ftruncate, fd, size),
+        )
+
+    def _do(self, name, call, *arguments):
+        if self.active and name == self.name:
+            self.count += 1
+            if self.nth < self.count <= self.nth + self.times:
+                if self.partial and name == "write":
+                    os.write(arguments[0], bytes(arguments[1])[: self.partial])
+                raise OSError(self.code, os.strerror(self.code))
+        return call(*arguments)
+
+
+def fails_to_write(log) -> bool:
+    try:
+        log.begin(CHAT)
+    except AuditUnavailable:
+        return True
+    return False
+
+
+def no_torn_line(options) -> bool:
+    return last_segment(options).read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("partial", [0, 1, 100, 5000])
+def test_no_space_refuses_leaves_no_torn_line_and_heals(options, partial):
+    disk = FaultyDisk("write", errno.ENOSPC, times=3, partial=partial)
+    log = AuditLog.open(options, calls=disk.calls())
+    log.begin(CHAT)
+    disk.active = True
+    assert fails_to_write(log)
+    assert "No space" in (log.problem() or "")
+    assert fails_to_write(log)  # at once, without trying
+    assert no_torn_line(options)
+    wait_until(lambda: log.problem() is None)
+    log.begin(CHAT).end(Result("allowed"))
+    (resumed,) = found(options, action="audit.resumed")
+    assert resumed["details"]["num_refused"] == 1
+    log.close()
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+def test_an_end_without_space_is_written_when_there_is_some(options):
+    disk = FaultyDisk("write", errno.ENOSPC, times=2)
+    log = AuditLog.open(options, calls=disk.calls())
+    record = log.begin(CHAT)
+    disk.active = True
+    record.end(Result("allowed", 200))
+    wait_until(lambda: log.problem() is None)
+    wait_until(lambda: found(options, stage="end"))
+    log.close()
+    (end,) = found(options, stage="end")
+    assert (end["outcome"], end["status"]) == ("allowed", 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("fdatasync", errno.EIO), ("fdatasync", errno.ENOSPC), ("write", errno.EIO)]
+)
+def test_a_failing_disk_is_not_tried_again_until_a_restart(options, name, code, caplog):
+    disk = FaultyDisk(name, code)
+    log = AuditLog.open(options, calls=disk.calls())
+    log.begin(CHAT).end(Result("allowed"))
+    record = log.begin(CHAT)
+    disk.active = True
+    record.end(Result("allowed"))
+    disk.active = False
+    assert log.problem()
+    real_time.sleep(0.2)  # longer than retry_s
+    assert fails_to_write(log)
+    assert "lost" in caplog.text or "cannot be written" in caplog.text
+    log.close()
+    assert no_torn_line(options)
+    again = AuditLog.open(options)
+    assert again.problem() is None
+    again.close()
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert len(found(options, stage="begin")) == len(found(options, stage="end")) == 2
+
+
+def test_a_torn_line_that_cannot_be_cut_off_stops_the_log_and_is_cut_at_the_next_start(options):
+    disk = FaultyDisk("write", errno.ENOSPC, partial=50)
+    calls = disk.calls()
+
+    def broken(descriptor, size):
+        raise OSError(errno.EIO, "broken")
+
+    log = AuditLog.open(options, calls=replace(calls, ftruncate=broken))
+    disk.active = True
+    assert fails_to_write(log)
+    assert "ftruncate" in (log.problem() or "")
+    log.close()
+    assert not no_torn_line(options)
+    AuditLog.open(options).close()
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert found(options, action="audit.start")[-1]["details"]["torn_bytes"] == 50
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
+def test_at_whichever_call_the_disk_fails_nothing_acknowledged_is_lost(options, name, code):
+    """Checkpoints and rotation included: every record is followed by one or the other."""
+    busy = replace(options, checkpoint_records=2, segment_bytes=65_536 // 20, epoch_s=1)
+    for nth in range(9):
+        disk = FaultyDisk(name, code, nth=nth, times=1)
+        log = AuditLog.open(busy, calls=disk.calls())
+        disk.active = True
+        acknowledged = []
+        for number in range(8):
+            try:
+                log.event(replace(CHAT, request_id=f"{nth}-{number}"), Result("allowed"))
+                acknowledged.append(f"{nth}-{number}")
+            except AuditUnavailable:
+                real_time.sleep(0.01)
+        disk.active = False
+        log.close()
+        assert no_torn_line(busy)
+        kept = {each["request_id"] for each in found(busy, stage="event")}
+        assert set(acknowledged) <= kept
+    AuditLog.open(busy).close()
+    assert verify_log(busy.directory, Trust()).exit_code == CLEAN
+
+
+def test_a_disk_that_does_not_answer_is_refused_and_what_was_begun_is_closed(options):
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor):
+        if stuck.is_set():
+            go_on.wait(10)
+        os.fdatasync(descriptor)
+
+    log = AuditLog.open(replace(options, commit_timeout_s=0.1), calls=Calls(fdatasync=slow))
+    stuck.set()
+    with pytest.raises(AuditUnavailable, match="does not answer"):
+        log.begin(CHAT)
+    assert log.problem() == "the disk of the audit log does not answer"
+    stuck.clear()
+    go_on.set()
+    wait_until(lambda: log.problem() is None)
+    log.event(CHAT, Result("allowed"))
+    wait_until(lambda: found(options, stage="end"))
+    assert found(options, stage="end")[0]["outcome"] == "aborted"
+    log.close()
+
+
+def test_no_space_at_the_start_is_no_start(options):
+    disk = FaultyDisk("write", errno.ENOSPC)
+    disk.active = True
+    with pytest.raises(AuditUnavailable, match="No space"):
+        AuditLog.open(options, calls=disk.calls())
+    assert not layout.segments(options.directory)
+    AuditLog.open(options).close()
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+def test_no_space_at_the_end_loses_only_the_stop(options, caplog):
+    disk = FaultyDisk("write", errno.ENOSPC, times=99)
+    log = AuditLog.open(options, calls=disk.calls())
+    log.begin(CHAT).end(Result("allowed"))
+    disk.active = True
+    log.close()
+    assert "closed without its last records" in caplog.text
+    assert not found(options, action="audit.stop")
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 64 KiB."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], check=False, capture_output=True)
+    if done.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_really_full_disk_refuses_and_recovers(options, tiny_disk):
+    small = replace(options, directory=tiny_disk / "audit")
+    log = AuditLog.open(small)
+    acknowledged = 0
+    while not fails_to_write(log):
+        acknowledged += 1
+    assert log.problem()
+    ballast = sorted(tiny_disk.rglob("*"))
+    assert ballast
+    subprocess.run(["mount", "-o", "remount,size=256k", tiny_disk], check=True)
+    wait_until(lambda: log.problem() is None)
+    log.begin(CHAT).end(Result("allowed"))
+    log.close()
+    assert len(found(small, stage="begin")) == acknowledged + 1
+    assert verify_log(small.directory, Trust()).exit_code == CLEAN
+    assert all(line.startswith(b"{") for line in lines_of(small))
