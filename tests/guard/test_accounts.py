@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import update
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts import normal_name
+from chatsvc.guard.accounts import AccountUpdate, normal_name
 from chatsvc.guard.roles import Roles, format_names, parse_names
 from chatsvc.store.tables import Account
 
@@ -75,6 +75,26 @@ def test_a_new_password_ends_every_session_but_the_calling_one(guard, ada):
     guard.accounts.set_password("ada", "another good password", but_sid=calling)
     assert guard.sessions.state(calling).revoked_at is None
     assert guard.sessions.state(other).revoked_at is not None
+
+
+def test_several_changes_are_made_together_or_not_at_all(guard, ada):
+    sid, _ = guard.sessions.start(ada["id"], "127.0.0.1")
+    change = guard.accounts.change("ada", AccountUpdate(roles=["viewer"], password="another good password"))
+    assert change.after["roles"] == ["viewer"]
+    assert guard.sessions.state(sid).revoked_at is not None
+    assert guard.accounts.change("ada", AccountUpdate(disabled=True)).after["disabled"]
+    assert guard.accounts.change("ada", AccountUpdate()).after["disabled"]
+    for impossible in (AccountUpdate(roles=["root"], disabled=False), AccountUpdate(disabled=False, password="short")):
+        with pytest.raises(InvalidRequest):
+            guard.accounts.change("ada", impossible)
+    assert guard.accounts.get("ada").disabled
+
+
+def test_accounts_with_limits_of_their_own_are_listed(guard, ada):
+    guard.accounts.add("bob", PASSWORD, [])
+    assert guard.accounts.list_with_own_limits() == []
+    guard.accounts.set_limits("bob", {"max_concurrent": 1})
+    assert [account.name for account in guard.accounts.list_with_own_limits()] == ["bob"]
 
 
 def test_the_password_of_a_directorys_account_is_not_ours_to_change(guard, ada):

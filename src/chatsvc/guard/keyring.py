@@ -12,7 +12,6 @@ import fcntl
 import itertools
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +61,6 @@ class KeyRing:
         self._directory = directory
         self._keep_s = keep_s
         self._clock = clock
-        self._lock = threading.Lock()
         self._keys: dict[str, SigningKey] = {}
         self._scanned_at = float("-inf")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,10 +107,9 @@ class KeyRing:
         return f".{self.algorithm.lower()}"
 
     def _rescan_if_older_than(self, age_s: float) -> None:
+        # Two threads that find it due both look: that is cheaper than to wait for each other.
         if self._clock() - self._scanned_at >= age_s:
-            with self._lock:
-                if self._clock() - self._scanned_at >= age_s:
-                    self._scan()
+            self._scan()
 
     def _scan(self) -> None:
         """Read files that are new, forget those that are gone. A key once read is not read again."""
