@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from flask import Flask
 
+from chatsvc import __version__
 from chatsvc.audit.log import AuditLog
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
@@ -19,7 +20,7 @@ from chatsvc.engine.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.room import Room
-from chatsvc.http import admin, audit, auth, chat, conversations, hooks, openai, ops, problems, routing
+from chatsvc.http import admin, audit, auth, chat, conversations, hooks, openai, openapi, ops, problems, routing, ui
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
@@ -119,6 +120,8 @@ def _register(app: Flask, running: Running) -> None:
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
+    app.register_blueprint(ui.blueprint())
+    openapi.install(app, __version__)
 
 
 def _admin_parts(running: Running) -> admin.AdminParts:

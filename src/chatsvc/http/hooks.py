@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from flask import Flask, Response, request
+from werkzeug.routing import RequestRedirect
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import AuditUnavailable, AuthenticationFailed, InvalidRequest, PermissionRefused
+from chatsvc.errors import AuditUnavailable, AuthenticationFailed, InvalidRequest, NotFound, PermissionRefused
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.http import context, routing
 from chatsvc.observe.metrics import Metrics
@@ -84,6 +85,8 @@ def _admit(app: Flask, door: Door) -> None:
     if not re.fullmatch(r"[^\s,/@?#]+", request.environ.get("HTTP_HOST", "")):
         raise InvalidRequest("Send exactly one valid Host header.")
     # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
+    if isinstance(request.routing_exception, RequestRedirect):  # Flask would answer it with a redirect
+        raise NotFound
     if request.routing_exception is not None:
         raise request.routing_exception
     rule = request.url_rule

@@ -11,7 +11,6 @@ import math
 from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
-from werkzeug.routing import RequestRedirect
 
 from chatsvc import errors
 from chatsvc.http import context
@@ -91,11 +90,9 @@ def known(error: Exception) -> errors.ChatsvcError:
             _log.error("unexpected error", exc_info=error)
             return _SERVER_ERROR
         return error
-    if isinstance(error, HTTPException) and not isinstance(error, RequestRedirect) and (error.code or 500) < 500:
+    if isinstance(error, HTTPException) and (error.code or 500) < 500:
         kind = _BY_STATUS.get(error.code or 500)
         return kind() if kind else errors.InvalidRequest("The request is not valid HTTP for this service.")
-    if isinstance(error, RequestRedirect):
-        return errors.NotFound()
     _log.error("unexpected error", exc_info=error)
     return _SERVER_ERROR
 

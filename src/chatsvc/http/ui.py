@@ -1,0 +1,87 @@
+"""``/`` and ``/docs``: two pages whose files travel inside the package. No file of any other name is ever read.
+
+The pages load nothing from elsewhere and run no inline script; the policy below makes the browser hold them to it.
+Knows nothing about what the pages do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+from flask import Blueprint, Response, request
+
+from chatsvc.errors import NotFound
+from chatsvc.guard.principal import PUBLIC
+from chatsvc.http.routing import requires
+
+_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One file, as it is sent."""
+
+    content: bytes
+    content_type: str
+    etag: str
+
+
+def blueprint() -> Blueprint:
+    """The routes."""
+    routes = Blueprint("ui", __name__)
+    pages = read_pages()
+
+    @routes.get("/")
+    @requires(PUBLIC)
+    def chat_page() -> Response:
+        return _send(pages["index.html"])
+
+    @routes.get("/docs")
+    @requires(PUBLIC)
+    def docs_page() -> Response:
+        return _send(pages["docs.html"])
+
+    @routes.get("/assets/<name>")
+    @requires(PUBLIC)
+    def asset(name: str) -> Response:
+        if name not in pages or name.endswith(".html"):
+            raise NotFound
+        return _send(pages[name])
+
+    return routes
+
+
+def read_pages() -> dict[str, Page]:
+    """Every file of the pages, once."""
+    found = {}
+    for file in resources.files("chatsvc.http").joinpath("pages").iterdir():
+        content_type = _TYPES.get(file.name.rpartition(".")[2])
+        if content_type is not None:
+            content = file.read_bytes()
+            found[file.name] = Page(content, content_type, hashlib.sha256(content).hexdigest()[:32])
+    return found
+
+
+def _send(page: Page) -> Response:
+    response = Response(page.content, content_type=page.content_type, headers=_HEADERS)
+    response.set_etag(page.etag)
+    response.make_conditional(request)
+    return response
