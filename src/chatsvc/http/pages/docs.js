@@ -3,7 +3,7 @@ const METHODS = ["get", "post", "put", "patch", "delete"];
 
 function make(tag, text = "", ...children) {
   const node = document.createElement(tag);
-  node.textContent = text;
+  node.textContent = text.replaceAll("`", "");
   node.append(...children);
   return node;
 }

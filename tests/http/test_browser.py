@@ -1,0 +1,202 @@
+"""A person at the page: headless Chromium, driven over WebDriver's own HTTP interface, in front of the real service.
+
+``CHATSVC_SCREENSHOTS=DIR`` keeps pictures of what was seen.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from chatsvc.settings import load
+
+DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
+pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="chromium and chromium-driver are not installed")
+
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver section 12.1
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1200,800",
+]
+
+
+class Browser:
+    """The few commands of WebDriver that the tests need."""
+
+    def __init__(self, driver: str, profile: Path, language: str) -> None:
+        options = {"binary": BROWSER, "args": [*FLAGS, f"--user-data-dir={profile}", f"--lang={language}"]}
+        options["prefs"] = {"intl.accept_languages": language}
+        self._http = httpx.Client(base_url=driver, timeout=60)
+        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}}
+        self._session = f"/session/{self._post('/session', wanted)['sessionId']}"
+
+    def _post(self, path, body):
+        answer = self._http.post(path, json=body).json()["value"]
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def open(self, url):
+        self._post(f"{self._session}/url", {"url": url})
+
+    def run(self, script, *arguments):
+        return self._post(f"{self._session}/execute/sync", {"script": f"return {script}", "args": list(arguments)})
+
+    def find(self, selector):
+        return self._post(f"{self._session}/element", {"using": "css selector", "value": selector})[ELEMENT]
+
+    def click(self, selector):
+        self._post(f"{self._session}/element/{self.find(selector)}/click", {})
+
+    def type(self, selector, text):
+        self._post(f"{self._session}/element/{self.find(selector)}/value", {"text": text})
+
+    def text(self, selector):
+        return self.run("[...document.querySelectorAll(arguments[0])].map(n => n.textContent)", selector)
+
+    def is_shown(self, selector):
+        return self.run("Boolean(document.querySelector(arguments[0])?.getClientRects().length)", selector)
+
+    def resize(self, width, height):
+        self._post(f"{self._session}/window/rect", {"width": width, "height": height})
+
+    def accept_dialog(self, text=None):
+        if text is not None:
+            self._post(f"{self._session}/alert/text", {"text": text})
+        self._post(f"{self._session}/alert/accept", {})
+
+    def complaints(self):
+        """What the console says, a refused policy included; a 401 that the page expects is none."""
+        entries = self._post(f"{self._session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if "status of 4" not in entry["message"]]
+
+    def picture(self, name):
+        directory = os.environ.get("CHATSVC_SCREENSHOTS")
+        if directory:
+            data = self._http.get(f"{self._session}/screenshot").json()["value"]
+            Path(directory, f"{name}.png").write_bytes(base64.b64decode(data))
+
+    def quit(self):
+        self._http.delete(self._session)
+        self._http.close()
+
+
+@pytest.fixture(scope="module")
+def driver(wait_until):
+    from contextlib import closing
+    import socket
+
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+
+    def answers():
+        try:
+            return httpx.get(f"{url}/status").json()["value"]["ready"]
+        except httpx.TransportError:
+            return False
+
+    wait_until(answers, what="chromedriver")
+    yield url
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture
+def browse(driver, tmp_path):
+    opened = []
+
+    def start(language="en-US"):
+        browser = Browser(driver, tmp_path / f"profile-{len(opened)}", language)
+        opened.append(browser)
+        return browser
+
+    yield start
+    for browser in opened:
+        browser.quit()
+
+
+def log_in(browser, server, name="alice", password="alice's long password"):
+    browser.open(f"{server.url}/")
+    browser.type("#username", name)
+    browser.type("#password", password)
+    browser.click("#login-form button[type=submit]")
+
+
+def test_a_person_logs_in_asks_and_reads_the_answer(server, browse, wait_until):
+    browser = browse()
+    browser.open(f"{server.url}/")
+    browser.picture("login")
+    log_in(browser, server, password="wrong password, surely")
+    wait_until(lambda: browser.text("#login-error") != [""])
+    log_in(browser, server)
+    wait_until(lambda: browser.is_shown("#input"))
+    browser.type("#input", "What is the capital of France?\ue007")  # Enter
+    wait_until(lambda: "Paris" in "".join(browser.text(".message.assistant .text")))
+    wait_until(lambda: browser.is_shown("#send"))
+    browser.type("#input", "And of Italy?")
+    browser.click("#send")
+    wait_until(lambda: browser.is_shown("#send") and len(browser.text(".message.assistant .text")) == 2)
+    wait_until(lambda: "capital of France" in "".join(browser.text("#list")))
+    browser.picture("chat")
+    assert browser.text("#list li[aria-current] .open") == ["What is the capital of France?"]
+    browser.click("#list .act:nth-of-type(2)")
+    browser.accept_dialog("Capitals <b>of</b> Europe")
+    wait_until(lambda: browser.text("#list .open")[:1] == ["Capitals <b>of</b> Europe"])
+    browser.click("#list .act:nth-of-type(3)")
+    browser.accept_dialog()
+    wait_until(lambda: "Capitals" not in "".join(browser.text("#list")))
+    assert browser.text(".message") == []
+    browser.resize(420, 800)
+    browser.picture("narrow")
+    browser.click("#menu")
+    assert browser.is_shown("#new")
+    browser.click("#log-out")
+    wait_until(lambda: browser.is_shown("#username"))
+    assert browser.complaints() == []
+
+
+def test_an_answer_can_be_stopped_and_is_kept(server, browse, wait_until):
+    browser = browse("zh-CN")
+    log_in(browser, server)
+    wait_until(lambda: browser.is_shown("#input"))
+    assert browser.text("#new") == ["新会话"]
+    assert browser.run("document.documentElement.lang") == "zh-CN"
+    browser.type("#input", "Write a very long story about a lighthouse and its keeper.\ue007")
+    wait_until(lambda: len("".join(browser.text(".message.assistant .text"))) > 20)
+    browser.picture("streaming-zh")
+    browser.click("#stop")
+    wait_until(lambda: browser.text("#status") == ["已停止。"])
+    wait_until(lambda: "lighthouse" in "".join(browser.text("#list")))
+    browser.click("header [data-action=language]")
+    assert browser.text("#new") == ["New conversation"]
+    assert browser.complaints() == []
+
+
+def test_the_offline_page_of_the_api_shows_every_route(server, browse, wait_until):
+    browser = browse()
+    browser.open(f"{server.url}/docs")
+    wait_until(lambda: "/chat/stream" in "".join(browser.text("#operations code")))
+    browser.run("document.querySelectorAll('details')[0].open = true")
+    browser.picture("docs")
+    assert "/v1/chat/completions" in browser.text("#operations code")
+    assert browser.complaints() == []
+
+
+def test_settings_of_the_server_are_the_fixtures(server):
+    assert load({"CHATSVC_HOME": str(server.settings.home)}).home == server.settings.home
