@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.audit.logs import Time, write_some
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from tests.audit.logs import Time, write_some
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import time as real_time
 from pathlib import Path
 
 import pytest
-from tests.audit.test_log import found, records_of
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verdict import CLEAN, TORN_TAIL
 from chatsvc.audit.verify import Trust, verify_log
+from tests.audit.test_log import found, records_of
 
 WRITER = Path(__file__).with_name("crash_writer.py")
 

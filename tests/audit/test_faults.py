@@ -10,8 +10,6 @@ import time as real_time
 from dataclasses import replace
 
 import pytest
-from tests.audit.logs import last_segment, lines_of
-from tests.audit.test_log import CHAT, found, wait_until
 
 from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
@@ -20,6 +18,8 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import AuditUnavailable
+from tests.audit.logs import last_segment, lines_of
+from tests.audit.test_log import CHAT, found, wait_until
 
 
 class FaultyDisk:

@@ -9,7 +9,6 @@ import time as real_time
 from dataclasses import replace
 
 import pytest
-from tests.audit.logs import last_segment, lines_of, write_some
 
 from chatsvc.audit import layout
 from chatsvc.audit.facts import Facts, Result
@@ -20,6 +19,7 @@ from chatsvc.audit.tree import leaf_hash
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import AuditUnavailable
+from tests.audit.logs import last_segment, lines_of, write_some
 
 CHAT = Facts("r1", "chat.generate", "alice", sid="s1", jti="token-1", address="10.0.0.1", method="POST", route="/chat")
 

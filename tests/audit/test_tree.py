@@ -7,7 +7,6 @@ import hashlib
 import json
 
 import pytest
-from tests.audit.logs import vectors
 
 from chatsvc.audit.tree import (
     EMPTY_ROOT,
@@ -22,6 +21,7 @@ from chatsvc.audit.tree import (
     verify_consistency,
     verify_inclusion,
 )
+from tests.audit.logs import vectors
 
 LEAVES = [leaf_hash(bytes([number])) for number in range(33)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time as real_time
@@ -10,16 +11,18 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from tests.audit.logs import last_segment, write_segments, write_some
 
 from chatsvc.audit import keys, layout, verify
 from chatsvc.audit.checkpoint import Checkpoint, Signer, format_checkpoint, format_vkey, parse_vkey
 from chatsvc.audit.record import FIRST_PREV, compute_mac, encode, seal
+from chatsvc.audit.replay import Replay, read_notes
 from chatsvc.audit.seal import parse_seal_key
 from chatsvc.audit.tree import leaf_hash, root_of
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNKNOWN_KEY, Verdict, worst
 from chatsvc.audit.verify import Trust, verify_log, verify_segment, verify_tree
+from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness import Seen
+from tests.audit.logs import last_segment, write_segments, write_some
 
 
 @pytest.fixture(autouse=True)
@@ -67,17 +70,47 @@ def copied(options, tmp_path, name="copy"):
     return copy
 
 
-def test_every_single_bit_flip_of_a_whole_segment_is_found(options, time):
+def test_every_single_bit_flip_of_a_whole_segment_is_found(small_log):
+    """All bits; each from the position in front of its line on, so that it takes seconds."""
+    segment = last_segment(small_log)
+    data, keys_here = segment.read_bytes(), Trust().keys_of(small_log.directory)
+    due = read_notes(segment, keys_here).checkpoints
+    walk = Walk(position_at(data.partition(b"\n")[0]))
+    start, missed = 0, []
+    for seq, line in enumerate(data.splitlines(keepends=True)):
+        for bit in range(len(line) * 8):
+            changed = bytearray(data[start:])
+            changed[bit // 8] ^= 1 << bit % 8
+            if not is_found(walk.position.copy(), [each for each in due if each.size > seq], changed, start):
+                missed.append((seq, bit))
+        walk.step(line[:-1], first=seq == 0)
+        start += len(line)
+    assert (missed, start) == ([], len(data))
+
+
+def is_found(position, due, rest, start) -> bool:
+    replay = Replay(Walk(position))
+    replay.expect(due)
+    try:
+        for _ in replay.lines(io.BytesIO(rest), start):
+            pass
+    except Tampered:
+        return True
+    return bool(replay.due or replay.torn)
+
+
+def test_a_bit_flip_in_every_byte_is_found_with_its_record(options, time):
+    """One bit of each byte, through the whole verifier."""
     write_some(options, time, 1)
     segment = last_segment(options)
     data = segment.read_bytes()
     num_lines, missed, unnamed = data.count(b"\n"), [], []
-    for place in range(len(data) * 8):
+    for place in range(len(data)):
         changed = bytearray(data)
-        changed[place // 8] ^= 1 << place % 8
+        changed[place] ^= 1 << place % 8
         segment.write_bytes(changed)
         verdict = verify_log(options.directory, Trust())
-        seq = data.count(b"\n", 0, place // 8)
+        seq = data.count(b"\n", 0, place)
         if verdict.exit_code != TAMPERED:
             missed.append(place)
         elif verdict.seq not in (seq, seq + 1) or verdict.seq >= num_lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from chatsvc.audit.checkpoint import (
     Checkpoint,
@@ -72,18 +73,22 @@ class Replay:
 
     def segment(self, path: Path, start: int = 0) -> Iterator[Record]:
         """The records of a segment, each checked. Afterwards ``torn`` is what follows the last whole line."""
-        self.good_bytes, self.torn = start, b""
         with path.open("rb") as file:
             file.seek(start)
-            while line := file.readline(MAX_LINE_BYTES):
-                if not line.endswith(b"\n"):
-                    self.torn = line
-                    return
-                try:
-                    yield self.line(line[:-1], first=self.good_bytes == 0)
-                except ChainBroken as broken:
-                    raise _blamed(broken, line[:-1], file.readline(MAX_LINE_BYTES)) from None
-                self.good_bytes += len(line)
+            yield from self.lines(file, start)
+
+    def lines(self, file: BinaryIO, start: int = 0) -> Iterator[Record]:
+        """The same of an open file that stands at ``start`` of a segment."""
+        self.good_bytes, self.torn = start, b""
+        while line := file.readline(MAX_LINE_BYTES):
+            if not line.endswith(b"\n"):
+                self.torn = line
+                return
+            try:
+                yield self.line(line[:-1], first=self.good_bytes == 0)
+            except ChainBroken as broken:
+                raise _blamed(broken, line[:-1], file.readline(MAX_LINE_BYTES)) from None
+            self.good_bytes += len(line)
 
     def line(self, line: bytes, *, first: bool = False) -> Record:
         """Check a line, and the checkpoints that end with it."""
