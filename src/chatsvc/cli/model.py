@@ -142,8 +142,14 @@ def convert(
 @click.argument("name")
 def activate(name: str) -> None:
     """Verify NAME and make it the model that is served."""
-    folder = _store(load()).activate(name)
-    click.echo(f"{folder.name} is active. A running service takes it over on SIGHUP (systemctl reload chatsvc).")
+    from chatsvc.pidfile import tell_to_swap
+
+    settings = load()
+    folder = _store(settings).activate(name)
+    if tell_to_swap(settings.home):
+        click.echo(f"{folder.name} is active. The running service brings it up now; nobody is interrupted.")
+    else:
+        click.echo(f"{folder.name} is active from the next start of the engine.")
 
 
 @command.command()
