@@ -309,3 +309,16 @@ def events(response: httpx.Response) -> Iterator[tuple[str, dict]]:
             yield name, json.loads(line[6:])
         elif not line:
             name = "message"
+
+
+@pytest.fixture(name="free_port", scope="session")
+def free_port_fixture() -> Callable[[], int]:
+    return free_port
+
+
+@pytest.fixture(scope="session")
+def boot_service(
+    make_home: Callable[..., Home], start: Callable[..., Program], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Service]:
+    """``boot_service(SECTION__KEY="…")``: another whole service, for a test that changes or ends it."""
+    return lambda **settings: boot(make_home, start, tmp_path_factory, **settings)

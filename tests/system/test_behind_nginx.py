@@ -19,7 +19,11 @@ import pytest
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
-LONG = {"query": "Write a long story about a brave knight, a dragon and a library.", "max_tokens": 300, "temperature": 0}
+LONG = {
+    "query": "Write a long story about a brave knight, a dragon and a library.",
+    "max_tokens": 300,
+    "temperature": 0,
+}
 FORGED = [
     {"X-Forwarded-For": "127.0.0.1"},
     {"X-Forwarded-For": '"'},

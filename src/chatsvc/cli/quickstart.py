@@ -96,6 +96,7 @@ def _settings() -> Settings:
 
 
 def _prepare(settings: Settings) -> None:
+    from chatsvc.cli.progress import ShownProgress
     from chatsvc.models import embedded
     from chatsvc.models.store import ModelStore
 
@@ -103,22 +104,9 @@ def _prepare(settings: Settings) -> None:
     store = ModelStore(settings.models_directory, settings.keys_directory)
     if store.active() is None:
         click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
-        embedded.ensure(store, offline=settings.models.offline, progress=_Progress())
+        with ShownProgress() as progress:
+            embedded.ensure(store, offline=settings.models.offline, progress=progress)
     _make_administrator(settings)
-
-
-class _Progress:
-    """Says how far long work has come, about every tenth of the way."""
-
-    def __init__(self) -> None:
-        self._told: tuple[str, int] = ("", -1)
-
-    def __call__(self, what: str, num_done: int, num_total: int) -> None:
-        """``num_done`` of ``num_total`` is done."""
-        tenth = num_done * 10 // num_total if num_total else 0
-        if (what, tenth) != self._told and num_done:
-            self._told = (what, tenth)
-            click.echo(f"  {what}: {tenth * 10} %")
 
 
 def _make_administrator(settings: Settings) -> None:
