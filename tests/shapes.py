@@ -34,7 +34,7 @@ _TEXT = [
 
 def tiny_qwen2(path: Path, seed: int = 0) -> Path:
     """A Qwen2 of two layers with a small real byte-level BPE tokenizer."""
-    tokenizer = _trained(512)
+    tokenizer = trained_tokenizer(512)
     _write_tokenizer(path, tokenizer)
     config = _config(tokenizer, hidden=64, layers=2, heads=4, intermediate=128, context=2048)
     _write_weights(path, config, seed, torch.float32)
@@ -43,7 +43,7 @@ def tiny_qwen2(path: Path, seed: int = 0) -> Path:
 
 def qwen15_05b_shape(path: Path, seed: int = 0) -> Path:
     """Qwen1.5-0.5B-Chat's shape: 24 layers, hidden 1024, 16 heads, vocabulary 151936, context 32768; 930 MB."""
-    tokenizer = _padded(_trained(2000), 151643)
+    tokenizer = _padded(trained_tokenizer(2000), 151643)
     _write_tokenizer(path, tokenizer)
     config = _config(tokenizer, hidden=1024, layers=24, heads=16, intermediate=2816, context=32768, vocab=151936)
     _write_weights(path, config, seed, torch.bfloat16)
@@ -68,7 +68,8 @@ def _config(
     )
 
 
-def _trained(vocab_size: int) -> Tokenizer:
+def trained_tokenizer(vocab_size: int) -> Tokenizer:
+    """A small real byte-level BPE as Qwen2 splits text, with ChatML's special tokens."""
     tokenizer = Tokenizer(BPE())
     _qwen_parts(tokenizer)
     trainer = BpeTrainer(

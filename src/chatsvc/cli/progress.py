@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Self
 
 import click
@@ -16,7 +17,8 @@ class ShownProgress:
     """
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
+        self._stream = sys.stderr  # as it is now: a library's own chatter is sent elsewhere while we show ours
+        console = Console(file=self._stream)
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
         self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
@@ -41,4 +43,4 @@ class ShownProgress:
         tenth = num_done * 10 // num_total if num_total else 0
         if tenth > self._told.get(what, -1):
             self._told[what] = tenth
-            click.echo(f"{what}: {tenth * 10} %" if num_total else f"{what} …", err=True)
+            click.echo(f"{what}: {tenth * 10} %" if num_total else f"{what} …", file=self._stream)

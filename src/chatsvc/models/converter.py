@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import sys
 
+from chatsvc.models.quiet import refuse_telemetry
+
 _INT4 = ["--group-size", "64", "--ratio", "1.0"]
 
 
 def main(arguments: list[str]) -> None:
     """Convert and write ``TARGET``."""
     source, target, weight_format = arguments
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # import fails: openvino and nncf then send none
+    refuse_telemetry()
     import huggingface_hub.constants  # noqa: PLC0415
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True

@@ -8,17 +8,19 @@ this takes well under one. Its answers are the oracle in the tests.) Format: ggm
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from chatsvc.errors import OperatorError
-from chatsvc.models.files import open_regular
+from chatsvc.models.files import BLOCK_BYTES, Progress, new_file, no_progress, open_regular, sha256_of
 
 _MAGIC = b"GGUF"
 _MAX_ITEMS = 4_000_000
 _MAX_DIMENSIONS = 8
+_ALIGNMENT = 32
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -44,10 +46,13 @@ class GgufInvalid(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class GgufHead:
-    """Metadata by key (arrays are lists) and the tensors' types by name."""
+    """Metadata by key (arrays are lists), the tensors' types by name, and where these parts end in the file."""
 
     metadata: dict[str, Any]
     tensor_types: dict[str, str]
+    metadata_end: int
+    tensors_end: int
+    data_start: int
 
     def get(self, key: str, kind: type[T]) -> T:
         """A metadata value of the type it must have.
@@ -80,6 +85,38 @@ def read_head(path: Path) -> GgufHead:
                 raise GgufInvalid(f"{path.name} is damaged or cut off; fetch it again") from error
 
 
+def copy_with_text(source: Path, target: Path, key: str, value: str, progress: Progress = no_progress) -> str:
+    """Copy a GGUF file with one more text in its metadata; returns the copy's SHA-256 in hex.
+
+    The tensors' offsets count from the start of the data, so they stay as they are.
+    """
+    head = read_head(source)
+    added = _text(key) + struct.pack("<I", _STRING) + _text(value)
+    padding = _aligned(head.tensors_end + len(added), head.metadata.get("general.alignment", _ALIGNMENT))
+    with open_regular(source) as reader, new_file(target) as writer:
+        fixed, num_tensors, num_values = struct.unpack("<8sQQ", reader.read(24))
+        writer.write(struct.pack("<8sQQ", fixed, num_tensors, num_values + 1))
+        writer.write(reader.read(head.metadata_end - 24) + added)
+        writer.write(reader.read(head.tensors_end - head.metadata_end))
+        writer.write(bytes(padding - writer.tell()))
+        reader.seek(head.data_start)
+        total = os.fstat(reader.fileno()).st_size
+        while block := reader.read(BLOCK_BYTES):
+            writer.write(block)
+            progress(f"copying {target.name}", reader.tell(), total)
+        writer.flush()
+        return sha256_of(writer)
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment
+
+
 class _Reader:
     """A position in the bytes; struct refuses to read past their end."""
 
@@ -96,14 +133,16 @@ class _Reader:
             raise GgufInvalid("only little-endian GGUF files of version 2 or 3 are served; convert it with llama.cpp")
         num_tensors = self._count()
         metadata = {self._string(): self._value(self._number("I")) for _ in range(self._count())}
+        metadata_end = self._at
         tensors = [self._tensor() for _ in range(num_tensors)]
-        alignment = metadata.get("general.alignment", 32)
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise GgufInvalid("the GGUF file is damaged; fetch it again")
-        data_start = -(-self._at // alignment) * alignment
+        data_start = _aligned(self._at, alignment)
         if any(data_start + end > len(self._content) for _, _, end in tensors):
             raise GgufInvalid("the GGUF file is cut off: tensors end behind its end; fetch it again")
-        return GgufHead(metadata, {name: kind for name, kind, _ in tensors})
+        types = {name: kind for name, kind, _ in tensors}
+        return GgufHead(metadata, types, metadata_end, self._at, data_start)
 
     def _tensor(self) -> tuple[str, str, int]:
         """Name, type, and where it ends in the data."""

@@ -19,6 +19,7 @@ from chatsvc.models import gguf
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
 from chatsvc.models.files import Progress, copy_file, no_progress, open_regular, write_file
 from chatsvc.models.texts import Texts, read_texts, texts_of_gguf
+from chatsvc.models.tokenizer import PRE_KEY, family
 
 GGUF_WEIGHTS = "model.gguf"
 OPENVINO_FILES = ("openvino_model.xml", "openvino_model.bin")
@@ -48,12 +49,16 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Which files are copied to which names, and what was read from the small ones."""
+    """Which files are copied to which names, and what was read from the small ones.
+
+    ``missing_pre`` is a GGUF file's missing ``tokenizer.ggml.pre``, without which the default runner does not load it.
+    """
 
     format: Format
     weights: dict[str, Path]
     others: dict[str, Path]
     texts: Texts
+    missing_pre: str | None = None
 
 
 def import_into(folder: Path, source: Path, label: Label, progress: Progress = no_progress) -> ModelDescription:
@@ -64,7 +69,7 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     """
     plan = _plan(source)
     # A download cache holds links to its blobs; here the content counts, and only the copy is served.
-    digests = [copy_file(path.resolve(), folder / name, progress) for name, path in plan.weights.items()]
+    digests = [_copy_weights(plan, path.resolve(), folder / name, progress) for name, path in plan.weights.items()]
     for name, path in plan.others.items():
         copy_file(path.resolve(), folder / name)
     description = ModelDescription(
@@ -83,6 +88,12 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     write_file(folder / TOKENIZER_FILE, plan.texts.tokenizer_json)
     write_file(folder / TEMPLATE_FILE, plan.texts.chat_template.encode())
     return description
+
+
+def _copy_weights(plan: _Plan, source: Path, target: Path, progress: Progress) -> str:
+    if plan.missing_pre is not None:
+        return gguf.copy_with_text(source, target, PRE_KEY, plan.missing_pre, progress)
+    return copy_file(source, target, progress)
 
 
 def suggested_name(source: Path) -> str:
@@ -129,7 +140,8 @@ def _plan_gguf(path: Path) -> _Plan:
             f"{path.name}: architecture {architecture!r} cannot be loaded from GGUF "
             f"(served: {', '.join(sorted(_GGUF_ARCHITECTURES))}); import the safetensors folder and convert it instead"
         )
-    return _Plan("gguf", {GGUF_WEIGHTS: path}, {}, texts_of_gguf(head, architecture))
+    missing_pre = None if PRE_KEY in head.metadata else family(head)
+    return _Plan("gguf", {GGUF_WEIGHTS: path}, {}, texts_of_gguf(head, architecture), missing_pre)
 
 
 def _plan_openvino(source: Path) -> _Plan:

@@ -5,6 +5,8 @@ The one place of this room that starts a process; it ends with us, whatever happ
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 from chatsvc.errors import OperatorError
 
 _POLL_S = 0.25
-_KEPT_OUTPUT_CHARS = 600
+_KEPT_OUTPUT_CHARS = 300
 
 # The child's temporary files go where we can watch them grow. A variable of the environment would do the same, but
 # only chatsvc.settings reads or sets those.
@@ -32,7 +34,7 @@ def run_module(arguments: Sequence[str], folder: Path, watch: Callable[[int], No
         watch: see above.
 
     Raises:
-        OperatorError: it failed; the message holds the end of what it said.
+        OperatorError: it failed; the message holds its last line.
     """
     command = [sys.executable, "-c", _WITH_TEMPORARY_FOLDER, str(folder), *arguments]
     log = folder / ".output"
@@ -46,10 +48,10 @@ def run_module(arguments: Sequence[str], folder: Path, watch: Callable[[int], No
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    said = log.read_text(encoding="utf-8", errors="replace").strip()
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
     log.unlink()
     if process.returncode != 0:
-        raise OperatorError(f"{arguments[0]} failed: …{said[-_KEPT_OUTPUT_CHARS:]}")
+        raise OperatorError(f"{arguments[0]} failed: {said[-1][:_KEPT_OUTPUT_CHARS]}")
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:
@@ -60,11 +62,10 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes in the folder; files may come and go while we look."""
+    """Bytes in the folder; files and folders may come and go while we look (os.walk skips what has gone)."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except FileNotFoundError:
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  (no object a file: this is polled)
     return total

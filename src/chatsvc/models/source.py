@@ -6,6 +6,8 @@ modelscope's own ``snapshot_download`` does the transfer: it resumes, checks SHA
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import re
 from dataclasses import dataclass
@@ -95,19 +97,22 @@ def _download(model_id: str, options: FetchOptions, progress: Progress) -> Path:
     logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
     wanted = patterns(model_id, options.file)
     try:
-        folder = snapshot_download(
-            model_id,
-            revision=options.revision,
-            cache_dir=options.cache,
-            local_files_only=options.offline,
-            allow_patterns=wanted,
-            endpoint=options.endpoint,
-            progress_callbacks=[_reporter(progress)],
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # its own bars would draw over ours
+            folder = snapshot_download(
+                model_id,
+                revision=options.revision,
+                cache_dir=options.cache,
+                local_files_only=options.offline,
+                allow_patterns=wanted,
+                endpoint=options.endpoint,
+                progress_callbacks=[_reporter(progress)],
+            )
     except CacheError as error:
         raise OperatorError(_offline_message(model_id)) from error
     except requests.HTTPError as error:
-        raise OperatorError(f"{model_id}: the server refused it ({error}); check the id and the revision") from error
+        raise OperatorError(
+            f"{model_id}: the server refused it ({_first_line(error)}); check the id and the revision"
+        ) from error
     except (HubError, requests.RequestException, OSError) as error:
         raise OperatorError(_failed_message(model_id, options, error)) from error
     if not any(Path(folder).glob("*.safetensors")) and not any(Path(folder).glob("*.gguf")):
@@ -125,11 +130,15 @@ def _offline_message(model_id: str) -> str:
 def _failed_message(model_id: str, options: FetchOptions, error: Exception) -> str:
     if options.offline:
         return _offline_message(model_id)
-    cause = str(error).partition(" (Caused by")[0].partition("\n")[0] or type(error).__name__
+    cause = _first_line(error)
     return (
         f"{model_id} cannot be fetched: {cause}. Check the network, or set MODELSCOPE_ENDPOINT to a mirror; run the "
         "same command again to go on where it stopped. Without a network: chatsvc model import FOLDER"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition(" (Caused by")[0].partition("\n")[0] or type(error).__name__
 
 
 def _reporter(progress: Progress) -> type[Any]:

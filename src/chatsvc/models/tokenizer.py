@@ -1,6 +1,6 @@
 """Makes a Hugging Face ``tokenizer.json`` from a GGUF file's metadata, and reads what a ``tokenizer.json`` says.
 
-Byte-level BPE only (``tokenizer.ggml.model`` = gpt2): the families of Qwen, SmolLM and Llama 3. How text is split
+Byte-level BPE only (``tokenizer.ggml.model`` = gpt2): the families of Qwen and SmolLM. How text is split
 before merging is named by ``tokenizer.ggml.pre``; an unknown name is refused, because a wrong split gives a model text
 it was never trained on and nothing would say so. OpenVINO's reading of the same files is the oracle in the tests.
 """
@@ -15,17 +15,16 @@ from tokenizers.models import BPE
 from chatsvc.errors import OperatorError
 from chatsvc.models.gguf import GgufHead, GgufInvalid
 
+PRE_KEY = "tokenizer.ggml.pre"
 CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
 
 # What the upstream tokenizer.json of each family holds.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_LLAMA3_SPLIT = _QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 _PLAIN = frozenset({"gpt-2", "gpt2", "default"})
 _DIGITS = frozenset({"smollm", "starcoder", "refact"})
 _QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen"})
-_LLAMA3 = frozenset({"llama-bpe", "llama3", "smaug-bpe"})
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
@@ -56,7 +55,7 @@ def from_gguf(head: GgufHead) -> Tokenizer:
         tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
     except Exception as error:  # tokenizers raises nothing narrower for a merge that is not in the vocabulary
         raise GgufInvalid("the file's tokenizer is damaged: a merge is not in its vocabulary") from error
-    _split(tokenizer, _family(head))
+    _split(tokenizer, family(head))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     types: list[int] = head.get("tokenizer.ggml.token_type", list)
@@ -91,49 +90,38 @@ def parse(tokenizer_json: bytes) -> Tokenizer:
         raise OperatorError("tokenizer.json cannot be read; fetch the model again") from error
 
 
-def with_special_tokens(tokenizer: Tokenizer, texts: list[str]) -> Tokenizer:
-    """The same tokenizer in which these texts, where they are in its vocabulary, are special tokens."""
-    known = [
-        AddedToken(text, normalized=False, special=True) for text in texts if tokenizer.token_to_id(text) is not None
-    ]
-    tokenizer.add_special_tokens(known)
-    return tokenizer
-
-
 def _pair(merge: Any) -> tuple[str, str]:
     left, _, right = str(merge).partition(" ")
     return left, right
 
 
-def _family(head: GgufHead) -> str:
+def family(head: GgufHead) -> str:
     """``tokenizer.ggml.pre``; files from before it existed (early 2024, as Qwen1.5's own) go by their architecture."""
-    pre = head.metadata.get("tokenizer.ggml.pre")
-    architecture = head.metadata.get("general.architecture")
-    if pre is None or (pre == "default" and architecture == "qwen2"):
-        return "qwen2" if architecture == "qwen2" else "default"
-    return str(pre)
+    pre = head.metadata.get(PRE_KEY)
+    if head.metadata.get("general.architecture") == "qwen2" and pre in (None, "default"):
+        return "qwen2"
+    return "default" if pre is None else str(pre)
 
 
-def _split(tokenizer: Tokenizer, family: str) -> None:
-    if family in _PLAIN:
+def _split(tokenizer: Tokenizer, name: str) -> None:
+    if name in _PLAIN:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    elif family in _DIGITS:
+    elif name in _DIGITS:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    elif family in _QWEN2 | _LLAMA3:
-        pattern = _QWEN2_SPLIT if family in _QWEN2 else _LLAMA3_SPLIT
+    elif name in _QWEN2:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+                pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        if family in _QWEN2:
-            tokenizer.normalizer = normalizers.NFC()
+        # As upstream's tokenizer.json; llama.cpp and OpenVINO leave it out and so see decomposed accents otherwise.
+        tokenizer.normalizer = normalizers.NFC()
     else:
         raise GgufInvalid(
-            f"the file's tokenizer splits text as {family!r}, which is not known here: import the model's safetensors "
+            f"the file's tokenizer splits text as {name!r}, which is not known here: import the model's safetensors "
             "folder and convert it instead"
         )
 
