@@ -16,6 +16,11 @@ from chatsvc.engine.protocol import Sampling
 from chatsvc.errors import ContextLengthExceeded, ModelNotFound
 from chatsvc.models.card import ModelCard
 
+# Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
+# these only the most probable token is ever chosen, so nothing is lost.
+_LEAST_TEMPERATURE = 1e-4
+_LEAST_TOP_P = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -92,14 +97,7 @@ class Planner:
                 f"{max(wanted, 1)} were asked for; shorten the messages or lower max_tokens.",
                 param="messages",
             )
-        return Sampling(
-            max_tokens=wanted,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-        )
+        return sampling_of(request, wanted)
 
     def _renderer_for(self, card: ModelCard) -> PromptRenderer:
         """The last one, or a new one when the model has changed. Two threads may both make it: no harm."""
@@ -107,3 +105,15 @@ class Planner:
         if renderer is None or renderer.card.digest != card.digest:
             renderer = self._renderer = PromptRenderer(card)
         return renderer
+
+
+def sampling_of(request: ChatRequest, max_tokens: int) -> Sampling:
+    """How tokens are chosen; values too small for a runner's arithmetic become ones that mean the same."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=request.temperature if request.temperature >= _LEAST_TEMPERATURE else 0.0,
+        top_p=max(request.top_p, _LEAST_TOP_P),
+        seed=request.seed,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+    )
