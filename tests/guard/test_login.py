@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from chatsvc.errors import AuthenticationFailed, LimitExceeded, PermissionRefused
-from chatsvc.guard.login import LOGIN_REFUSED, LoggedIn, Login
+from chatsvc.guard.directory import LoggedIn
+from chatsvc.guard.login import LOGIN_REFUSED, Login
 from chatsvc.guard.passwords import PasswordOptions, Passwords
 from chatsvc.guard.throttle import place_of
 from chatsvc.store.tables import Account, LoginFailure

@@ -13,9 +13,10 @@ from pathlib import Path
 from chatsvc.guard.accounts import Accounts
 from chatsvc.guard.api_keys import ApiKeys
 from chatsvc.guard.changes import Change, OnChange, note_nothing
+from chatsvc.guard.directory import Directory, VouchedAccounts
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
 from chatsvc.guard.keyring import KeyRing, read_or_make_secret
-from chatsvc.guard.login import Directory, Login
+from chatsvc.guard.login import Login
 from chatsvc.guard.outbox import Outbox, Recorder
 from chatsvc.guard.passwords import PasswordOptions, Passwords
 from chatsvc.guard.quotas import Quotas
@@ -54,6 +55,7 @@ class Guard:
     roles: Roles
     passwords: Passwords
     accounts: Accounts
+    vouched: VouchedAccounts
     sessions: Sessions
     api_keys: ApiKeys
     throttle: LoginThrottle
@@ -91,7 +93,7 @@ class Guard:
 def assemble(
     options: GuardOptions,
     *,
-    directory: Directory | None = None,
+    directory: Callable[[VouchedAccounts], Directory] | None = None,
     on_change: OnChange = note_nothing,
     clock: Callable[[], float] = time.time,
 ) -> Guard:
@@ -108,17 +110,20 @@ def assemble(
     roles = Roles(options.roles)
     passwords = Passwords(options.passwords)
     throttle = LoginThrottle(database, read_or_make_secret(options.keys_directory / "throttle.key"), clock=clock)
+    accounts = Accounts(database, passwords, roles, on_change=on_change, clock=clock)
+    vouched = VouchedAccounts(database, accounts, roles, on_change=on_change)
     return Guard(
         database=database,
         ring=ring,
         tokens=tokens,
         roles=roles,
         passwords=passwords,
-        accounts=Accounts(database, passwords, roles, on_change=on_change, clock=clock),
+        accounts=accounts,
+        vouched=vouched,
         sessions=Sessions(database, tokens, absolute_s=options.refresh_absolute_s, on_change=on_change, clock=clock),
         api_keys=ApiKeys(database, roles, on_change=on_change, clock=clock),
         throttle=throttle,
-        login=Login(database, passwords, throttle, directory),
+        login=Login(database, passwords, throttle, directory(vouched) if directory else None),
         quotas=Quotas(database, clock=clock),
         on_change=on_change,
     )

@@ -11,13 +11,11 @@ Unknown account, wrong password and disabled account are one outcome.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
 from sqlalchemy import select, update
 
 from chatsvc.errors import AuthenticationFailed, PermissionRefused
 from chatsvc.guard.accounts import normal_name
+from chatsvc.guard.directory import Directory, LoggedIn
 from chatsvc.guard.passwords import Passwords
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.guard.throttle import LoginThrottle
@@ -25,21 +23,6 @@ from chatsvc.store.database import Database
 from chatsvc.store.tables import Account
 
 LOGIN_REFUSED = "The user name or the password is wrong."
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedIn:
-    """Whose password it was."""
-
-    account_id: str
-    name: str
-
-
-class Directory(Protocol):
-    """Where accounts that are not local prove themselves."""
-
-    def verify(self, name: str, password: str) -> LoggedIn | None:
-        """The account behind the name when the directory takes the password; None when it does not."""
 
 
 class Login:

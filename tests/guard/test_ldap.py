@@ -1,0 +1,308 @@
+"""Logging in against a real slapd: bind, groups to roles, and nothing that a directory's quirks could open."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
+from chatsvc.guard.login import Login
+
+pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
+
+from chatsvc.guard.ldap import LdapDirectory, LdapOptions
+
+PASSWORD = "the directory's password"
+HERE = ip_address("127.0.0.1")
+SLAPD = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+CONFIGURATION = """
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+pidfile {folder}/slapd.pid
+TLSCertificateFile {folder}/server.pem
+TLSCertificateKeyFile {folder}/server.key
+database mdb
+suffix "dc=example,dc=org"
+rootdn "cn=root,dc=example,dc=org"
+directory {folder}/data
+access to attrs=userPassword by anonymous auth by * none
+access to dn.subtree="ou=hidden,dc=example,dc=org" by * none
+access to * by dn.exact="cn=chatsvc,dc=example,dc=org" read by anonymous {anonymous} by * none
+"""
+
+ENTRIES = f"""
+dn: dc=example,dc=org
+objectClass: dcObject
+objectClass: organization
+dc: example
+o: Example
+
+dn: cn=chatsvc,dc=example,dc=org
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+cn: chatsvc
+userPassword: the service's password
+
+dn: ou=people,dc=example,dc=org
+objectClass: organizationalUnit
+ou: people
+
+dn: uid=carol,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: carol
+cn: Carol
+sn: C
+userPassword: {PASSWORD}
+
+dn: uid=dave,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: dave
+uid: twin
+cn: Dave
+sn: D
+userPassword: {PASSWORD}
+
+dn: uid=twin,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: twin
+cn: Twin
+sn: T
+userPassword: {PASSWORD}
+
+dn: ou=groups,dc=example,dc=org
+objectClass: organizationalUnit
+ou: groups
+
+dn: cn=chatters,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: chatters
+member: uid=carol,ou=people,dc=example,dc=org
+
+dn: cn=operators,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: operators
+member: uid=carol,ou=people,dc=example,dc=org
+
+dn: cn=others,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: others
+member: uid=dave,ou=people,dc=example,dc=org
+"""
+
+
+def write_certificate(folder):
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+class Slapd:
+    """A server of its own on free ports of the loopback address."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.plain, self.tls = free_port(), free_port()
+        (folder / "data").mkdir()
+        write_certificate(folder)
+        (folder / "slapd.conf").write_text(CONFIGURATION.format(folder=folder, anonymous="auth"))
+        add = [str(Path(SLAPD).parent / "slapadd"), "-f", str(folder / "slapd.conf")]
+        subprocess.run(add, input=ENTRIES, text=True, check=True, capture_output=True)
+        self._process = None
+
+    def start(self):
+        urls = f"ldap://127.0.0.1:{self.plain} ldaps://127.0.0.1:{self.tls}"
+        self._process = subprocess.Popen(
+            [SLAPD, "-f", str(self.folder / "slapd.conf"), "-h", urls, "-d", "0"], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", self.tls)) == 0:
+                    return
+            time.sleep(0.02)
+        pytest.fail("slapd did not start")
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait()
+
+
+def free_port():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def slapd(tmp_path_factory):
+    if SLAPD is None:
+        pytest.skip("slapd is not installed here (Debian: apt-get install slapd)")
+    server = Slapd(tmp_path_factory.mktemp("slapd"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def layout(slapd):
+    return LdapOptions(
+        url=f"ldaps://localhost:{slapd.tls}",
+        user_base="ou=people,dc=example,dc=org",
+        group_base="ou=groups,dc=example,dc=org",
+        bind_dn="cn=chatsvc,dc=example,dc=org",
+        bind_password="the service's password",
+        ca_file=slapd.folder / "server.pem",
+        roles={"chatters": "user", "cn=operators,ou=groups,dc=example,dc=org": "operator", "others": "no such role"},
+        timeout_s=3,
+    )
+
+
+@pytest.fixture
+def directory(layout, guard):
+    return LdapDirectory(layout, guard.vouched)
+
+
+@pytest.fixture
+def login(directory, guard):
+    return Login(guard.database, guard.passwords, guard.throttle, directory)
+
+
+def refused(login, name, password=PASSWORD):
+    with pytest.raises(AuthenticationFailed):
+        login.verify(name, password, HERE)
+
+
+def test_an_entry_of_the_directory_logs_in_and_its_groups_become_roles(login, guard):
+    found = login.verify("carol", PASSWORD, HERE)
+    account = guard.accounts.get("carol")
+    assert (account.id, account.source) == (found.account_id, "ldap")
+    assert account.roles == ("operator", "user")
+    assert login.verify("carol", PASSWORD, HERE) == found
+
+
+def test_roles_are_those_of_today(directory, layout, guard):
+    directory.verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, roles={"chatters": "viewer"}), guard.vouched).verify("carol", PASSWORD)
+    assert guard.accounts.get("carol").roles == ("viewer",)
+    LdapDirectory(replace(layout, group_base=""), guard.vouched).verify("carol", PASSWORD)
+    assert guard.accounts.get("carol").roles == ()
+
+
+def test_who_is_in_no_mapped_group_logs_in_without_a_role(directory, guard):
+    assert directory.verify("dave", PASSWORD)
+    assert guard.accounts.get("dave").roles == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [
+        ("carol", "a wrong password"),
+        ("carol", ""),
+        ("carol", " "),
+        ("nobody", PASSWORD),
+        ("*", PASSWORD),
+        ("car*", PASSWORD),
+        ("carol)(uid=*", PASSWORD),
+        ("carol)(|(uid=*)", PASSWORD),
+        ("carol\\2a", PASSWORD),
+        ("twin", PASSWORD),
+        ("Carol,ou=people", PASSWORD),
+    ],
+)
+def test_anything_else_is_refused(directory, guard, name, password):
+    assert directory.verify(name, password) is None
+    assert guard.accounts.list_accounts() == []
+
+
+def test_a_disabled_account_stays_out_whatever_the_directory_says(login, guard):
+    login.verify("carol", PASSWORD, HERE)
+    guard.accounts.set_disabled("carol", disabled=True)
+    refused(login, "carol")
+
+
+def test_a_local_account_is_not_opened_by_a_name_in_the_directory(login, directory, guard):
+    guard.accounts.add("carol", "the local account's password", ["admin"])
+    refused(login, "carol")
+    assert directory.verify("carol", PASSWORD) is None
+    assert login.verify("carol", "the local account's password", ip_address("127.0.0.2"))
+    assert guard.accounts.get("carol").roles == ("admin",)
+
+
+def test_the_local_administrator_comes_in_while_the_directory_is_down(layout, guard):
+    guard.accounts.add("admin", "the administrator's password", ["admin"])
+    down = LdapDirectory(replace(layout, url=f"ldaps://localhost:{free_port()}"), guard.vouched)
+    login = Login(guard.database, guard.passwords, guard.throttle, down)
+    assert login.verify("admin", "the administrator's password", HERE)
+    with pytest.raises(StoreUnavailable):
+        login.verify("carol", PASSWORD, HERE)
+    with pytest.raises(StoreUnavailable):
+        LdapDirectory(replace(layout, url="ldaps://no-such-host.invalid"), guard.vouched).verify("carol", PASSWORD)
+
+
+def test_start_tls_and_plain_on_loopback_work_too(layout, slapd, guard):
+    plain = replace(layout, url=f"ldap://localhost:{slapd.plain}")
+    assert LdapDirectory(plain, guard.vouched).verify("carol", PASSWORD)
+    assert LdapDirectory(replace(plain, start_tls=True), guard.vouched).verify("carol", PASSWORD)
+
+
+def test_a_password_is_not_sent_over_a_plain_connection(guard):
+    with pytest.raises(OperatorError, match="ldaps"):
+        LdapDirectory(LdapOptions(url="ldap://ldap.example.org", user_base=""), guard.vouched)
+
+
+# The library leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_server_whose_certificate_is_not_trusted_is_not_asked(layout, guard):
+    for changed in (replace(layout, ca_file=None), replace(layout, url=layout.url.replace("localhost", "127.0.0.1"))):
+        with pytest.raises(StoreUnavailable):
+            LdapDirectory(changed, guard.vouched).verify("carol", PASSWORD)
+
+
+def test_a_directory_that_does_not_know_us_is_an_outage(layout, guard):
+    with pytest.raises(StoreUnavailable, match="own password"):
+        LdapDirectory(replace(layout, bind_password="wrong"), guard.vouched).verify("carol", PASSWORD)
+
+
+def test_an_anonymous_search_that_may_see_nothing_finds_nobody(layout, guard):
+    assert LdapDirectory(replace(layout, bind_dn="", bind_password=""), guard.vouched).verify("carol", PASSWORD) is None
+
+
+def test_a_name_that_cannot_be_an_accounts_is_refused(guard):
+    assert guard.vouched.take("not a name", [], "ldap") is None
+
+
+def test_the_password_of_the_service_is_in_no_representation(layout):
+    assert "the service's password" not in repr(layout)
