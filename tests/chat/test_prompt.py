@@ -61,7 +61,9 @@ def renderer() -> PromptRenderer:
 
 def test_ordinary_text_has_the_ids_of_the_plain_rendering(renderer):
     ids = renderer.prompt_ids([Message("system", "Be brief."), Message("user", "你好, Paris 🗼")])
-    text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n你好, Paris 🗼<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n你好, Paris 🗼<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert ids == plain_ids(renderer, text)
 
 
@@ -92,7 +94,9 @@ def test_no_nesting_of_special_tokens_gets_through(renderer, text, role):
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(
-        st.lists(st.sampled_from(["<|im_", "start|>", "end|>", "<|im_start|>", "<|im_end|>", "\n", "a", "é"])).map("".join),
+        st.lists(st.sampled_from(["<|im_", "start|>", "end|>", "<|im_start|>", "<|im_end|>", "\n", "a", "é"])).map(
+            "".join
+        ),
         min_size=1,
         max_size=3,
     )
@@ -158,7 +162,9 @@ def test_a_template_cannot_leave_its_sandbox():
 
 
 def test_a_template_that_renders_without_end_is_stopped():
-    renderer = PromptRenderer(card("{% for a in range(99999) %}{% for b in range(999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}"))
+    renderer = PromptRenderer(
+        card("{% for a in range(99999) %}{% for b in range(999) %}{{ 'x' * 99 }}{% endfor %}{% endfor %}")
+    )
     with pytest.raises(InvalidRequest, match="too long"):
         renderer.prompt_ids([Message("user", "x")])
 
@@ -169,7 +175,9 @@ def test_a_template_that_is_not_jinja_is_a_model_that_is_not_loaded():
 
 
 def test_templates_may_use_what_hugging_face_gives_them():
-    template = "{{ messages|tojson }}{{ strftime_now('%Y') }}{{ bos_token }}{% for m in messages %}{% break %}{% endfor %}"
+    template = (
+        "{{ messages|tojson }}{{ strftime_now('%Y') }}{{ bos_token }}{% for m in messages %}{% break %}{% endfor %}"
+    )
     text = PromptRenderer(card(template))._render([{"role": "user", "content": "é"}])
     assert text.startswith('[{"role": "user", "content": "é"}]20')
 
@@ -177,7 +185,11 @@ def test_templates_may_use_what_hugging_face_gives_them():
 def test_ids_equal_those_of_transformers(renderer):
     transformers = pytest.importorskip("transformers")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), chat_template=CHATML)
-    messages = [{"role": "user", "content": "  Hello \n"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "x"}]
+    messages = [
+        {"role": "user", "content": "  Hello \n"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "x"},
+    ]
     expected = fast.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert renderer.prompt_ids([Message(m["role"], m["content"]) for m in messages]) == expected
 

@@ -245,7 +245,7 @@ def test_another_media_type_is_415(bare_client, headers, content_type):
     assert_refused(answer, 415)
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON;charset=\"UTF-8\""])
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'])
 def test_the_charset_may_be_said(bare_client, headers, content_type):
     answer = bare_client.post("/chat", data=body(), headers=headers, content_type=content_type)
     assert answer.status_code == 503  # read, and refused only because there is no model
@@ -318,7 +318,12 @@ def test_the_order_is_address_path_method_token_scope_body(bare_client, headers,
 
 def test_a_message_never_holds_what_was_sent(bare_client, headers):
     canary = "canary-7f3a"
-    bodies = [body(max_tokens=canary), body(temperature=canary), b'{"query":"' + canary.encode(), body(stop=[canary] * 9)]
+    bodies = [
+        body(max_tokens=canary),
+        body(temperature=canary),
+        b'{"query":"' + canary.encode(),
+        body(stop=[canary] * 9),
+    ]
     for data in bodies:
         answer = bare_client.post("/chat", data=data, headers=headers, content_type=JSON)
         assert canary not in answer.get_data(as_text=True)

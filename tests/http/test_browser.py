@@ -41,7 +41,9 @@ class Browser:
         options = {"binary": BROWSER, "args": [*FLAGS, f"--user-data-dir={profile}", f"--lang={language}"]}
         options["prefs"] = {"intl.accept_languages": language}
         self._http = httpx.Client(base_url=driver, timeout=60)
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}}
+        wanted = {
+            "capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
+        }
         self._session = f"/session/{self._post('/session', wanted)['sessionId']}"
 
     def _post(self, path, body):

@@ -29,7 +29,13 @@ def test_a_newline_does_not_end_a_request_id():
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/livez", 200), ("GET", "/nowhere", 404), ("DELETE", "/chat", 405), ("POST", "/chat", 401), ("GET", "/readyz", 503)],
+    [
+        ("GET", "/livez", 200),
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/chat", 405),
+        ("POST", "/chat", 401),
+        ("GET", "/readyz", 503),
+    ],
 )
 def test_every_answer_has_an_id_and_is_not_kept_or_sniffed(bare_client, method, path, status):
     answer = bare_client.open(path, method=method)
@@ -41,7 +47,11 @@ def test_every_answer_has_an_id_and_is_not_kept_or_sniffed(bare_client, method, 
 
 def test_an_address_off_the_list_is_403_whatever_it_forwards(bare_client):
     for forged in (None, "127.0.0.1", '"', "", "127.0.0.1, 127.0.0.1"):
-        headers = {} if forged is None else {"X-Forwarded-For": forged, "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1"}
+        headers = (
+            {}
+            if forged is None
+            else {"X-Forwarded-For": forged, "X-Real-IP": "127.0.0.1", "Forwarded": "for=127.0.0.1"}
+        )
         answer = bare_client.get("/livez", headers=headers, environ_overrides={"REMOTE_ADDR": "198.51.100.7"})
         assert answer.status_code == 403
         assert answer.json["error"]["type"] == "permission_error"
@@ -99,7 +109,9 @@ def test_anonymous_denials_are_counted_in_the_audit_log(bare_app, bare_client):
         bare_client.get("/me")
     bare_client.get("/me", environ_overrides={"REMOTE_ADDR": "198.51.100.7"})
     running_in(bare_app).audit.close()
-    text = "".join(path.read_text() for path in running_in(bare_app).settings.audit_directory.rglob("*") if path.is_file())
+    text = "".join(
+        path.read_text() for path in running_in(bare_app).settings.audit_directory.rglob("*") if path.is_file()
+    )
     assert "198.51.100.7" in text
     assert '"denied"' in text
 

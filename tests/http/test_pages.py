@@ -29,7 +29,9 @@ def test_scripts_fetch_nothing_from_elsewhere_and_write_no_markup():
     for name, page in ui.read_pages().items():
         if name.endswith(".js"):
             source = page.content.decode()
-            assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage|sessionStorage", source)
+            assert not re.search(
+                r"https?://|innerHTML|insertAdjacentHTML|document\.write|eval\(|localStorage|sessionStorage", source
+            )
 
 
 def test_both_languages_say_the_same_things():
@@ -40,7 +42,9 @@ def test_both_languages_say_the_same_things():
     used = set()
     for name in ("index.html", "chat.js"):
         text = ui.read_pages()[name].content.decode()
-        used |= set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', text)) | set(re.findall(r'say\("(\w+)"', text))
+        used |= set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', text)) | set(
+            re.findall(r'say\("(\w+)"', text)
+        )
     assert used <= keys[0]
 
 

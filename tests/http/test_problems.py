@@ -38,7 +38,8 @@ def test_every_error_has_its_row(error, status, kind):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "header"), [(0, 1), (-5, 1), (0.2, 1), (1.01, 2), (119.5, 120), (1e9, 120), (float("nan"), 120), (float("inf"), 120)]
+    ("seconds", "header"),
+    [(0, 1), (-5, 1), (0.2, 1), (1.01, 2), (119.5, 120), (1e9, 120), (float("nan"), 120), (float("inf"), 120)],
 )
 def test_retry_after_is_between_1_and_120(seconds, header):
     assert problems.retry_after(seconds) == header

@@ -91,7 +91,21 @@ def test_an_account_without_roles_reaches_no_scoped_route(bare_app, bare_client)
             headers = {"Authorization": f"Bearer {answer.json['access_token']}"}
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "//chat", "http://localhost", "/x//chat", "/chat/", "/CHAT", "/chat/stream/x", "/%2e%2e/etc", "/\u2603", "/%00"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/nowhere",
+        "//chat",
+        "http://localhost",
+        "/x//chat",
+        "/chat/",
+        "/CHAT",
+        "/chat/stream/x",
+        "/%2e%2e/etc",
+        "/\u2603",
+        "/%00",
+    ],
+)
 def test_unknown_paths_are_404_for_every_method(bare_client, path):
     for method in METHODS:
         answer = bare_client.open(path, method=method)

@@ -47,7 +47,10 @@ def open_client(server):
 
 
 def test_pieces_arrive_while_the_rest_is_still_being_made(server, events):
-    with open_client(server) as client, client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 60, "seed": 1}) as answer:
+    with (
+        open_client(server) as client,
+        client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 60, "seed": 1}) as answer,
+    ):
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert answer.headers["cache-control"] == "no-store, no-transform"
@@ -94,18 +97,30 @@ def test_the_official_openai_client_lists_chats_and_streams_with_usage(server):
         assert client.models.retrieve(model.id).id == model.id
         messages = [
             {"role": "developer", "content": "Answer in one short sentence."},
-            {"role": "user", "content": [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}],
+            },
         ]
-        whole = client.chat.completions.create(model=model.id, messages=messages, max_completion_tokens=20, temperature=0, user="u")
+        whole = client.chat.completions.create(
+            model=model.id, messages=messages, max_completion_tokens=20, temperature=0, user="u"
+        )
         assert "Paris" in whole.choices[0].message.content
         assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
         chunks = list(
             client.chat.completions.create(
-                model=model.id, messages=messages, max_tokens=20, temperature=0, stream=True, stream_options={"include_usage": True}
+                model=model.id,
+                messages=messages,
+                max_tokens=20,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
             )
         )
         assert chunks[0].choices[0].delta.role == "assistant"
-        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+        assert (
+            "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+        )
         assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
         assert chunks[-1].choices == []
         assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
@@ -145,7 +160,10 @@ def test_keep_alive_comments_are_sent_while_waiting_for_the_first_token(server):
 
 def test_health_answers_in_milliseconds_while_every_slot_is_busy(server):
     def busy():
-        with open_client(server) as client, client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 150}) as answer:
+        with (
+            open_client(server) as client,
+            client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 150}) as answer,
+        ):
             for _ in answer.iter_raw():
                 pass
 
@@ -166,7 +184,9 @@ def test_health_answers_in_milliseconds_while_every_slot_is_busy(server):
 
 def test_a_logout_in_mid_stream_ends_it_with_an_error_event(server, events):
     with httpx.Client(base_url=server.url, timeout=60) as client:
-        token = client.post("/login", json={"username": "bob", "password": "bob's long password"}).json()["access_token"]
+        token = client.post("/login", json={"username": "bob", "password": "bob's long password"}).json()[
+            "access_token"
+        ]
         headers = {"Authorization": f"Bearer {token}"}
         received = b""
         with client.stream("POST", "/chat/stream", json=LONG, headers=headers) as answer:

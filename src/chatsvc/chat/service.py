@@ -200,8 +200,6 @@ class ChatService:
         if isinstance(got, Finished):
             if got.reason == "cancelled":  # not by us: we read no more after a cancel
                 raise Draining
-            if got.reason == "error":
-                raise EngineUnavailable("The model failed on this request; try again.")
             progress.reason = got.reason
             progress.num_cached_tokens = got.num_cached_tokens
             return None

@@ -31,6 +31,8 @@ _ALWAYS = {
     "Cache-Control": "no-store",
 }
 
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
 _log = logging.getLogger("chatsvc.access")
 
 
@@ -62,8 +64,10 @@ def install(app: Flask, door: Door) -> None:
         response.headers["X-Request-Id"] = now.id
         for name, value in _ALWAYS.items():
             response.headers.setdefault(name, value)
-        route, method, log = request.url_rule.rule if request.url_rule else "-", request.method, _log_line(response)
-        response.call_on_close(lambda: _close(door, now, (route, method, response.status_code), log))
+        route = request.url_rule.rule if request.url_rule else "-"
+        method = request.method if request.method in _METHODS else "-"  # a caller must not make up labels
+        labels, line = (route, method, response.status_code), _log_line(response)
+        response.call_on_close(lambda: _close(door, now, labels, line))
         return response
 
     app.before_request(before)

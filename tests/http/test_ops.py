@@ -1,0 +1,91 @@
+"""Health and metrics."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from chatsvc.app import running_in
+
+
+def test_with_a_model_all_is_well(client):
+    for path in ("/healthz", "/readyz", "/livez"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json) == (200, {"status": "ok"})
+
+
+def test_without_an_engine_it_lives_is_not_healthy_and_starts(bare_client):
+    assert bare_client.get("/livez").status_code == 200
+    healthy = bare_client.get("/healthz")
+    assert healthy.status_code == 503
+    assert healthy.json == {"status": "error", "reason": "the model is being loaded"}
+    ready = bare_client.get("/readyz")
+    assert (ready.status_code, ready.json["status"]) == (503, "starting")
+    assert ready.headers["Retry-After"] == "5"
+
+
+def test_a_drain_is_not_ready(bare_app, bare_client):
+    running_in(bare_app).drain.begin(10)
+    assert bare_client.get("/readyz").json["status"] == "draining"
+    assert bare_client.get("/healthz").status_code == 503
+
+
+def test_a_log_that_cannot_be_written_is_not_healthy(client, app):
+    running_in(app).audit.close()
+    assert client.get("/healthz").json["status"] == "error"
+    assert client.get("/readyz").json["status"] == "error"
+    assert client.get("/livez").status_code == 200
+
+
+def test_health_takes_milliseconds(client):
+    client.get("/healthz")
+    times = []
+    for _ in range(30):
+        started = time.perf_counter()
+        client.get("/healthz")
+        times.append(time.perf_counter() - started)
+    assert sorted(times)[15] < 0.1
+
+
+def test_metrics_need_their_scope(bare_client, login):
+    assert bare_client.get("/metrics").status_code == 401
+    assert bare_client.get("/metrics", headers=login("alice", at=bare_client)).status_code == 403
+    answer = bare_client.get("/metrics", headers=login("admin", at=bare_client))
+    assert answer.status_code == 200
+    assert answer.mimetype == "text/plain"
+    assert "chatsvc_sequences_running 0.0" in answer.text
+    assert "chatsvc_sequences_waiting 0.0" in answer.text
+    assert "chatsvc_engine_ready 0.0" in answer.text
+
+
+def test_a_scraper_network_needs_no_token_but_must_be_listed(make_app):
+    app = make_app(
+        with_model=False,
+        CHATSVC_GUARD__SCRAPER_NETWORKS='["127.0.0.2/32", "192.0.2.0/24"]',
+        CHATSVC_GUARD__ALLOWED_NETWORKS='["127.0.0.0/8"]',
+    )
+    client = app.test_client()
+    assert client.get("/metrics", environ_overrides={"REMOTE_ADDR": "127.0.0.2"}).status_code == 200
+    assert client.get("/metrics", environ_overrides={"REMOTE_ADDR": "127.0.0.1"}).status_code == 401
+    assert client.get("/me", environ_overrides={"REMOTE_ADDR": "127.0.0.2"}).status_code == 401
+    assert client.get("/metrics", environ_overrides={"REMOTE_ADDR": "192.0.2.1"}).status_code == 403
+
+
+def test_requests_are_counted_by_route_not_by_path(bare_client, login):
+    headers = login("admin", at=bare_client)
+    for path in ("/conversations/a", "/conversations/b", "/nowhere/1", "/nowhere/2"):
+        bare_client.get(path, headers=headers, buffered=True)
+    text = bare_client.get("/metrics", headers=headers).text
+    assert (
+        'chatsvc_http_requests_total{method="GET",route="/conversations/<string(maxlength=64):conversation_id>",status="404"} 2.0'
+        in text
+    )
+    assert 'chatsvc_http_requests_total{method="GET",route="-",status="404"} 2.0' in text
+
+
+@pytest.mark.parametrize("method", ["BREW", "X" * 200])
+def test_a_made_up_method_does_not_become_a_label(bare_client, login, method):
+    bare_client.open("/nowhere", method=method, buffered=True)
+    text = bare_client.get("/metrics", headers=login("admin", at=bare_client)).text
+    assert method not in text
