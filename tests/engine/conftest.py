@@ -1,20 +1,22 @@
 """A loop in a thread on a real socket, a client of it, and the real model once a session."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.engine.scripted import ScriptedRunner
 
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.clients import Clients
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.loop import Loop, LoopOptions
-from chatsvc.engine.protocol import Finished, Hello
+from chatsvc.engine.protocol import Finished, Hello, Sampling
+from chatsvc.engine.runners.base import Runner, RunnerOptions
+from chatsvc.engine.runners.openvino import OpenVinoRunner
 from chatsvc.engine.sockets import Listener
 from chatsvc.models import embedded
 from chatsvc.models.store import ModelFolder, ModelStore
+from tests.engine.scripted import ScriptedRunner
 
 
 class LoopInThread:
@@ -99,3 +101,26 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """The embedded model in a store of its own."""
     home = tmp_path_factory.mktemp("models")
     return embedded.ensure(ModelStore(home / "models", home / "keys"))
+
+
+@pytest.fixture(scope="session")
+def openvino(smollm2: ModelFolder) -> OpenVinoRunner:
+    """The embedded model in this process, warm."""
+    options = RunnerOptions(max_num_seqs=4, num_threads=2, max_gap_ms=100)
+    with smollm2.weights() as path:
+        runner = OpenVinoRunner(path, smollm2.card(), options)
+        runner.warm_up()
+    return runner
+
+
+def run(runner: Runner, work: Sequence[tuple[Sequence[int], Sampling]], keys: Sequence[str] = ()) -> list[list[int]]:
+    """All at once; what each one got."""
+    results: list[list[int]] = [[] for _ in work]
+    for number, (prompt_ids, sampling) in enumerate(work):
+        runner.add(number, prompt_ids, sampling, keys[number] if keys else "")
+    num_open = len(work)
+    while num_open:
+        for output in runner.step():
+            results[output.sequence_id] += output.token_ids
+            num_open -= output.finish_reason is not None
+    return results

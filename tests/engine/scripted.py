@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tests.engine.filemodel import make_card
-
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import StepOutput
+from tests.engine.filemodel import make_card
 
 REFUSED_ID = 666
 EOS_ID = 2

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.engine.conftest import StartLoop, read_all, wait_for
-from tests.engine.scripted import REFUSED_ID, ScriptedRunner
 
 from chatsvc.engine.client import EngineClient, probe
 from chatsvc.engine.protocol import Heartbeat, Hello, Sampling, encode_frame
 from chatsvc.engine.sockets import Listener
 from chatsvc.errors import Draining, EngineUnavailable
+from tests.engine.conftest import StartLoop, read_all, wait_for
+from tests.engine.scripted import REFUSED_ID, ScriptedRunner
 
 GREEDY = Sampling(max_tokens=5, temperature=0)
 LONG = Sampling(max_tokens=100_000, temperature=0)

@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.engine.conftest import StartLoop, read_all, wait_for
-from tests.engine.scripted import EOS_ID, REFUSED_ID, ScriptedRunner
 
 from chatsvc.engine.client import EngineClient, probe
 from chatsvc.engine.protocol import (
@@ -22,6 +20,8 @@ from chatsvc.engine.protocol import (
     decode_to_web,
     encode_frame,
 )
+from tests.engine.conftest import StartLoop, read_all, wait_for
+from tests.engine.scripted import EOS_ID, REFUSED_ID, ScriptedRunner
 
 GREEDY = Sampling(max_tokens=5, temperature=0)
 LONG = Sampling(max_tokens=100_000, temperature=0)

@@ -39,7 +39,7 @@ class ProtocolError(ChatsvcError):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How to choose tokens. ``temperature`` 0 is greedy; ``top_k`` is always bounded (a full sort halves speed)."""
+    """How to choose tokens. ``temperature`` 0 is greedy; Runners bound ``top_k`` (a full sort halves speed)."""
 
     max_tokens: int
     temperature: float = 1.0

@@ -9,6 +9,9 @@ from typing import Literal, Protocol
 from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.models.card import ModelCard
 
+# Sampling over the whole vocabulary (150,000 entries, sorted) would halve the speed of everybody.
+MAX_TOP_K = 256
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
@@ -19,6 +22,7 @@ class RunnerOptions:
         max_num_seqs: sequences in a batch.
         cache_size_gb: memory for the KV cache.
         prefill_chunk_tokens: most prompt tokens in one step.
+        max_gap_ms: how long a running sequence may wait for its next token when a long prompt joins.
         num_threads: 0 leaves the choice to the library.
     """
 
@@ -26,6 +30,7 @@ class RunnerOptions:
     max_num_seqs: int = 16
     cache_size_gb: float = 1.0
     prefill_chunk_tokens: int = 256
+    max_gap_ms: int = 250
     num_threads: int = 0
 
 

@@ -1,37 +1,58 @@
 """The default runner: OpenVINO GenAI's continuous batching over GGUF files and converted directories.
 
-``step()`` holds the GIL, which is why the engine is a process of its own with one thread. Knows no text: the pipeline's
-own tokenizer is never asked, and the end-of-sequence ids come from the card.
+The library takes a prompt in chunks of one fixed size and shares its prefix cache between all. Neither is what we want,
+so a prompt goes in here as growing prefixes, each a request for one token whose blocks the next one finds in the cache:
+
+1. Blocks that the principal has computed before cost nothing: the prefill starts behind them.
+2. Blocks that only others have computed are there too, and would betray them by a quick answer: the sequence waits as
+   long as computing them would take, then they count as its own.
+3. The rest is computed in chunks that follow from what the last steps took, so that running sequences do not stall.
+4. The last chunk is the request itself.
+
+``step()`` holds the GIL, which is why the engine is a process of its own with one thread.
 """
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from chatsvc.engine.memory import drop_file_mapping
-from chatsvc.engine.protocol import FinishReason, Sampling
+from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
-from chatsvc.errors import OperatorError
+from chatsvc.engine.runners.pipeline import Pipeline, Request
+from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, block_names
+from chatsvc.engine.runners.steering import Steering
 from chatsvc.models.card import ModelCard
-from chatsvc.models.quiet import import_openvino
 
-_SEED_MASK = (1 << 64) - 1
+_ONE_TOKEN = Sampling(max_tokens=1, temperature=0)
+_NO_EOS: frozenset[int] = frozenset()
 _WARM_UP_PROMPT_TOKENS = 24
+_MAX_SLEEP_S = 0.005
+_MAX_INDEXED_BLOCKS = 65_536
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    """A sequence inside the pipeline."""
+class _Sequence:
+    """A sequence and how far its prompt is: ``num_done`` tokens are in the cache, ``target`` when the step is over."""
 
-    handle: Any
-    eos_token_ids: frozenset[int]
+    number: int
+    ids: list[int]
+    sampling: Sampling
+    key: str
+    num_prompt: int
+    names: list[bytes]
+    num_done: int = 0
+    target: int = 0
+    num_own: int = 0
+    wait_until: float = 0.0
+    chunk: Request | None = None
+    request: Request | None = None
+    num_generated: int = field(default=0)
 
 
 class OpenVinoRunner:
@@ -41,25 +62,32 @@ class OpenVinoRunner:
         path: a ``.gguf`` file, or a directory with ``openvino_model.xml``.
         card: what the model is.
         options: sizes.
+        clock: monotonic seconds.
 
     Raises:
         OperatorError: OpenVINO cannot load it.
     """
 
-    def __init__(self, path: Path, card: ModelCard, options: RunnerOptions) -> None:
+    def __init__(
+        self, path: Path, card: ModelCard, options: RunnerOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.card = msgspec.structs.replace(card, runner="openvino")
         self.max_num_seqs = options.max_num_seqs
-        self._chunk = options.prefill_chunk_tokens
         self._path = path
         self._eos = frozenset(card.eos_token_ids)
-        self._running: dict[int, _Running] = {}
-        self._openvino, self._genai = import_openvino()
-        self._pipeline = _open(self._genai, path, options)
+        self._clock = clock
+        self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
+        self._index = PrefixIndex(_MAX_INDEXED_BLOCKS)
+        self._sequences: dict[int, _Sequence] = {}
+        self._pipeline = Pipeline(path, options)
 
     def warm_up(self) -> None:
-        """Run a full prefill chunk, then batches of every size from the largest down to one."""
-        greedy = Sampling(max_tokens=2, temperature=0)
-        self._run_to_end([(list(range(1, self._chunk + 1)), greedy)])
+        """Run a full prefill chunk twice (the second tells its cost), then every batch size from the largest to one."""
+        chunk = self._steering.max_chunk
+        for first in (1, 2):
+            started = self._clock()
+            self._run_to_end([([first, *range(1, chunk)], _ONE_TOKEN)])
+        self._steering.note(self._clock() - started, chunk, 0, is_decoding=False)
         self._run_to_end(
             [
                 ([number + 1] * _WARM_UP_PROMPT_TOKENS, Sampling(max_tokens=number + 2, temperature=0))
@@ -70,101 +98,135 @@ class OpenVinoRunner:
 
     def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
         """Take a sequence in."""
-        del sharing_key
-        self._add(sequence_id, prompt_ids, sampling, self._eos)
+        if not prompt_ids:
+            raise ValueError("a prompt holds at least one id")
+        ids = list(prompt_ids)
+        self._sequences[sequence_id] = _Sequence(sequence_id, ids, sampling, sharing_key, len(ids), block_names(ids))
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
-        running = self._running.pop(sequence_id, None)
-        if running is None:
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
             return
-        running.handle.cancel()
-        if not self._running:
+        for request in (sequence.chunk, sequence.request):
+            if request is not None:
+                request.cancel()
+        if not self._sequences:
             self._pipeline.step()  # frees its cache; with others running the next step does that
 
     def step(self) -> list[StepOutput]:
-        """One step of the pipeline and what every sequence got from it."""
-        if not self._running:
+        """Put the next chunks in, do one step of the pipeline, and see what every sequence got from it."""
+        is_decoding = any(sequence.request is not None for sequence in self._sequences.values())
+        num_prompt_tokens, position = self._submit_chunks(is_decoding=is_decoding)
+        busy = [one for one in self._sequences.values() if one.request is not None or one.chunk is not None]
+        if not busy:
+            self._sleep()
             return []
+        started = self._clock()
         self._pipeline.step()
-        outputs = [
-            output for number, running in self._running.items() if (output := _read(number, running)) is not None
-        ]
+        self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
+        outputs = [output for sequence in busy if (output := self._read(sequence)) is not None]
         for output in outputs:
             if output.finish_reason is not None:
-                del self._running[output.sequence_id]
+                del self._sequences[output.sequence_id]
         return outputs
 
     def cache_usage(self) -> float:
         """The pipeline's own figure."""
-        return float(self._pipeline.get_metrics().cache_usage) / 100
+        return self._pipeline.cache_usage()
 
-    def _add(self, number: int, prompt_ids: Sequence[int], sampling: Sampling, eos: frozenset[int]) -> None:
-        tensor = self._openvino.Tensor(np.array([prompt_ids], dtype=np.int64))
-        handle = self._pipeline.add_request(number, tensor, _configure(self._genai.GenerationConfig(), sampling, eos))
-        self._running[number] = _Running(handle, eos)
+    def _submit_chunks(self, *, is_decoding: bool) -> tuple[int, int]:
+        """Give the step's budget to the sequences in prefill, in their order; returns tokens and where they ended."""
+        num_tokens = position = 0
+        for sequence in self._sequences.values():
+            if sequence.request is not None or sequence.chunk is not None:
+                continue
+            self._skip_cached(sequence, is_decoding=is_decoding)
+            if self._clock() < sequence.wait_until:
+                continue
+            left = self._steering.chunk(sequence.num_done, is_decoding=is_decoding) - num_tokens
+            if left <= 0:
+                break
+            taken = self._submit_chunk(sequence, left)
+            num_tokens += taken
+            position = max(position, sequence.target if taken else 0)
+        return num_tokens, position
+
+    def _submit_chunk(self, sequence: _Sequence, max_tokens: int) -> int:
+        """The next chunk of a prompt, or the request itself when that is all that is left. Returns its tokens."""
+        missing = sequence.num_prompt - sequence.num_done
+        if missing <= max_tokens:
+            sequence.target = sequence.num_prompt
+            sequence.request = self._pipeline.submit(sequence.ids, sequence.sampling, self._eos)
+            return missing
+        taken = max_tokens // BLOCK_TOKENS * BLOCK_TOKENS
+        if taken:
+            sequence.target = sequence.num_done + taken
+            sequence.chunk = self._pipeline.submit(sequence.ids[: sequence.target], _ONE_TOKEN, _NO_EOS)
+        return taken
+
+    def _skip_cached(self, sequence: _Sequence, *, is_decoding: bool) -> None:
+        """Steps 1 and 2: move behind blocks that are there already, and wait for those that are only others'."""
+        start = sequence.num_done
+        num_foreign = 0
+        last_block = (sequence.num_prompt - 1) // BLOCK_TOKENS  # one token at least is always computed
+        for name in sequence.names[start // BLOCK_TOKENS : last_block]:
+            if not self._index.is_cached(name):
+                break
+            is_own = self._index.is_own(name, sequence.key)
+            num_foreign += not is_own
+            sequence.num_own += is_own
+            sequence.num_done += BLOCK_TOKENS
+        if num_foreign:
+            end = sequence.num_done
+            wait_s = self._steering.prefill_s(end - num_foreign * BLOCK_TOKENS, end, is_decoding=is_decoding)
+            sequence.wait_until = max(sequence.wait_until, self._clock()) + wait_s
+        self._index.add(sequence.names[: sequence.num_done // BLOCK_TOKENS], sequence.key)
+
+    def _read(self, sequence: _Sequence) -> StepOutput | None:
+        if sequence.request is None:
+            return self._read_chunk(sequence)
+        ids, reason = sequence.request.read()
+        if reason == "error":
+            return StepOutput(sequence.number, (), 0, "error", detail="the KV cache is too small for this sequence")
+        if not ids and reason is None:
+            return None
+        self._learn(sequence, ids)
+        visible = ids[:-1] if ids and ids[-1] in self._eos else ids
+        return StepOutput(sequence.number, visible, len(ids), reason, sequence.num_own * BLOCK_TOKENS)
+
+    def _read_chunk(self, sequence: _Sequence) -> StepOutput | None:
+        assert sequence.chunk is not None
+        _, reason = sequence.chunk.read()
+        if reason == "error":
+            return StepOutput(sequence.number, (), 0, "error", detail="the KV cache is too small for this prompt")
+        if reason is not None:
+            sequence.chunk = None
+            sequence.num_done = sequence.target
+            self._index.add(sequence.names[: sequence.num_done // BLOCK_TOKENS], sequence.key)
+        return None
+
+    def _learn(self, sequence: _Sequence, new_ids: Sequence[int]) -> None:
+        """The blocks of what was generated are in the cache too: the next turn of the conversation finds them."""
+        if sequence.num_done < sequence.num_prompt:
+            sequence.num_done = sequence.num_prompt
+            self._index.add(sequence.names, sequence.key)
+        sequence.ids.extend(new_ids)
+        num_named = len(sequence.names)
+        names = block_names(sequence.ids[num_named * BLOCK_TOKENS : -1], sequence.names[-1] if num_named else b"")
+        if names:
+            sequence.names.extend(names)
+            self._index.add(names, sequence.key)
+
+    def _sleep(self) -> None:
+        """All sequences wait for step 2."""
+        waits = [sequence.wait_until - self._clock() for sequence in self._sequences.values()]
+        if waits:
+            time.sleep(max(0.0, min(_MAX_SLEEP_S, *waits)))
 
     def _run_to_end(self, work: Sequence[tuple[Sequence[int], Sampling]]) -> None:
-        for number, (prompt_ids, sampling) in enumerate(work):
-            self._add(number, prompt_ids, sampling, frozenset())
-        while self._running:
-            self.step()
-
-
-def _open(genai: Any, path: Path, options: RunnerOptions) -> Any:
-    """The pipeline over the weights at ``path``."""
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = max(1, round(options.cache_size_gb))
-    scheduler.max_num_seqs = options.max_num_seqs
-    scheduler.max_num_batched_tokens = max(options.prefill_chunk_tokens, options.max_num_seqs)
-    scheduler.dynamic_split_fuse = True
-    scheduler.enable_prefix_caching = True
-    properties: dict[str, object] = {}
-    if options.num_threads:
-        properties["INFERENCE_NUM_THREADS"] = options.num_threads
-    try:
-        return genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", properties)
-    except (RuntimeError, ValueError) as error:
-        raise OperatorError(f"OpenVINO cannot load {path.name}: {_first_line(error)}") from error
-
-
-def _configure(config: Any, sampling: Sampling, eos: frozenset[int]) -> Any:
-    config.max_new_tokens = sampling.max_tokens
-    config.ignore_eos = not eos
-    if eos:
-        config.eos_token_id = min(eos)
-        config.stop_token_ids = set(eos)
-    config.presence_penalty = sampling.presence_penalty
-    config.frequency_penalty = sampling.frequency_penalty
-    if sampling.temperature > 0:
-        config.do_sample = True
-        config.temperature = sampling.temperature
-        config.top_p = sampling.top_p
-        config.top_k = sampling.top_k
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        config.rng_seed = seed & _SEED_MASK
-    config.validate()
-    return config
-
-
-def _read(number: int, running: _Running) -> StepOutput | None:
-    """What is new of one sequence; None if nothing is."""
-    ids: list[int] = []
-    reason: FinishReason | None = None
-    while running.handle.can_read():
-        for output in running.handle.read().values():
-            ids.extend(output.generated_ids)
-            reason = _FINISH_REASONS.get(output.finish_reason.name, reason)
-    if reason is None and running.handle.get_status().name == "IGNORED":
-        return StepOutput(number, ids, len(ids), "error", detail="the KV cache is too small for this sequence")
-    if not ids and reason is None:
-        return None
-    visible = ids[:-1] if ids and ids[-1] in running.eos_token_ids else ids
-    return StepOutput(number, visible, len(ids), reason)
-
-
-_FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        """Straight through the pipeline, past steering and index."""
+        requests = [self._pipeline.submit(ids, sampling, _NO_EOS) for ids, sampling in work]
+        while requests:
+            self._pipeline.step()
+            requests = [request for request in requests if request.read()[1] is None]

@@ -9,15 +9,20 @@ Knows nothing about stores, settings or printing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chatsvc.engine.runners.base import RunnerOptions
+from chatsvc.engine.runners.pipeline import _properties as default_properties
+from chatsvc.models.quiet import import_openvino, refuse_telemetry
+
 _MAX_NUM_SEQS = 16
 _CACHE_SIZE_GB = 1
+_MAX_NUM_BATCHED_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,8 @@ def _perplexity(forecasts: Sequence[Forecast]) -> float:
 
 
 def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
-    """The reference: torch in fp32, eager, one forward pass a window. ``path`` is a safetensors folder or a GGUF file."""
+    """The reference: torch in fp32, one forward pass a window. ``path`` is a safetensors folder or a GGUF file."""
+    refuse_telemetry()
     import torch  # noqa: PLC0415 - an extra; only this function needs it
     from transformers import AutoModelForCausalLM  # noqa: PLC0415 - needs torch
 
@@ -78,42 +84,28 @@ def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast
     return forecasts
 
 
-def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: dict[str, object]) -> list[Forecast]:
-    """The candidate: what OpenVINO's continuous batching says, compiled with these ``properties``."""
-    log_probs = _prompt_log_probs(path, windows, properties)
-    top_ids = _choices(path, windows, properties)
-    return [Forecast(*pair) for pair in zip(top_ids, log_probs, strict=True)]
+def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: Mapping[str, object]) -> list[Forecast]:
+    """The candidate: what OpenVINO's continuous batching says, compiled with these ``properties``.
 
-
-def _prompt_log_probs(
-    path: Path, windows: Sequence[Sequence[int]], properties: dict[str, object]
-) -> list[Sequence[float]]:
-    """Log probabilities of the windows' own ids; no prefix cache, because cached positions are not computed again."""
-    import openvino_genai  # noqa: PLC0415 - only the candidate's side needs it
-
-    config = openvino_genai.GenerationConfig(max_new_tokens=1, echo=True, logprobs=1, ignore_eos=True)
-    pipeline = _open(path, properties, prefix_caching=False)
-    outputs = _generate(pipeline, windows, config)
-    return [output.generated_log_probs[1 : len(window)] for output, window in zip(outputs, windows, strict=True)]
-
-
-def _choices(path: Path, windows: Sequence[Sequence[int]], properties: dict[str, object]) -> list[Sequence[int]]:
-    """The greedy next id after every prefix. The prefix cache makes each one a step over the last few tokens."""
-    import openvino_genai  # noqa: PLC0415 - only the candidate's side needs it
-
-    config = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
-    pipeline = _open(path, properties, prefix_caching=True)
-    choices: list[Sequence[int]] = []
+    Every prefix is a request for one token. They share no prefix cache: asked for together, prefixes of one text came
+    out differently from when each was computed for itself (0.77 of 199 choices were equal).
+    """
+    _, openvino_genai = import_openvino()
+    pipeline = _open(path, properties)
+    choose = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
+    echo = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True, echo=True, logprobs=1)
+    forecasts = []
     for window in windows:
         prefixes = [window[:length] for length in range(1, len(window))]
-        choices.append([output.generated_ids[0] for output in _generate(pipeline, prefixes, config)])
-    return choices
+        top_ids = [output.generated_ids[0] for output in _generate(pipeline, prefixes, choose)]
+        (whole,) = _generate(pipeline, [window], echo)
+        forecasts.append(Forecast(top_ids, whole.generated_log_probs[1 : len(window)]))
+    return forecasts
 
 
 def _generate(pipeline: Any, prompts: Sequence[Sequence[int]], config: Any) -> Iterator[Any]:
     """One output a prompt, in order; so many at a time as share a batch."""
-    import openvino  # noqa: PLC0415 - only the candidate's side needs it
-
+    openvino, _ = import_openvino()
     for start in range(0, len(prompts), _MAX_NUM_SEQS):
         handles = [
             pipeline.add_request(number, openvino.Tensor(np.array([prompt], dtype=np.int64)), config)
@@ -126,13 +118,12 @@ def _generate(pipeline: Any, prompts: Sequence[Sequence[int]], config: Any) -> I
             yield output
 
 
-def _open(path: Path, properties: dict[str, object], *, prefix_caching: bool) -> Any:
-    import openvino_genai  # noqa: PLC0415 - only the candidate's side needs it
-
+def _open(path: Path, properties: Mapping[str, object]) -> Any:
+    _, openvino_genai = import_openvino()
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = _CACHE_SIZE_GB
     scheduler.max_num_seqs = _MAX_NUM_SEQS
-    scheduler.max_num_batched_tokens = 4096
-    scheduler.dynamic_split_fuse = True
-    scheduler.enable_prefix_caching = prefix_caching
-    return openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", properties)
+    scheduler.max_num_batched_tokens = _MAX_NUM_BATCHED_TOKENS
+    scheduler.enable_prefix_caching = False
+    as_served = default_properties(RunnerOptions())
+    return openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", {**as_served, **properties})

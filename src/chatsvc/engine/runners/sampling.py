@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.runners.base import MAX_TOP_K
 
 
 def choose_token(
@@ -23,7 +24,8 @@ def choose_token(
     logits = _penalised(logits, sampling, counts)
     if sampling.temperature == 0 or sampling.top_k == 1:
         return int(torch.argmax(logits))
-    values, ids = torch.topk(logits, min(sampling.top_k, logits.numel()))  # sorted, largest first
+    top_k = min(sampling.top_k if sampling.top_k > 0 else MAX_TOP_K, MAX_TOP_K, logits.numel())
+    values, ids = torch.topk(logits, top_k)  # sorted, largest first
     probabilities = torch.softmax(values / sampling.temperature, dim=-1)
     before = torch.cumsum(probabilities, dim=-1) - probabilities
     probabilities = torch.where(before < sampling.top_p, probabilities, 0.0)

@@ -1,0 +1,49 @@
+"""Who has computed which prefix: a shadow of the library's prefix cache, which does not know principals.
+
+A block is 32 tokens; its name is a hash of it and of everything before it. The library shares blocks between all
+sequences, so a request would be answered sooner if somebody else's prompt began alike, and that can be measured.
+This index tells apart what a principal may profit from (its own) from what it may not (only others').
+It may remember a block that the library has dropped; then a prefill takes its normal time. Pure; knows no library.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+BLOCK_TOKENS = 32
+
+
+def block_names(ids: Sequence[int], before: bytes = b"") -> list[bytes]:
+    """The names of all full blocks of ``ids``; ``before`` is the name of the block in front of them."""
+    names = []
+    for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        before = blake2b(before + array("q", ids[start : start + BLOCK_TOKENS]).tobytes(), digest_size=16).digest()
+        names.append(before)
+    return names
+
+
+class PrefixIndex:
+    """Blocks and the keys of those who computed them, the least recently used forgotten first."""
+
+    def __init__(self, max_num_blocks: int) -> None:
+        self._max_num_blocks = max_num_blocks
+        self._owners: OrderedDict[bytes, set[str]] = OrderedDict()
+
+    def add(self, names: Sequence[bytes], key: str) -> None:
+        """``key`` has computed these blocks (or has waited as long as that takes)."""
+        for name in names:
+            self._owners.setdefault(name, set()).add(key)
+            self._owners.move_to_end(name)
+        while len(self._owners) > self._max_num_blocks:
+            self._owners.popitem(last=False)
+
+    def is_cached(self, name: bytes) -> bool:
+        """Whether anybody has computed it."""
+        return name in self._owners
+
+    def is_own(self, name: bytes, key: str) -> bool:
+        """Whether ``key`` has."""
+        return key in self._owners.get(name, ())

@@ -1,0 +1,65 @@
+"""How many prompt tokens the next step may take, so that no running sequence waits long for its next token.
+
+It learns from every step what a prompt token costs at which position (attention makes later ones dearer) and what a
+step costs without any. Pure; knows no library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chatsvc.engine.runners.prefixes import BLOCK_TOKENS
+
+_BUCKET_TOKENS = 512
+_NEWEST_SHARE = 0.5
+# Aim below the target: what a step will take is known only roughly.
+_SAFETY = 0.8
+
+
+@dataclass(slots=True)
+class Steering:
+    """Costs as measured, and the chunk that follows from them.
+
+    Args:
+        max_chunk: most prompt tokens in a step, however quick.
+        max_gap_s: how long a running sequence may wait for its next token.
+        decode_s: what a step without prompt tokens takes.
+    """
+
+    max_chunk: int
+    max_gap_s: float
+    decode_s: float = 0.02
+    _token_s: dict[int, float] = field(default_factory=dict)
+
+    def note(self, step_s: float, num_prompt_tokens: int, position: int, *, is_decoding: bool) -> None:
+        """Learn from a step that took ``num_prompt_tokens`` of prompts, the last ending at ``position``."""
+        if num_prompt_tokens == 0:
+            self.decode_s += _NEWEST_SHARE * (step_s - self.decode_s)
+        elif num_prompt_tokens >= BLOCK_TOKENS:  # fewer tell more about the step than about themselves
+            cost_s = max(step_s - (self.decode_s if is_decoding else 0.0), 0.1 * step_s) / num_prompt_tokens
+            bucket = position // _BUCKET_TOKENS
+            before_s = self._token_s.get(bucket, cost_s)
+            self._token_s[bucket] = before_s + _NEWEST_SHARE * (cost_s - before_s)
+
+    def token_s(self, position: int) -> float:
+        """What a prompt token at ``position`` costs, from the nearest place that was measured."""
+        bucket = position // _BUCKET_TOKENS
+        if not self._token_s:
+            return 0.001
+        return self._token_s[min(self._token_s, key=lambda known: (abs(known - bucket), -known))]
+
+    def chunk(self, position: int, *, is_decoding: bool) -> int:
+        """Prompt tokens for the next step, a multiple of the block; all there may be when nobody would wait."""
+        if not is_decoding:
+            return self.max_chunk
+        tokens = int(_SAFETY * (self.max_gap_s - self.decode_s) / self.token_s(position))
+        return min(max(tokens // BLOCK_TOKENS, 1) * BLOCK_TOKENS, self.max_chunk)
+
+    def prefill_s(self, start: int, end: int, *, is_decoding: bool) -> float:
+        """How long the prompt tokens from ``start`` to ``end`` would take now, in chunks as above."""
+        total_s = 0.0
+        while start < end:
+            num_tokens = min(self.chunk(start, is_decoding=is_decoding), end - start)
+            total_s += num_tokens * self.token_s(start) + (self.decode_s if is_decoding else 0.0)
+            start += num_tokens
+        return total_s
