@@ -26,6 +26,9 @@ from chatsvc.app import create_app, running_in
 from chatsvc.errors import Conflict
 from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
+from chatsvc.models import embedded
+from chatsvc.models.store import ModelStore
+from chatsvc.resources import resource_path
 from chatsvc.settings import Settings, load
 from chatsvc.wiring import guard_options
 
@@ -76,8 +79,6 @@ def engine_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if named:
         yield Path(named)
         return
-    from chatsvc.models import embedded
-    from chatsvc.models.store import ModelStore
 
     home = tmp_path_factory.mktemp("engine")
     environment = {**os.environ, **CHEAP, "CHATSVC_HOME": str(home), "CHATSVC_ENGINE__MAX_NUM_SEQS": "8"}
@@ -232,7 +233,6 @@ def _with_accounts(settings: Settings) -> str:
 
 
 def _gunicorn_configuration() -> Path:
-    from chatsvc.resources import resource_path
 
     return resource_path("config/gunicorn.conf.py")
 

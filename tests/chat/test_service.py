@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import msgspec
 import pytest
 
 from chatsvc.app import create_app, running_in
@@ -26,6 +27,8 @@ from chatsvc.errors import (
     NotFound,
     Overloaded,
 )
+from chatsvc.guard.gate import Credentials
+from chatsvc.guard.principal import scope
 from chatsvc.models.card import ModelCard
 from chatsvc.settings import load
 
@@ -53,8 +56,6 @@ class Place:
         token = http.post("/login", json={"username": "alice", "password": "alice's long password"}).json[
             "access_token"
         ]
-        from chatsvc.guard.gate import Credentials
-        from chatsvc.guard.principal import scope
 
         self.headers = {"Authorization": f"Bearer {token}"}
         with self.app.app_context():
@@ -82,7 +83,6 @@ class Place:
 
 
 def dataclasses_replace(struct, **changes):
-    import msgspec
 
     return msgspec.structs.replace(struct, **changes)
 
@@ -330,7 +330,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place(place):
 def test_a_full_room_and_an_empty_quota_refuse(make_place):
     place = make_place(
         CHATSVC_LIMITS__MAX_WAITING="1",
-        CHATSVC_LIMITS__TOKENS_PER_DAY="400",
+        CHATSVC_LIMITS__TOKENS_PER_DAY="320",
         CHATSVC_LIMITS__MAX_CONCURRENT_PER_PRINCIPAL="9",
     )
     place.script.silent.set()
@@ -340,9 +340,10 @@ def test_a_full_room_and_an_empty_quota_refuse(make_place):
     for call in calls:
         call.admission.release()
     place.script.silent.clear()
+    for _ in range(2):
+        place.service.complete(place.call(), ask("x" * 50, max_tokens=90))
     with pytest.raises(LimitExceeded):
-        for _ in range(9):
-            place.service.complete(place.call(), ask(max_tokens=150))
+        place.service.complete(place.call(), ask("x" * 50, max_tokens=100))
     assert is_free(place)
 
 

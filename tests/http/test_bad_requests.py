@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from functools import partial
@@ -264,7 +265,6 @@ def test_a_body_of_the_limit_is_read_and_one_byte_more_is_413(bare_client, heade
         post = partial(bare_client.post, "/chat", headers=headers, content_type=JSON)
         if not chunked:
             return post(data=data)
-        import io
 
         environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
         return post(input_stream=io.BytesIO(data), environ_overrides=environ)
@@ -284,7 +284,6 @@ def test_an_absurd_content_length_is_4xx(bare_client, headers, length):
 
 
 def test_a_client_that_breaks_off_its_body_is_400(bare_client, headers):
-    import io
 
     answer = bare_client.post(
         "/chat",

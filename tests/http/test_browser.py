@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import os
 import shutil
+import socket
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -98,8 +100,6 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def driver(wait_until):
-    from contextlib import closing
-    import socket
 
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from chatsvc.app import running_in
 from chatsvc.http.hooks import request_id
 from chatsvc.logs import JsonLines
 
@@ -103,7 +104,6 @@ def test_the_access_line_of_an_error_has_its_code_and_no_secret(bare_client, log
 
 
 def test_anonymous_denials_are_counted_in_the_audit_log(bare_app, bare_client):
-    from chatsvc.app import running_in
 
     for _ in range(3):
         bare_client.get("/me")
@@ -117,7 +117,6 @@ def test_anonymous_denials_are_counted_in_the_audit_log(bare_app, bare_client):
 
 
 def test_denials_stay_denials_when_the_log_cannot_be_written(bare_app, bare_client):
-    from chatsvc.app import running_in
 
     running_in(bare_app).audit.close()
     assert bare_client.get("/me").status_code == 401

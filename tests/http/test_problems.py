@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from werkzeug.exceptions import BadGateway, ImATeapot
 
 from chatsvc import errors
+from chatsvc.guard.principal import PUBLIC
 from chatsvc.http import problems
+from chatsvc.http.routing import requires
 
 
 @pytest.mark.parametrize(
@@ -48,8 +51,6 @@ def test_retry_after_is_between_1_and_120(seconds, header):
 @pytest.fixture
 def broken(bare_app):
     """The application with routes that fail in every way."""
-    from chatsvc.guard.principal import PUBLIC
-    from chatsvc.http.routing import requires
 
     def add(error):
         def view():
@@ -86,7 +87,6 @@ def test_limits_bring_their_headers(broken):
 
 
 def test_a_teapot_is_an_error_like_any_other(broken):
-    from werkzeug.exceptions import ImATeapot
 
     answer = broken(ImATeapot())
     assert answer.status_code == 400
@@ -94,7 +94,6 @@ def test_a_teapot_is_an_error_like_any_other(broken):
 
 
 def test_a_5xx_of_the_framework_is_a_server_error(broken, caplog):
-    from werkzeug.exceptions import BadGateway
 
     assert broken(BadGateway()).status_code == 500
     assert caplog.records

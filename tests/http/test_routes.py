@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from flask import Flask
 
+from chatsvc.app import running_in
 from chatsvc.guard.principal import PUBLIC
 from chatsvc.http import routing
 from chatsvc.http.routing import check_every_route, requires
@@ -74,7 +75,6 @@ def test_every_route_refuses_an_address_that_is_not_listed(bare_app, bare_client
 
 
 def test_an_account_without_roles_reaches_no_scoped_route(bare_app, bare_client):
-    from chatsvc.app import running_in
 
     running_in(bare_app).guard.accounts.add("nobody", "nobody's long password", [])
     answer = bare_client.post("/login", json={"username": "nobody", "password": "nobody's long password"})
