@@ -1,0 +1,151 @@
+"""The project's own files agree with each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+UNITS = sorted((ROOT / "systemd").glob("*.service"))
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def direct() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"].values()
+    return [Requirement(text) for group in (PROJECT["dependencies"], *extras) for text in group]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {normal(name): version.strip() for name, version in pairs}
+
+
+def test_every_dependency_is_pinned_and_the_constraints_agree() -> None:
+    pinned = constraints()
+    for requirement in direct():
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", requirement
+        assert pinned.get(normal(requirement.name)) == specifier.version, requirement
+
+
+def test_every_direct_dependency_has_its_reason() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.split("dependencies = [", 1)[1].split("\n]", 1)[0]
+    assert [line for line in block.splitlines() if line.strip().startswith('"') and "#" not in line] == []
+
+
+def test_make_prints_its_targets() -> None:
+    output = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("run", "test", "check", "fix", "bench", "docs"):
+        assert f"make {target} " in output
+
+
+def test_ci_calls_make_test_and_nothing_else() -> None:
+    lines = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == [
+        "set -euo pipefail",
+        'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        "exec make test </dev/null",
+    ]
+
+
+def test_the_command_lines_page_is_what_the_program_says() -> None:
+    code = "import sys; sys.path.insert(0, 'tools'); import command_docs; sys.stdout.write(command_docs.page())"
+    page = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
+
+
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+def test_the_containers_are_three_and_the_engine_has_no_network() -> None:
+    services = compose()
+    assert set(services) == {"nginx", "web", "engine"}
+    assert services["engine"]["network_mode"] == "none"
+    assert services["web"]["network_mode"] == "none"
+    assert services["nginx"]["depends_on"] == {"web": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("name", ["nginx", "web", "engine"])
+def test_every_container_is_hardened(name: str) -> None:
+    service = compose()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"] == 256
+    assert service["ulimits"] == {"core": 0}
+    assert service["stop_grace_period"] == "45s"
+    assert service["mem_limit"] == service["memswap_limit"]
+    assert any("noexec" in mount for mount in service["tmpfs"])
+
+
+def test_the_image_is_lean_and_not_root() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE)
+    assert stages == ["build", "runtime"]
+    assert "torch" not in "".join(line for line in text.splitlines() if line.startswith("RUN"))
+    runtime = text.split(" AS runtime")[1]
+    assert "\nUSER 10001:10001\n" in runtime
+    assert "HEALTHCHECK" in runtime
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE):
+        assert all((ROOT / name).exists() for name in source.split()), source
+
+
+def options(unit: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in unit.read_text(encoding="utf-8").splitlines():
+        name, separator, value = line.partition("=")
+        if separator and not line.startswith("#"):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_every_unit_is_hardened_and_has_no_network(unit: Path) -> None:
+    has = options(unit)
+    for name, value in {
+        "PrivateNetwork": "yes",
+        "RestrictAddressFamilies": "AF_UNIX",
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "LimitCORE": "0",
+        "MemorySwapMax": "0",
+        "CapabilityBoundingSet": "",
+        "MemoryDenyWriteExecute": "no",
+        "TimeoutStopSec": "45",
+    }.items():
+        assert has[name] == [value], name
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_systemd_can_read_every_unit(unit: Path, tmp_path: Path) -> None:
+    program = tmp_path / "chatsvc"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    copy = tmp_path / unit.name
+    copy.write_text(unit.read_text(encoding="utf-8").replace("/opt/chatsvc/bin/chatsvc", str(program)))
+    try:
+        result = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("systemd-analyze is not installed")
+    complaints = [line for line in result.stderr.splitlines() if unit.name in line]
+    assert complaints == []
+
+
+def test_make_test_installs_every_extra() -> None:
+    installed = re.search(r"-e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert installed is not None
+    assert set(installed[1].split(",")) == set(PROJECT["optional-dependencies"])
