@@ -103,7 +103,7 @@ class _Stretch:
         end_us, size, behind = self._span.end_us, 0, []
         for line, seq, before in self._records():
             if before is not None:
-                if before.last_us >= end_us:
+                if self._replay.walk.position.last_us >= end_us:
                     return
                 yield self._head(before)
             if self._replay.walk.position.last_us >= end_us:

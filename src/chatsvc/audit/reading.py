@@ -83,7 +83,7 @@ def describe_line(record: Record) -> str:
     outcome = str(record.get("outcome") or "")
     parts = [
         str(record.get("ts"))[:23].replace("T", " "),
-        f"{record.get('seq'):>8}",
+        f"{record.get('seq')!s:>8}",
         stage,
         f"{record.get('action')!s:<20}",
         f"{outcome:<8}",

@@ -44,17 +44,14 @@ def is_iban(text: str) -> bool:
 
 
 _PEM = r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,20000}(?:-----END[A-Z -]{0,60})?"
-_NAMES = ("password", "passwd", "pwd", "secret", "token", "api_key", "api-key", "api key", "apikey", "密码", "口令")
-_NAMED_SECRET = (
-    "(?i)(?:" + "|".join(f"(?<={name})" for name in _NAMES) + ")"
-    r"(?:\s{0,3}(?:[:=]|\bis\b|是|为)\s{0,3})[\"']?[^\s\"',;，。；]{3,}"
-)
-# In this order: what may hold another kind inside it comes first.
+_NAMES = "password|passwd|pwd|secret|token|api[_ -]?key|密码|口令"
+_NAMED_SECRET = rf"(?i)(?:{_NAMES})[\"']?\s{{0,3}}(?:[:=]|\bis\b|是|为)\s{{0,3}}[\"']?([^\s\"',;，。；]{{3,}})"
+# In this order: what may hold another kind inside it comes first. Where a pattern has a group, that is what is masked.
 _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
     ("private-key", re.compile(_PEM), _always),
     ("token", re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"), _always),
     ("token", re.compile(r"\b(?:csk_[A-Za-z0-9]+_|sk-|gh[pousr]_|xox[abprs]-|AKIA|glpat-|hf_|ms-)[\w-]{8,}"), _always),
-    ("token", re.compile(r"(?i)(?<=\bbearer )[\w.~+/=-]{8,}"), _always),
+    ("token", re.compile(r"(?i)\bbearer ([\w.~+/=-]{8,})"), _always),
     ("secret", re.compile(_NAMED_SECRET), _always),
     ("secret", re.compile(r"(?<=://)[^\s/:@]{1,100}:[^\s/@]{1,100}(?=@)"), _always),
     ("email", re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8}"), _always),
@@ -80,6 +77,7 @@ def _masked(text: str, kind: str, pattern: re.Pattern[str], is_one: Callable[[st
     parts, end = [], 0
     for match in pattern.finditer(plain):
         if is_one(match[0]):
-            parts += [text[end : match.start()], f"[{kind}]"]
-            end = match.end()
+            start, stop = match.span(pattern.groups)
+            parts += [text[end:start], f"[{kind}]"]
+            end = stop
     return "".join([*parts, text[end:]])

@@ -1,0 +1,125 @@
+"""What a record holds of what was asked: nothing, a masked text, or a text for the auditor alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from chatsvc.audit.contents import Contents, Unsealable, make_auditor_key, read_private, unseal
+from chatsvc.audit.facts import Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.redact import is_bank_card, is_iban, is_id_card, redact
+from chatsvc.errors import OperatorError
+from tests.audit.test_log import CHAT, found
+
+SECRET = "我的身份证是11010519491231002X, mail me at li.lei@example.cn"
+
+
+@pytest.fixture
+def auditor(tmp_path):
+    private, public = make_auditor_key()
+    (tmp_path / "auditor.pem").write_bytes(private)
+    (tmp_path / "auditor.pub.pem").write_bytes(public)
+    return tmp_path
+
+
+def recorded(options, content):
+    log = AuditLog.open(options)
+    log.event(CHAT, Result("allowed", content=content))
+    log.close()
+    (record,) = found(options, action="chat.generate")
+    return record
+
+
+def test_metadata_holds_a_keyed_hash_only(options):
+    record = recorded(options, SECRET)
+    assert "content" not in record
+    assert "content_sealed" not in record
+    assert len(record["content_hmac"]) == 64
+
+
+def test_redacted_holds_the_text_without_what_identifies(options):
+    record = recorded(replace(options, level="redacted"), SECRET)
+    assert record["content"] == "我的身份证是[id-card], mail me at [email]"
+
+
+def test_sealed_is_for_the_auditor_alone(options, auditor):
+    record = recorded(replace(options, level="sealed", auditor_key=auditor / "auditor.pub.pem"), SECRET)
+    assert "example.cn" not in json.dumps(record)
+    assert unseal(record, read_private(auditor / "auditor.pem")) == SECRET
+    with pytest.raises(Unsealable):
+        unseal(record, X25519PrivateKey.generate())
+    with pytest.raises(Unsealable):
+        unseal(record | {"log_id": "0" * 32}, read_private(auditor / "auditor.pem"))
+    with pytest.raises(Unsealable):
+        unseal(record | {"content_sealed": "no base64"}, read_private(auditor / "auditor.pem"))
+
+
+def test_two_sealings_of_one_text_differ(auditor):
+    contents = Contents("sealed", auditor / "auditor.pub.pem")
+    assert contents.fields("x", "log") != contents.fields("x", "log")
+
+
+def test_a_level_without_its_key_is_no_start(options, auditor, tmp_path):
+    for wrong in (None, tmp_path / "none", auditor / "auditor.pem"):
+        with pytest.raises(OperatorError):
+            AuditLog.open(replace(options, level="sealed", auditor_key=wrong))
+    (tmp_path / "text").write_text("no key")
+    for wrong in (tmp_path / "text", auditor / "auditor.pub.pem"):
+        with pytest.raises(OperatorError):
+            read_private(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("write to a.b+c@mail.example.com now", "write to [email] now"),
+        ("ＡＢ＠ｅｘａｍｐｌｅ．ｃｏｍ", "[email]"),
+        ("call 13812345678 or +86 139 1234 5678", "call [phone] or [phone]"),
+        ("电话１３８１２３４５６７８。", "电话[phone]。"),
+        ("office 010-12345678", "office [phone]"),
+        ("+1 (415) 555-0132 please", "[phone] please"),
+        ("ID 11010519491231002X, not 110105194912310021", "ID [id-card], not 110105194912310021"),
+        ("card 4111 1111 1111 1111 and 4111111111111112", "card [bank-card] and 4111111111111112"),
+        ("6222-0210-0112-2334-557? 6222021001122334551", "[bank-card]? 6222021001122334551"),
+        ("IBAN DE89 3704 0044 0532 0130 00, DE89370400440532013001", "IBAN [iban], DE89370400440532013001"),
+        ("SSN 123-45-6789", "SSN [id-number]"),
+        ("key csk_abc_0123456789abcdef ok", "key [token] ok"),
+        ("use sk-abcdefghijklmnop1234", "use [token]"),
+        ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer [token]"),
+        ("t=eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl", "t=[token]"),
+        ("password: hunter22, then", "password: [secret], then"),
+        ("我的密码是 abc123。谢谢", "我的密码是 [secret]。谢谢"),
+        ("the api_key = 'abcdef'", "the api_key = '[secret]'"),
+        ('{"token": "abcdef"}', '{"token": "[secret]"}'),
+        ("postgresql://user:geheim@db/x", "postgresql://[secret]@db/x"),
+        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", "[private-key]"),
+        ("order 20261122123456789, 3.14159265358979", "order 20261122123456789, 3.14159265358979"),
+        ("What is the capital of France?", "What is the capital of France?"),
+        ("", ""),
+    ],
+)
+def test_what_is_masked_and_what_is_not(text, masked):
+    assert redact(text) == masked
+
+
+def test_masking_a_long_text_takes_no_time():
+    for text in (
+        "1" * 200_000,
+        "a@" * 100_000,
+        "password " * 20_000,
+        "-----BEGIN PRIVATE KEY-----" * 2000,
+        "DE89 " * 40_000,
+    ):
+        assert isinstance(redact(text), str)
+
+
+def test_check_digits():
+    assert is_id_card("11010519491231002x")
+    assert not is_id_card("110105194913310029")
+    assert not is_bank_card("0000000000000")
+    assert not is_bank_card("79927398713")
+    assert is_iban("GB82 WEST 1234 5698 7654 32")

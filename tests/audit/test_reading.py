@@ -1,0 +1,81 @@
+"""Records for people: filters and lines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.reading import Filter, Tail, describe_line, merged
+from chatsvc.audit.record import Pseudonyms, describe
+from tests.audit.logs import last_segment, write_segments, write_some
+
+
+def record(**changes):
+    facts = Facts("r1", "chat.generate", "alice", address="10.0.0.1")
+    about = describe(
+        "end", facts, Result("allowed", 200, num_prompt_tokens=3, num_completion_tokens=4), Pseudonyms(b"k")
+    )
+    return about | {"ts": "2026-11-22T12:00:00.000000Z", "seq": 7, "duration_ms": 12} | changes
+
+
+@pytest.mark.parametrize(
+    ("chosen", "takes"),
+    [
+        (Filter(), True),
+        (Filter(action="chat.generate"), True),
+        (Filter(action="chat.*"), True),
+        (Filter(action="auth.*"), False),
+        (Filter(action="chat"), False),
+        (Filter(actor="alice", outcome="allowed", address="10.0.0.1", request_id="r1"), True),
+        (Filter(actor="bob"), False),
+        (Filter(since="2026-11-22T12"), True),
+        (Filter(since="2026-11-22T13"), False),
+        (Filter(until="2026-11-22T12"), False),
+        (Filter(until="2026-11-23"), True),
+    ],
+)
+def test_filters(chosen, takes):
+    assert chosen.takes(record()) is takes
+
+
+def test_a_line_tells_who_did_what_from_where_and_how_it_ended():
+    line = describe_line(record(reason="because", suppressed=9))
+    for word in ("2026-11-22 12:00:00.000", "7", "<", "chat.generate", "allowed", "alice", "10.0.0.1", "200", "12 ms"):
+        assert word in line
+    assert "3+4 tokens | and 9 more | because | r1" in line
+    assert describe_line({}).strip()
+
+
+def test_a_tail_goes_over_segments_and_on_with_what_is_new(options, time):
+    daily = write_segments(options, time, 3)
+    tail = Tail(options.directory)
+    seen = [each["seq"] for each in tail.read()]
+    assert seen == list(range(len(seen)))
+    assert list(tail.read()) == []
+    write_some(daily, time, 1)
+    assert next(tail.read())["seq"] == len(seen)
+
+
+def test_a_line_that_is_no_record_is_passed_over_and_a_torn_one_is_awaited(small_log):
+    segment = last_segment(small_log)
+    data = segment.read_bytes()
+    segment.write_bytes(data.replace(b'"alice"', b'"alice', 1)[:-4])
+    tail = Tail(small_log.directory)
+    assert len(list(tail.read())) == 7
+    with segment.open("ab") as file:
+        file.write(data[-4:])
+    assert len(list(tail.read())) == 1
+
+
+def test_logs_are_merged_by_time(options, time):
+    write_some(options, time, 1)
+    aside = replace(options, directory=options.directory / "commands")
+    write_some(aside, time, 1)
+    AuditLog.open(options, clock=time.clock()).close()
+    merged_records = list(merged([Tail(options.directory), Tail(aside.directory)]))
+    times = [each["ts"] for each in merged_records]
+    assert times == sorted(times)
+    assert len({each["log_id"] for each in merged_records}) == 2

@@ -1,0 +1,113 @@
+"""Checkpoints that are sent away, and what comes back from there."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chatsvc.audit import layout
+from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, Signer, format_checkpoint
+from chatsvc.audit.facts import Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, WitnessRefuses
+from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
+from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.witness import Seen
+from tests.audit.logs import last_segment
+from tests.audit.test_log import CHAT, wait_until
+
+SIGNER = Signer("log.example/00", Ed25519PrivateKey.generate())
+
+
+def note_of(size: int, root: bytes = bytes(32)) -> str:
+    return SIGNER.sign(format_checkpoint(Checkpoint("log.example/00", size, root)))
+
+
+def test_a_file_elsewhere_gets_every_checkpoint_and_confirms_the_log(options, tmp_path):
+    witness = tmp_path / "elsewhere"
+    log = AuditLog.open(replace(options, witness_files=(witness,), checkpoint_records=2))
+    for _ in range(7):
+        log.event(CHAT, Result("allowed"))
+    log.close()
+    verdict = verify_log(options.directory, Trust(witness=Seen.read(witness)))
+    assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
+
+
+def test_a_log_cut_off_together_with_its_checkpoints_is_found(options, tmp_path):
+    witness = tmp_path / "elsewhere"
+    log = AuditLog.open(replace(options, witness_files=(witness,)))
+    segment = last_segment(options)
+    notes = layout.checkpoints_of(segment)
+    before = segment.read_bytes(), notes.read_bytes()
+    log.event(CHAT, Result("allowed"))
+    log.close()
+    segment.write_bytes(before[0])
+    notes.write_bytes(before[1])
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, Trust(witness=Seen.read(witness))).exit_code == FEWER_RECORDS
+
+
+def test_a_file_witness_refuses_a_log_that_became_shorter_or_another(tmp_path):
+    witness = FileWitness(tmp_path / "w")
+    witness.publish(note_of(5))
+    witness.publish(note_of(5))
+    assert len(Seen.read(tmp_path / "w").notes) == 1
+    for refused in (note_of(4), note_of(5, b"\x01" * 32)):
+        with pytest.raises(WitnessRefuses):
+            witness.publish(refused)
+    witness.publish(note_of(6))
+    assert Seen.read(tmp_path / "w").sizes("00") == [5, 6]
+
+
+def test_a_witness_that_cannot_be_reached_alarms_and_stops_nothing(options, tmp_path):
+    gone = tmp_path / "not mounted" / "witness"
+    log = AuditLog.open(replace(options, witness_files=(gone,), checkpoint_records=1))
+    log.event(CHAT, Result("allowed"))
+    wait_until(log.alarms)
+    assert "not mounted" in log.alarms()[0]
+    assert log.problem() is None
+    gone.parent.mkdir()
+    log.event(CHAT, Result("allowed"))
+    wait_until(lambda: not log.alarms())
+    log.close()
+
+
+def test_the_system_log_gets_checkpoints_that_can_be_read_back(options, tmp_path):
+    address, kept = tmp_path / "log.sock", tmp_path / "messages"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(address))
+        log = AuditLog.open(replace(options, witness_syslog=str(address)))
+        log.event(CHAT, Result("allowed"))
+        log.close()
+        receiver.settimeout(5)
+        line = receiver.recv(65536)
+    assert line.startswith(b"<110>chatsvc-checkpoint ")
+    kept.write_bytes(b"Nov 22 12:00:00 host chatsvc: started\nNov 22 12:00:01 host " + line[5:] + b"\n")
+    verdict = verify_log(options.directory, Trust(witness=Seen.read(kept)))
+    assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
+
+
+def test_a_system_log_that_is_not_there_is_an_error_of_the_witness(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        SyslogWitness(str(tmp_path / "none")).publish(note_of(1))
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing\n", b'chatsvc-checkpoint "\\x"\n', b'chatsvc-checkpoint "no note"\n'])
+def test_a_file_without_checkpoints_is_no_witness(tmp_path, data):
+    (tmp_path / "w").write_bytes(data)
+    with pytest.raises(NoteInvalid):
+        Seen.read(tmp_path / "w")
+
+
+def test_a_witness_that_never_answers_costs_only_an_alarm():
+    publisher = Publisher([])
+    for size in range(300):
+        publisher.send(note_of(size + 1) if size < 2 else "note")
+    assert "too many checkpoints wait" in publisher.alarms()[0]
+    publisher._waiting.get_nowait()
+    publisher.stop()
+    publisher.run()
+    assert not publisher.alarms()

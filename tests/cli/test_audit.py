@@ -1,0 +1,205 @@
+"""``chatsvc audit`` as an operator and an auditor use it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.options import AuditOptions
+from chatsvc.cli import audit
+from chatsvc.cli.main import main
+from tests.audit.logs import DAY_US, NOON_US, Time, last_segment, write_segments, write_some
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path))
+    monkeypatch.delenv("CHATSVC_CONFIG", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def options(home):
+    return AuditOptions(home / "audit", home / "keys", lock_timeout_s=0)
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, ["audit", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_a_clean_log_verifies(options, time):
+    write_some(options, time)
+    assert "clean: records 0 to 8" in run("verify")
+    assert "clean" in run("verify", options.directory)
+    assert "clean" in run("verify", last_segment(options))
+
+
+def test_a_copy_of_the_home_without_keys_and_models_verifies(options, time, home, tmp_path, monkeypatch):
+    write_some(options, time)
+    shutil.copytree(home / "audit", tmp_path / "copy" / "audit")
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "copy"))
+    assert "clean" in run("verify")
+
+
+def test_a_changed_record_is_named_and_is_exit_code_1(options, time):
+    write_some(options, time)
+    segment = last_segment(options)
+    segment.write_bytes(segment.read_bytes().replace(b"alice", b"alicf", 1))
+    assert "record 2" in run("verify", code=1)
+    verdicts = json.loads(run("verify", "--json", code=1))
+    assert (verdicts["exit_code"], verdicts["logs"][0]["seq"], verdicts["logs"][0]["ok"]) == (1, 2, False)
+
+
+def test_the_last_ten_records_cut_off_are_exit_code_5(options, time):
+    write_some(options, time, 10)
+    segment = last_segment(options)
+    segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:-10]))
+    assert "a checkpoint or witness says 23" in run("verify", code=5)
+
+
+def test_a_torn_tail_is_exit_code_4(options, time):
+    write_some(options, time)
+    with last_segment(options).open("ab") as file:
+        file.write(b"{")
+    run("verify", code=4)
+
+
+def test_without_a_log_verify_could_not_do_it(home):
+    assert home.exists()
+    run("verify", code=3)
+
+
+def test_witness_key_and_seal_key_are_taken(options, time, home, tmp_path):
+    write_some(options, time)
+    checkpoints = last_segment(options).with_suffix(".checkpoints")
+    (seal_key,) = (home / "keys").glob("*.initial")
+    run("verify", "--witness", checkpoints, "--key", options.directory / "audit.vkey", "--seal-key", seal_key)
+    shutil.rmtree(options.directory)
+    (tmp_path / "none").write_text("no key")
+    run("verify", "--witness", tmp_path / "none", code=3)
+
+
+def test_show_filters_and_prints(options, time):
+    write_some(options, time)
+    assert run("show").count("\n") == 9
+    assert run("show", "--action", "chat.*", "-n", "2").count("\n") == 2
+    record = json.loads(run("show", "--json", "--outcome", "allowed", "--actor", "alice", "-n", "1"))
+    assert (record["stage"], record["seq"]) == ("end", 7)
+    assert run("show", "--since", "2027") == ""
+
+
+def test_show_follows(options, time, home):
+    write_some(options, time, 1)
+    command = [sys.executable, "-m", "chatsvc.cli.main", "audit", "show", "-f", "--action", "auth.login"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={"CHATSVC_HOME": str(home), "PATH": "/usr/bin:/bin"}
+    )
+    guard = threading.Timer(30, process.kill)
+    guard.start()
+    try:
+        log = AuditLog.open(options)
+        log.event(Facts("follow-me", "auth.login", "alice"), Result("allowed"))
+        log.close()
+        assert "follow-me" in process.stdout.readline()
+    finally:
+        guard.cancel()
+        process.terminate()
+        process.communicate()
+
+
+def test_an_export_verifies_where_nothing_else_is(options, time, home, tmp_path, monkeypatch):
+    write_some(options, time)
+    output = tmp_path / "out.jsonl"
+    assert "chatsvc audit verify" in run(
+        "export", "--from", "2026-11-22", "--to", "2026-11-23T00:00", "--output", output
+    )
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "empty"))
+    assert "clean: 9 records" in run("verify", output)
+    output.write_bytes(output.read_bytes().replace(b"alice", b"alicf", 1))
+    run("verify", output, code=1)
+    assert home.exists()
+
+
+def test_an_export_needs_times(options, time, tmp_path):
+    write_some(options, time)
+    assert "not a day or a time" in run(
+        "export", "--from", "yesterday", "--to", "2026-11-23", "--output", tmp_path / "x", code=2
+    )
+
+
+@pytest.fixture
+def old(options, time):
+    time.wall_us = NOON_US - 400 * DAY_US
+    write_segments(options, time, 3, days_between=30)
+    return options
+
+
+def test_prune_removes_tells_and_is_in_the_log(old, home):
+    assert "2 segments are older than 180 days" in run("prune", "--dry-run")
+    assert len(list(old.directory.glob("*.jsonl"))) == 3
+    assert "removed 2 segments" in run("prune")
+    assert "records" in run("verify")
+    assert json.loads(run("show", "--json", "--action", "audit.prune", "-n", "1"))["details"]["segments"]
+    (home / "audit-policy.toml").write_text("[retention]\ndays = 3650\n")
+    assert "0 segments are older than 3650 days" in run("prune")
+
+
+def test_prune_leaves_what_does_not_verify(old):
+    first = min(old.directory.glob("*.jsonl"))
+    first.write_bytes(first.read_bytes().replace(b"alice", b"alicf", 1))
+    assert "Nothing was pruned" in run("prune", code=1)
+    assert first.exists()
+
+
+def test_the_auditor_takes_the_first_sealing_key_away(options, time, home, tmp_path):
+    write_some(options, time)
+    away = tmp_path / "away"
+    assert "no longer in" in run("seal-key", "--output", away)
+    assert not list((home / "keys").glob("*.initial"))
+    (key,) = away.iterdir()
+    run("verify", "--seal-key", key)
+    run("seal-key", "--output", away, code=3)
+
+
+def test_a_sealing_key_is_not_written_over_another(options, time, home, tmp_path):
+    write_some(options, time)
+    (key,) = (home / "keys").glob("*.initial")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / key.name).write_text("something")
+    run("seal-key", "--output", tmp_path / "away", code=3)
+    assert key.stat().st_size > 0
+
+
+def test_sealed_contents_are_read_with_the_auditors_key(home, tmp_path):
+    run("auditor-key", "--output", tmp_path / "auditor")
+    run("auditor-key", "--output", tmp_path / "auditor", code=3)
+    options = AuditOptions(
+        home / "audit", home / "keys", level="sealed", auditor_key=tmp_path / "auditor" / "auditor.pub.pem"
+    )
+    log = AuditLog.open(options)
+    log.event(Facts("r", "chat.generate", "alice"), Result("allowed", content="秘密 question"))
+    log.close()
+    out = run("unseal", last_segment(options), "--key", tmp_path / "auditor" / "auditor.pem")
+    assert json.loads(out)["content"] == "秘密 question"
+
+
+def test_help_names_every_subcommand():
+    out = run("--help")
+    assert all(name in out for name in audit.command.commands)
+    assert Path(audit.__file__).exists()
