@@ -164,7 +164,7 @@ def model(settings: Settings) -> Iterator[Finding]:
     from chatsvc.models.store import ModelStore
 
     try:
-        active = ModelStore(settings.models_directory, settings.keys_directory).active()
+        active = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file).active()
         if active is None:
             remedy = "`chatsvc quickstart` brings the embedded one; `chatsvc model fetch` and `import` others."
             yield Finding("model", "fatal", "none is active", remedy)

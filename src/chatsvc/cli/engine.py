@@ -22,7 +22,7 @@ def command() -> None:
 
     settings = load()
     logs.configure(settings.logs.level)
-    model = ModelStore(settings.models_directory, settings.keys_directory).active()
+    model = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file).active()
     if model is None:
         raise OperatorError("No model is active: 'chatsvc model list' shows what there is, 'activate' chooses one.")
     options = EngineOptions(
@@ -42,4 +42,7 @@ def runner_options(settings: Settings) -> RunnerOptions:
         cache_size_gb=settings.engine.cache_size_gb,
         prefill_chunk_tokens=settings.engine.prefill_chunk_tokens,
         num_threads=settings.engine.num_threads,
+        max_gap_ms=settings.engine.max_gap_ms,
+        memory_limit_mb=settings.engine.memory_limit_mb,
+        dynamic_quantization_group=settings.engine.dynamic_quantization_group,
     )

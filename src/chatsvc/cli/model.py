@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from chatsvc.errors import ModelRefused
 from chatsvc.settings import Settings, load
 
 if TYPE_CHECKING:
+    from chatsvc.models.sealed import KeyEncryptionKey
     from chatsvc.models.store import ModelFolder, ModelStore
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
@@ -85,7 +87,8 @@ def list_(as_json: bool) -> None:
         click.echo("No models yet: 'chatsvc model fetch qwen/Qwen1.5-0.5B-Chat' or 'chatsvc model import FILE.gguf'.")
     for model in found:
         star = "*" if model["active"] else " "
-        what = f"{model['format']}, context {model['context_length']}" if model["ok"] else "REFUSED: does not verify"
+        kind = f"{model['format']}, sealed" if model.get("sealed") else model.get("format")
+        what = f"{kind}, context {model['context_length']}" if model["ok"] else "REFUSED: does not verify"
         click.echo(f"{star} {model['name']}  ({what}, {model['size_mb']} MB)")
 
 
@@ -160,10 +163,87 @@ def remove(name: str) -> None:
     click.echo(f"{name} is removed.")
 
 
+_key_option = click.option(
+    "--key-file",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="The key-encryption key: 32 raw bytes, mode 0400, or '-' for standard input; models.kek_file when not given.",
+)
+
+
+@command.command()
+@click.argument("name")
+@_key_option
+def seal(name: str, key_file: Path | None) -> None:
+    """Encrypt the weights of NAME in place; the plaintext is overwritten and removed.
+
+    The key is made with `head -c 32 /dev/urandom > FILE; chmod 0400 FILE`. Who loses it loses the model.
+    """
+    from chatsvc.models import sealing
+
+    settings = load()
+    kek = _kek(settings, key_file)
+    with ShownProgress() as progress:
+        sealing.seal(_store(settings), name, kek, progress)
+    click.echo(f"{name} is sealed. To serve it, models.kek_file must name the key; chatsvc keeps no copy of it.")
+    click.echo("What you imported it from, and download caches, still hold plaintext: remove them.")
+
+
+@command.command("unseal-check")
+@click.argument("name")
+@_key_option
+@_json_option
+def unseal_check(name: str, key_file: Path | None, as_json: bool) -> None:
+    """Unseal NAME in memory to see whether it would load; exit code 1 if it would not."""
+    from chatsvc.models import sealing
+
+    settings = load()
+    kek = _kek(settings, key_file)
+    try:
+        sealing.check(_store(settings), name, kek)
+    except ModelRefused as error:
+        click.echo(json.dumps({"name": name, "ok": False}) if as_json else f"{name}: {error.message}")
+        raise click.exceptions.Exit(1) from error
+    click.echo(json.dumps({"name": name, "ok": True}) if as_json else f"{name}: ok")
+
+
+@command.command("rotate-key")
+@click.argument("name")
+@_key_option
+@click.option(
+    "--new-key-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    help="The key that replaces it: 32 raw bytes, mode 0400.",
+)
+def rotate_key(name: str, key_file: Path | None, new_key_file: Path) -> None:
+    """Give the sealed model NAME another key. Only headers change; the weights are not encrypted anew."""
+    from chatsvc.models import sealing
+    from chatsvc.models.sealed import read_kek
+
+    settings = load()
+    keys = _kek(settings, key_file), read_kek(new_key_file)
+    sealing.rotate(_store(settings), name, keys)
+    click.echo(f"{name} opens with the key in {new_key_file} only. Change models.kek_file before the next start.")
+
+
+def _kek(settings: Settings, key_file: Path | None) -> KeyEncryptionKey:
+    from chatsvc.models.sealed import KEK_BYTES, KeyEncryptionKey, read_kek
+
+    chosen = key_file or settings.models.kek_file
+    if chosen is None:
+        raise click.UsageError("give --key-file FILE, or set models.kek_file")
+    if str(chosen) != "-":
+        return read_kek(chosen)
+    secret = sys.stdin.buffer.read(KEK_BYTES + 1)
+    if len(secret) != KEK_BYTES:
+        raise click.UsageError(f"standard input must hold exactly {KEK_BYTES} raw bytes")
+    return KeyEncryptionKey(secret)
+
+
 def _store(settings: Settings) -> ModelStore:
     from chatsvc.models.store import ModelStore
 
-    return ModelStore(settings.models_directory, settings.keys_directory)
+    return ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
 
 
 def _arrived(store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:
@@ -191,4 +271,5 @@ def _describe(folder: ModelFolder, active: bool) -> dict[str, object]:
         "context_length": description.context_length,
         "revision": description.revision,
         "source": description.source,
+        "sealed": description.sealed,
     }

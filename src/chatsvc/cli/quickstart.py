@@ -101,7 +101,7 @@ def _prepare(settings: Settings) -> None:
     from chatsvc.models.store import ModelStore
 
     make_home(settings)
-    store = ModelStore(settings.models_directory, settings.keys_directory)
+    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
     if store.active() is None:
         click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
         with ShownProgress() as progress:

@@ -24,6 +24,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         format: how the weights are stored.
         weights: the weight files, the largest secret of the folder; sealing encrypts exactly these.
         source: where it was fetched or imported from, for people.
+        sealed: the weight files are there only in their sealed form (``NAME.sealed``).
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     bos_token: str = ""
     eos_token: str = ""
     source: str = ""
+    sealed: bool = False
 
     def encode(self) -> bytes:
         """The file's bytes."""

@@ -6,6 +6,7 @@ Knows nothing about models. Every write ends in an fsync of the file and of the 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import re
@@ -21,6 +22,8 @@ from chatsvc.errors import OperatorError
 BLOCK_BYTES = 1 << 20
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 Progress = Callable[[str, int, int], None]
 """Called with a text, the work done and all of it (0 where nobody knows)."""
@@ -159,3 +162,16 @@ def swap_link(link: Path, target: str) -> None:
         beside.unlink()
         raise
     sync_folder(link.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders of one parent change names in one step (renameat2 with RENAME_EXCHANGE, renameat2(2)).
+
+    Raises:
+        OSError: the file system cannot do it; nothing has changed.
+    """
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(other))
+    sync_folder(other.parent)

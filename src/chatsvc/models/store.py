@@ -15,10 +15,12 @@ Knows nothing about where models come from or who serves them.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +39,13 @@ from chatsvc.models.files import (
 )
 from chatsvc.models.importing import GGUF_WEIGHTS, Label, import_into, suggested_name
 from chatsvc.models.manifest import Manifest
+from chatsvc.models.sealed import Owner, read_kek
 from chatsvc.models.signing import SigningKeys
 from chatsvc.models.texts import MAX_SMALL_BYTES, MAX_TOKENIZER_BYTES
+from chatsvc.models.unsealing import Plain, copied, unsealed
 
 CURRENT = "current"
+MAX_GRAPH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,12 @@ class ModelFolder:
     Args:
         path: the folder; its name is the model's.
         keys: verifies the manifest.
+        kek_file: the key of sealed weights, 32 raw bytes; read only when sealed weights are opened.
     """
 
     path: Path
     keys: SigningKeys
+    kek_file: Path | None = None
 
     @property
     def name(self) -> str:
@@ -97,13 +104,39 @@ class ModelFolder:
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[Path]:
-        """Verify, then give the path that a runner opens: the ``.gguf`` file, or the folder.
+        """Verify, then give the path that a runner opens while the context lasts: the ``.gguf`` file, or a folder.
+
+        Sealed weights are always verified in full, and are unsealed into memory only.
 
         Raises:
-            ModelRefused: the folder is not as signed.
+            ModelRefused: the folder is not as signed, or the key is not the right one.
         """
-        self.verify()
-        yield self.path / GGUF_WEIGHTS if self.format == "gguf" else self.path
+        signed, _ = self._manifest()
+        found = self._description(signed)
+        manifest.check(self.path, signed, full=found.sealed)
+        with self._opened(signed, found) as folder:
+            yield folder / GGUF_WEIGHTS if found.format == "gguf" else folder
+
+    def _opened(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
+        """This folder, or one in memory."""
+        if found.sealed:
+            return self._unsealed(signed, found)
+        if found.format == "gguf" and not os.access(self.path / GGUF_WEIGHTS, os.W_OK):
+            return copied(self.path / GGUF_WEIGHTS)
+        return contextlib.nullcontext(self.path)
+
+    def _unsealed(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
+        """Every file in it was hashed as it was read."""
+        plain = [
+            Plain(entry.path, manifest.read_checked(self.path, signed, entry.path, MAX_GRAPH_BYTES))
+            for entry in signed.files
+            if entry.path.endswith((".xml", ".json")) and entry.path not in {DESCRIPTION_FILE, TOKENIZER_FILE}
+        ]
+        try:
+            kek = read_kek(self.kek_file or Path())
+        except OperatorError as error:
+            raise ModelRefused from error
+        return unsealed(self.path, found.weights, plain, Owner(self.name, found.revision), kek)
 
     def _manifest(self) -> tuple[Manifest, str]:
         signed, digest = manifest.read(self.path, self.keys)
@@ -125,18 +158,20 @@ class ModelStore:
     Args:
         root: the folder; made when something is put in.
         keys: the folder of the signing key.
+        kek_file: the key of sealed weights (``models.kek_file``); needed only to open them.
     """
 
-    def __init__(self, root: Path, keys: Path) -> None:
+    def __init__(self, root: Path, keys: Path, kek_file: Path | None = None) -> None:
         self.root = root
         self.keys = SigningKeys(keys)
+        self._kek_file = kek_file
 
     def list(self) -> list[ModelFolder]:
         """All models by name; folders that are being made are not among them."""
         if not self.root.is_dir():
             return []
         return [
-            ModelFolder(path, self.keys)
+            ModelFolder(path, self.keys, self._kek_file)
             for path in sorted(self.root.iterdir())
             if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
         ]
@@ -151,7 +186,7 @@ class ModelStore:
         if not path.is_dir() or path.is_symlink():
             known = ", ".join(folder.name for folder in self.list()) or "none yet"
             raise OperatorError(f"there is no model {name!r} in {self.root}; there are: {known}")
-        return ModelFolder(path, self.keys)
+        return ModelFolder(path, self.keys, self._kek_file)
 
     def active(self) -> ModelFolder | None:
         """The model that ``current`` points to; None where none was activated.

@@ -1,0 +1,119 @@
+"""C2SP chunked encryption, instance Cobblestone-256 (https://c2sp.org/chunked-encryption): SHA-512 and AES-256-GCM.
+
+::
+
+    message = salt (24) || commitment (32) || chunk*
+    chunk = AES-256-GCM(16384 bytes, in the last one fewer) || tag (16)
+    key (32) || base nonce (12) || commitment (32) = HKDF-Expand-SHA-512(input key, info)
+    info = "c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM" || 0x00 || salt || context
+    nonce of chunk i = base nonce XOR i (big-endian)
+
+The last chunk is always shorter than the others, if need be empty: that is how a cut is noticed. Knows nothing about
+files or where keys come from. The public test vectors are all in the tests.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+CHUNK_BYTES = 16 * 1024
+SALT_BYTES = 24
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_COMMITMENT_BYTES = 32
+_TAG_BYTES = 16
+_SEALED_CHUNK_BYTES = CHUNK_BYTES + _TAG_BYTES
+HEADER_BYTES = SALT_BYTES + _COMMITMENT_BYTES
+_LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
+
+
+class MessageInvalid(Exception):
+    """The message was not made with this key and context, or was changed, reordered, cut or extended."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Keys:
+    cipher: AESGCM
+    base_nonce: int
+    commitment: bytes
+
+    def nonce(self, index: int) -> bytes:
+        return (self.base_nonce ^ index).to_bytes(_NONCE_BYTES, "big")
+
+
+def encrypt(reader: BinaryIO, key: bytes, context: bytes, salt: bytes) -> Iterator[bytes]:
+    """The parts of the message for what ``reader`` holds. A salt is used once."""
+    keys = _derive(key, context, salt)
+    yield salt + keys.commitment
+    index = 0
+    while True:
+        chunk = _read_exactly(reader, CHUNK_BYTES)
+        yield keys.cipher.encrypt(keys.nonce(index), chunk, None)
+        if len(chunk) < CHUNK_BYTES:
+            return
+        index += 1
+
+
+def plaintext_bytes(message_bytes: int) -> int:
+    """How much a message of this size holds.
+
+    Raises:
+        MessageInvalid: no message has this size.
+    """
+    num_full, rest = divmod(message_bytes - HEADER_BYTES, _SEALED_CHUNK_BYTES)
+    if message_bytes < HEADER_BYTES or rest < _TAG_BYTES:
+        raise MessageInvalid
+    return num_full * CHUNK_BYTES + rest - _TAG_BYTES
+
+
+def decrypt_into(message: memoryview, buffer: memoryview, key: bytes, context: bytes) -> None:
+    """Decrypt into a buffer of exactly :func:`plaintext_bytes`; after an error nothing in it may be used.
+
+    Raises:
+        MessageInvalid: see there.
+    """
+    if len(message) < HEADER_BYTES or len(key) != KEY_BYTES:
+        raise MessageInvalid
+    keys = _derive(key, context, bytes(message[:SALT_BYTES]))
+    if not hmac.compare_digest(keys.commitment, message[SALT_BYTES:HEADER_BYTES]):
+        raise MessageInvalid
+    body, index, written = message[HEADER_BYTES:], 0, 0
+    while True:
+        chunk = body[index * _SEALED_CHUNK_BYTES : (index + 1) * _SEALED_CHUNK_BYTES]
+        size = len(chunk) - _TAG_BYTES
+        if size < 0:
+            raise MessageInvalid
+        try:
+            keys.cipher.decrypt_into(keys.nonce(index), chunk, None, buffer[written : written + size])
+        except InvalidTag as error:
+            raise MessageInvalid from error
+        written += size
+        if size < CHUNK_BYTES:
+            break
+        index += 1
+    if HEADER_BYTES + index * _SEALED_CHUNK_BYTES + len(chunk) != len(message) or written != len(buffer):
+        raise MessageInvalid
+
+
+def _derive(key: bytes, context: bytes, salt: bytes) -> _Keys:
+    size = KEY_BYTES + _NONCE_BYTES + _COMMITMENT_BYTES
+    material = HKDFExpand(SHA512(), size, _LABEL + salt + context).derive(key)
+    nonce = int.from_bytes(material[KEY_BYTES : KEY_BYTES + _NONCE_BYTES], "big")
+    return _Keys(AESGCM(material[:KEY_BYTES]), nonce, material[KEY_BYTES + _NONCE_BYTES :])
+
+
+def _read_exactly(reader: BinaryIO, size: int) -> bytes:
+    """``read`` may give less before the end."""
+    parts = []
+    while size and (part := reader.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

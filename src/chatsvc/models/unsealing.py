@@ -1,0 +1,138 @@
+"""Unsealed weights in anonymous memory: a folder of links to memfd files that are on no mount and in no core dump.
+
+Runners open paths, so each file becomes ``/dev/shm/<private>/NAME -> /proc/<pid>/fd/N``; the links are removed when the
+context ends, right after loading, and what the runner has mapped lives on. Every chunk, every hash and the manifest
+have been checked before the first path is given out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.errors import ModelRefused
+from chatsvc.models import chunked
+from chatsvc.models.chunked import MessageInvalid
+from chatsvc.models.files import BLOCK_BYTES, open_regular
+from chatsvc.models.sealed import SUFFIX, KeyEncryptionKey, Owner, read_header, unseal_into
+
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
+_MADV_DONTDUMP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A small file's name and its checked bytes."""
+
+    name: str
+    content: bytes
+
+
+@contextlib.contextmanager
+def unsealed(
+    folder: Path, weights: list[str], plain: list[Plain], owner: Owner, kek: KeyEncryptionKey
+) -> Iterator[Path]:
+    """A folder that holds the unsealed ``weights`` of ``folder`` and the ``plain`` files, all of them in memory.
+
+    Raises:
+        ModelRefused: a file does not unseal.
+    """
+    with contextlib.ExitStack() as stack:
+        descriptors = {file.name: _memory_file(stack, file.content) for file in plain}
+        for name in weights:
+            descriptors[name] = _unseal(stack, folder, name, owner, kek)
+        yield _linked(stack, descriptors)
+
+
+@contextlib.contextmanager
+def copied(path: Path) -> Iterator[Path]:
+    """A folder in memory with a copy of one plain file.
+
+    OpenVINO opens GGUF files for writing, though it never writes; so on a read-only disk it needs this.
+    """
+    with contextlib.ExitStack() as stack, open_regular(path) as file:
+        descriptor = _new_memory_file(stack, os.fstat(file.fileno()).st_size)
+        while os.sendfile(descriptor, file.fileno(), None, BLOCK_BYTES):
+            pass
+        yield _linked(stack, {path.name: descriptor})
+
+
+def _linked(stack: contextlib.ExitStack, descriptors: dict[str, int]) -> Path:
+    links = Path(tempfile.mkdtemp(prefix="chatsvc-", dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None))
+    stack.callback(shutil.rmtree, links)
+    for name, descriptor in descriptors.items():
+        (links / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+    return links
+
+
+def check(folder: Path, weights: list[str], owner: Owner, kek: KeyEncryptionKey) -> None:
+    """Unseal everything into memory and let it go again.
+
+    Raises:
+        ModelRefused: a file does not unseal.
+    """
+    for name in weights:
+        with contextlib.ExitStack() as stack:
+            _unseal(stack, folder, name, owner, kek)
+
+
+def _unseal(stack: contextlib.ExitStack, folder: Path, name: str, owner: Owner, kek: KeyEncryptionKey) -> int:
+    try:
+        with open_regular(folder / f"{name}{SUFFIX}") as file:
+            header = read_header(file, owner, name)
+            start = file.tell()
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as sealed, memoryview(sealed) as view:
+                message = view[start:]
+                with message:
+                    size = chunked.plaintext_bytes(len(message))
+                    if size != header.size:
+                        raise ModelRefused
+                    descriptor = _new_memory_file(stack, size)
+                    with _writable(descriptor, size) as buffer:
+                        unseal_into(message, buffer, header, kek)
+    except (OSError, ValueError, MessageInvalid) as error:
+        raise ModelRefused from error
+    _freeze(descriptor)
+    return descriptor
+
+
+def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
+    descriptor = _new_memory_file(stack, len(content))
+    os.pwrite(descriptor, content, 0)
+    _freeze(descriptor)
+    return descriptor
+
+
+def _new_memory_file(stack: contextlib.ExitStack, size: int) -> int:
+    descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    stack.callback(os.close, descriptor)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+@contextlib.contextmanager
+def _writable(descriptor: int, size: int) -> Iterator[memoryview]:
+    """The memory behind a descriptor; kept out of core dumps, and out of swap where that is allowed."""
+    if size == 0:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(descriptor, size) as mapping:
+        mapping.madvise(_MADV_DONTDUMP)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        # Beyond RLIMIT_MEMLOCK this says no; then the unit's MemorySwapMax=0 is what keeps pages out of swap.
+        ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(size))
+        with memoryview(mapping) as buffer:
+            yield buffer
+
+
+def _freeze(descriptor: int) -> None:
+    """Fix the size: nobody can cut the file under a mapping. (OpenVINO maps GGUF files writable, so no write seal.)"""
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
