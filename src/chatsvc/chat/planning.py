@@ -5,6 +5,7 @@ Knows nothing about admission, records or HTTP.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from chatsvc.chat.completion import Completion
@@ -55,6 +56,7 @@ class Planner:
         self._system_prompt = system_prompt
         self._default_max_tokens = default_max_tokens
         self._renderer: PromptRenderer | None = None
+        self._making = threading.Lock()
 
     def plan(self, account_id: str, request: ChatRequest) -> Plan:
         """Work it out.
@@ -100,11 +102,12 @@ class Planner:
         return sampling_of(request, wanted)
 
     def _renderer_for(self, card: ModelCard) -> PromptRenderer:
-        """The last one, or a new one when the model has changed. Two threads may both make it: no harm."""
-        renderer = self._renderer
-        if renderer is None or renderer.card.digest != card.digest:
-            renderer = self._renderer = PromptRenderer(card)
-        return renderer
+        """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each."""
+        with self._making:
+            renderer = self._renderer
+            if renderer is None or renderer.card.digest != card.digest:
+                renderer = self._renderer = PromptRenderer(card)
+            return renderer
 
 
 def sampling_of(request: ChatRequest, max_tokens: int) -> Sampling:

@@ -11,6 +11,7 @@ their ids; what lies between loses its marks and is encoded by a tokenizer that 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
@@ -42,7 +43,6 @@ class PromptRenderer:
         self._tokenizer = Tokenizer.from_buffer(card.tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._plain = _without_added_tokens(self._tokenizer)
         self._added = {token.content: (id_, token) for id_, token in self._tokenizer.get_added_tokens_decoder().items()}
         self._special_ids = {id_ for id_, token in self._added.values() if token.special}
         # A token that is no role boundary and that the template itself looks for (``</think>``) must reach it whole.
@@ -59,6 +59,11 @@ class PromptRenderer:
         mark = self._new_mark()
         guarded = [{"role": m.role, "content": self._break_special(m.content, mark)} for m in messages]
         return self._encode(self._render(guarded), mark)
+
+    @functools.cached_property
+    def _plain(self) -> Tokenizer:
+        """Knows no special token. Made when first needed: it is as large as the other one, and most never need it."""
+        return _without_added_tokens(self._tokenizer)
 
     def detokenizer(self) -> Detokenizer:
         """For the ids of one completion."""
