@@ -7,6 +7,7 @@ client, the chat, and the routes. What is made here is closed by :meth:`Running.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flask import Flask
 
@@ -19,12 +20,23 @@ from chatsvc.chat.service import ChatService, ServiceOptions
 from chatsvc.engine.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.gate import Gate
+from chatsvc.guard.keyring import read_or_make_secret
 from chatsvc.guard.room import Room
 from chatsvc.http import admin, audit, auth, chat, conversations, hooks, openai, openapi, ops, problems, routing, ui
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
-from chatsvc.wiring import audit_options, guard_options, outbox_recorder
+from chatsvc.wiring import (
+    audit_options,
+    guard_options,
+    ldap_directory,
+    oidc_bearer,
+    oidc_provider,
+    outbox_recorder,
+)
+
+if TYPE_CHECKING:
+    from chatsvc.guard.oidc import OidcProvider
 
 EXTENSION = "chatsvc"
 
@@ -44,6 +56,7 @@ class Running:
     drain: Drain
     metrics: Metrics
     health: ops.Health
+    provider: OidcProvider | None
 
     def close(self) -> None:
         """Let go of the engine, the log (with its last checkpoint) and the database."""
@@ -85,9 +98,10 @@ def running_in(app: Flask) -> Running:
 def _start(settings: Settings) -> Running:
     log = AuditLog.open(audit_options(settings))
     options = guard_options(settings)
-    guard = assemble(options)
+    guard = assemble(options, directory=ldap_directory(settings))
+    provider = oidc_provider(settings)
     room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
-    gate = guard.gate(options, room, outbox_recorder(log))
+    gate = guard.gate(options, room, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
     planner = Planner(
@@ -102,7 +116,7 @@ def _start(settings: Settings) -> Running:
     health = ops.Health(engine, log, drain)
     metrics.add_gauges(ops.gauges(health, room))
     engine.start()
-    return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health)
+    return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
 
 
 def _door(running: Running) -> hooks.Door:
@@ -115,13 +129,26 @@ def _register(app: Flask, running: Running) -> None:
     desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
     app.register_blueprint(ops.blueprint(running.health, running.metrics))
     app.register_blueprint(auth.blueprint(_auth_parts(running)))
+    _register_oidc(app, running)
     app.register_blueprint(admin.blueprint(_admin_parts(running)))
     app.register_blueprint(audit.blueprint(_audit_desk(running)))
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
     app.register_blueprint(ui.blueprint())
-    openapi.install(app, __version__)
+    openapi.install(app, __version__, settings.chat.max_tokens_cap)
+
+
+def _register_oidc(app: Flask, running: Running) -> None:
+    if running.provider is None:
+        return
+    # The extra "directory" need not be installed where no provider is configured.
+    from chatsvc.http import oidc  # noqa: PLC0415
+
+    guard = running.guard
+    secret = read_or_make_secret(running.settings.keys_directory / "oidc.key")
+    parts = oidc.OidcParts(running.provider, guard.vouched, guard.sessions, running.audit, secret)
+    app.register_blueprint(oidc.blueprint(parts))
 
 
 def _admin_parts(running: Running) -> admin.AdminParts:

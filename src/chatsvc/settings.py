@@ -29,9 +29,11 @@ from chatsvc.settings_sections import (
     ChatSection,
     EngineSection,
     GuardSection,
+    LdapSection,
     LimitsSection,
     LogsSection,
     ModelsSection,
+    OidcSection,
     Section,
     ServerSection,
     StoreSection,
@@ -61,6 +63,8 @@ class Settings(BaseSettings):
     models: ModelsSection = ModelsSection()
     audit: AuditSection = AuditSection()
     store: StoreSection = StoreSection()
+    ldap: LdapSection = LdapSection()
+    oidc: OidcSection = OidcSection()
     logs: LogsSection = LogsSection()
 
     @model_validator(mode="after")

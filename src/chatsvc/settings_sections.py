@@ -108,7 +108,10 @@ class EngineSection(Section):
     socket: Path | None = None
     max_num_seqs: Count = 16
     cache_size_gb: Annotated[float, Field(gt=0)] = 1.0
-    prefill_chunk_tokens: Count = 256
+    prefill_chunk_tokens: Annotated[int, Field(ge=32)] = 256
+    max_gap_ms: Count = 250
+    memory_limit_mb: Annotated[int, Field(ge=0)] = 0
+    dynamic_quantization_group: Literal[0, 32, 64, 128] = 64
     num_threads: Annotated[int, Field(ge=0)] = 0
     stall_timeout_s: Seconds = 30
 
@@ -144,6 +147,35 @@ class StoreSection(Section):
 
     url: SecretStr | None = None
     redis_url: SecretStr | None = None
+
+
+class LdapSection(Section):
+    """``[ldap]``: accounts of a directory; nobody is asked unless ``url`` is set."""
+
+    url: str | None = None
+    start_tls: bool = False
+    ca_file: Path | None = None
+    bind_dn: str = ""
+    bind_password: SecretStr | None = None
+    user_base: str = ""
+    user_filter: str = "(uid={name})"
+    group_base: str = ""
+    group_filter: str = "(member={dn})"
+    roles: dict[str, str] = {}
+
+
+class OidcSection(Section):
+    """``[oidc]``: accounts of an OpenID provider; nobody is asked unless ``issuer`` is set."""
+
+    issuer: str | None = None
+    client_id: str = "chatsvc"
+    client_secret: SecretStr | None = None
+    redirect_url: str = ""
+    scopes: list[str] = ["openid", "profile"]
+    name_claim: str = "preferred_username"
+    groups_claim: str = "groups"
+    roles: dict[str, str] = {}
+    api_audience: str = ""
 
 
 class LogsSection(Section):

@@ -5,20 +5,24 @@ Knows both sides, and nothing about what either does with the values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.guard.assembly import GuardOptions
+from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.outbox import Recorder
 from chatsvc.guard.passwords import PasswordOptions
 from chatsvc.guard.principal import Limits
 from chatsvc.guard.tokens import TokenOptions
 from chatsvc.settings import Settings
+
+if TYPE_CHECKING:
+    from chatsvc.guard.oidc import OidcProvider
 
 
 def audit_options(settings: Settings) -> AuditOptions:
@@ -73,6 +77,60 @@ def guard_options(settings: Settings) -> GuardOptions:
         roles=accounts.roles,
         redis_url=redis_url.get_secret_value() if redis_url else None,
     )
+
+
+def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory] | None:
+    """What makes the LDAP directory once there are accounts; None where none is configured."""
+    section = settings.ldap
+    if section.url is None:
+        return None
+    # The extra "directory" need not be installed where no directory is configured.
+    from chatsvc.guard.ldap import LdapDirectory, LdapOptions  # noqa: PLC0415
+
+    options = LdapOptions(
+        url=section.url,
+        user_base=section.user_base,
+        user_filter=section.user_filter,
+        group_base=section.group_base,
+        group_filter=section.group_filter,
+        bind_dn=section.bind_dn,
+        bind_password=section.bind_password.get_secret_value() if section.bind_password else "",
+        start_tls=section.start_tls,
+        ca_file=section.ca_file,
+        roles=section.roles,
+    )
+    return lambda accounts: LdapDirectory(options, accounts)
+
+
+def oidc_provider(settings: Settings) -> OidcProvider | None:
+    """The OpenID provider, or None where none is configured."""
+    section = settings.oidc
+    if section.issuer is None:
+        return None
+    from chatsvc.guard.oidc import OidcOptions, OidcProvider  # noqa: PLC0415  (as above)
+
+    return OidcProvider(
+        OidcOptions(
+            issuer=section.issuer,
+            client_id=section.client_id,
+            client_secret=section.client_secret.get_secret_value() if section.client_secret else "",
+            redirect_url=section.redirect_url,
+            scopes=section.scopes,
+            name_claim=section.name_claim,
+            groups_claim=section.groups_claim,
+            roles=section.roles,
+            api_audience=section.api_audience,
+        )
+    )
+
+
+def oidc_bearer(provider: OidcProvider | None, accounts: VouchedAccounts) -> TrustedIssuer | None:
+    """Takes the provider's tokens for tools; None where there is no provider."""
+    if provider is None:
+        return None
+    from chatsvc.guard.oidc import OidcBearer  # noqa: PLC0415  (as above)
+
+    return OidcBearer(provider, accounts)
 
 
 def outbox_recorder(audit: AuditLog) -> Recorder:

@@ -13,7 +13,7 @@ from pathlib import Path
 from chatsvc.guard.accounts import Accounts
 from chatsvc.guard.api_keys import ApiKeys
 from chatsvc.guard.changes import Change, OnChange, note_nothing
-from chatsvc.guard.directory import Directory, VouchedAccounts
+from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
 from chatsvc.guard.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.login import Login
@@ -63,7 +63,7 @@ class Guard:
     quotas: Quotas
     on_change: OnChange
 
-    def gate(self, options: GuardOptions, room: Room, record: Recorder) -> Gate:
+    def gate(self, options: GuardOptions, room: Room, record: Recorder, *, issuer: TrustedIssuer | None = None) -> Gate:
         """The gate in front of them. ``record`` makes an administrative record durable in the audit log."""
         parts = GateParts(
             tokens=self.tokens,
@@ -75,6 +75,7 @@ class Guard:
             room=room,
             throttle=self.throttle,
             outbox=Outbox(self.database, record),
+            issuer=issuer,
         )
         return Gate(parts, options.gate)
 

@@ -21,6 +21,7 @@ from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
 from chatsvc.guard.admission import Admission, Standing, limits_headers
 from chatsvc.guard.api_keys import PREFIX, ApiKeys
+from chatsvc.guard.directory import TrustedIssuer, Vouched
 from chatsvc.guard.outbox import Outbox
 from chatsvc.guard.principal import ClientAddress, KeyLimits, Limits, Principal, Requirement
 from chatsvc.guard.quotas import Bucket, QuotaOf, Quotas
@@ -71,6 +72,7 @@ class GateParts:
     room: Room
     throttle: LoginThrottle
     outbox: Outbox
+    issuer: TrustedIssuer | None = None
 
 
 class Gate:
@@ -160,7 +162,10 @@ class Gate:
         if principal.key_id is not None:
             key = self._parts.api_keys.state(principal.key_id)
             return key is None or not self._parts.api_keys.is_alive(key)
-        session = self._parts.sessions.state(principal.sid or "")
+        if principal.sid is None:
+            account = self._parts.sessions.account_state(principal.account_id)
+            return account is None or account.disabled_at is not None
+        session = self._parts.sessions.state(principal.sid)
         return session is None or session.revoked_at is not None or session.disabled_at is not None
 
     def standing(self, principal: Principal) -> tuple[dict[str, int], dict[str, int]]:
@@ -190,7 +195,12 @@ class Gate:
             raise AuthenticationFailed("not a bearer token")
         if token.startswith(PREFIX) and kind == "access":
             return self._principal_of_key(token)
-        return self._principal_of_token(token, kind)
+        try:
+            return self._principal_of_token(token, kind)
+        except AuthenticationFailed:
+            if self._parts.issuer is None or kind == "refresh":
+                raise
+            return self._principal_of_issuer(self._parts.issuer.check_bearer(token))
 
     def _principal_of_token(self, token: str, kind: Kind) -> Principal:
         claims = self._parts.tokens.check(token, kind)
@@ -208,6 +218,20 @@ class Gate:
             sid=claims.sid,
             jti=claims.jti,
             expires_at=claims.exp,
+            limits=self._limits(row, roles),
+        )
+
+    def _principal_of_issuer(self, vouched: Vouched) -> Principal:
+        row = self._parts.sessions.account_state(vouched.account_id)
+        if row is None or row.disabled_at is not None:
+            raise AuthenticationFailed("account disabled")
+        roles = parse_names(row.roles)
+        return Principal(
+            account_id=row.account_id,
+            name=row.name,
+            roles=roles,
+            scopes=self._parts.roles.scopes_of(roles),
+            expires_at=vouched.expires_at,
             limits=self._limits(row, roles),
         )
 

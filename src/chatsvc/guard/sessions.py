@@ -44,6 +44,18 @@ _STATE = (
 )
 
 
+# What a request with another issuer's token asks: there is no session behind it.
+_ACCOUNT_STATE = select(
+    Account.id.label("account_id"),
+    Account.name,
+    Account.roles,
+    Account.disabled_at,
+    Account.requests_per_minute,
+    Account.tokens_per_day,
+    Account.max_concurrent,
+).where(Account.id == bindparam("account_id"))
+
+
 class RefreshTokenReused(AuthenticationFailed):
     """A spent refresh token came again; its family has just been ended. 401 like any other failure, and audited."""
 
@@ -154,6 +166,10 @@ class Sessions:
     def state(self, sid: str) -> AnyRow | None:
         """The row behind a session, or None where there is none."""
         return self._database.first(_STATE, {"sid": sid})
+
+    def account_state(self, account_id: str) -> AnyRow | None:
+        """The row of an account, or None where there is none."""
+        return self._database.first(_ACCOUNT_STATE, {"account_id": account_id})
 
     def end(self, sid: str, why: str) -> Change:
         """End one session: every token of it is dead at once, on every replica.

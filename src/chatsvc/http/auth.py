@@ -96,14 +96,14 @@ class _Views:
         _, _, pair = recorded(
             self._parts.audit, facts, act, details=lambda done: {"account": done[0], "started_session": done[1]}
         )
-        return _token_answer(pair)
+        return token_answer(pair)
 
     def refresh(self) -> Response:
         """Spend a refresh token for the next pair."""
         caller = context.principal()
         claims = Claims(caller.account_id, caller.sid or "", caller.jti or "", 0, caller.expires_at or 0)
         facts = context.facts("auth.refresh")
-        return _token_answer(self._recorded(facts, lambda: self._parts.sessions.refresh(claims, str(_address()))))
+        return token_answer(self._recorded(facts, lambda: self._parts.sessions.refresh(claims, str(_address()))))
 
     def logout(self) -> Response:
         """End the calling session. A key has none: it is revoked by an administrator."""
@@ -194,7 +194,8 @@ def _result_of(error: ChatsvcError) -> Result:
     return Result("denied" if isinstance(error, RequestError) else "error", status, reason, details=details)
 
 
-def _token_answer(pair: TokenPair) -> Response:
+def token_answer(pair: TokenPair) -> Response:
+    """The pair on the wire."""
     answer = jsonify(pair.as_dict())
     answer.headers["Cache-Control"] = "no-store"  # RFC 6749 5.1
     return answer

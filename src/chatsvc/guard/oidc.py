@@ -1,0 +1,259 @@
+"""People and tools that an OpenID provider vouches for. Knows the provider, not HTTP's side of our own routes.
+
+For a page (OpenID Connect Core 3.1, RFC 7636): authorization code with PKCE.
+
+1. :meth:`OidcProvider.start`: a fresh state, nonce and code verifier; the browser carries them back, signed.
+2. :meth:`OidcProvider.finish`: the code and the verifier for an ID token at the provider's own endpoint.
+3. The ID token: signature by a published key and a pinned kind of algorithm, ``iss``, ``aud``, ``azp``, ``exp``,
+   ``iat``, ``nonce``, ``sub``.
+
+For a tool: :meth:`OidcProvider.check_bearer`, the same checks with an audience of its own and no nonce. That audience
+must not be the client's id, or an ID token would do as an access token.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.requests_client import OAuth2Session
+from joserfc import jwt
+from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+
+from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
+from chatsvc.guard.directory import Vouched, VouchedAccounts
+
+# Public-key signatures only: with a shared secret, who can verify could also sign.
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
+_METADATA_FOR_S = 3600.0
+_KEYS_FOR_S = 3600.0
+_KEYS_AGAIN_AFTER_S = 10.0
+_LEEWAY_S = 30
+_MAX_TOKEN_LENGTH = 16_384
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class OidcOptions:
+    """What was agreed with the provider.
+
+    ``name_claim`` becomes the account's name, so it must be one that people cannot change themselves. ``roles`` maps a
+    value of ``groups_claim`` to a role. ``api_audience`` empty: no bearer of the provider is taken.
+    """
+
+    issuer: str
+    client_id: str
+    redirect_url: str
+    client_secret: str = field(default="", repr=False)
+    scopes: Sequence[str] = ("openid", "profile")
+    name_claim: str = "preferred_username"
+    groups_claim: str = "groups"
+    roles: Mapping[str, str] = field(default_factory=dict)
+    api_audience: str = ""
+    timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One login on its way through the provider."""
+
+    state: str
+    nonce: str
+    verifier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom the provider vouches for."""
+
+    name: str
+    roles: tuple[str, ...]
+    expires_at: int
+
+
+class OidcProvider:
+    """Talks to one provider; its metadata and keys are kept for an hour."""
+
+    def __init__(self, options: OidcOptions, *, clock: Callable[[], float] = time.time) -> None:
+        if options.api_audience == options.client_id:
+            raise OperatorError("oidc.api_audience must not be oidc.client_id: an ID token is no access token.")
+        _check_url(options.issuer, "oidc.issuer")
+        self.options = options
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._metadata: dict[str, Any] = {}
+        self._metadata_at = float("-inf")
+        self._keys = KeySet([])
+        self._keys_at = float("-inf")
+
+    def start(self) -> tuple[str, Flow]:
+        """(1) The address to send the browser to, and what has to come back with it."""
+        flow = Flow(secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(64))
+        with self._client() as client:
+            url, _ = client.create_authorization_url(
+                self._endpoint("authorization_endpoint"), flow.state, flow.verifier, nonce=flow.nonce
+            )
+        return str(url), flow
+
+    def finish(self, code: str, flow: Flow) -> Identity:
+        """(2) and (3).
+
+        Raises:
+            AuthenticationFailed: the provider refuses the code, or its ID token has a flaw.
+            StoreUnavailable: the provider cannot be reached.
+        """
+        try:
+            with self._client() as client:
+                answer = client.fetch_token(
+                    self._endpoint("token_endpoint"),
+                    code=code,
+                    code_verifier=flow.verifier,
+                    timeout=self.options.timeout_s,
+                )
+        except OAuthError as error:
+            raise AuthenticationFailed(f"the provider refuses the code: {error.error}") from None
+        except (requests.RequestException, ValueError) as error:
+            raise _unreachable() from error
+        token = answer.get("id_token")
+        if not isinstance(token, str):
+            raise AuthenticationFailed("the provider gave no ID token")
+        claims = self._checked(token, self.options.client_id)
+        if claims.get("nonce") != flow.nonce or claims.get("azp", self.options.client_id) != self.options.client_id:
+            raise AuthenticationFailed("an ID token of another login")
+        return self._identity(claims)
+
+    def check_bearer(self, token: str) -> Identity:
+        """Whom a tool's token is for.
+
+        Raises:
+            AuthenticationFailed: it is not the provider's, not for us, or has a flaw.
+            StoreUnavailable: the provider's keys cannot be had.
+        """
+        if not self.options.api_audience:
+            raise AuthenticationFailed("no bearer of the provider is taken")
+        # Nobody is asked for keys because of a token that does not even say that it is the provider's.
+        if _unverified_issuer(token) != self.options.issuer:
+            raise AuthenticationFailed("a token of nobody we know")
+        return self._identity(self._checked(token, self.options.api_audience))
+
+    def _checked(self, token: str, audience: str) -> dict[str, Any]:
+        if len(token) > _MAX_TOKEN_LENGTH:
+            raise AuthenticationFailed("malformed token of the provider")
+        rules = jwt.JWTClaimsRegistry(
+            now=int(self._clock()),
+            leeway=_LEEWAY_S,
+            iss={"essential": True, "value": self.options.issuer},
+            aud={"essential": True, "value": audience},
+            sub={"essential": True},
+            exp={"essential": True},
+            iat={"essential": True},
+        )
+        try:
+            claims = self._decoded(token).claims
+            rules.validate(claims)
+        except (JoseError, ValueError, TypeError, RecursionError) as error:
+            raise AuthenticationFailed(f"token of the provider refused: {type(error).__name__}") from None
+        return dict(claims)
+
+    def _decoded(self, token: str) -> jwt.Token:
+        """A key that is not known may be new: ask for the keys again, though not more often than now and then."""
+        try:
+            return jwt.decode(token, self._key_set(_KEYS_FOR_S), algorithms=_ALGORITHMS)
+        except InvalidKeyIdError:
+            return jwt.decode(token, self._key_set(_KEYS_AGAIN_AFTER_S), algorithms=_ALGORITHMS)
+
+    def _identity(self, claims: Mapping[str, Any]) -> Identity:
+        name, groups = claims.get(self.options.name_claim), claims.get(self.options.groups_claim, [])
+        if not isinstance(name, str) or not isinstance(groups, list):
+            raise AuthenticationFailed("the provider's token names nobody")
+        roles = tuple(self.options.roles[group] for group in groups if group in self.options.roles)
+        return Identity(name, roles, int(claims["exp"]))
+
+    def _key_set(self, at_most_s: float) -> KeySet:
+        url = self._endpoint("jwks_uri")
+        with self._lock:
+            if self._clock() - self._keys_at >= at_most_s:
+                self._keys = KeySet.import_key_set(self._get(url))  # type: ignore[arg-type]
+                self._keys_at = self._clock()
+            return self._keys
+
+    def _endpoint(self, name: str) -> str:
+        with self._lock:
+            if self._clock() - self._metadata_at >= _METADATA_FOR_S:
+                found = self._get(self.options.issuer.rstrip("/") + "/.well-known/openid-configuration")
+                if found.get("issuer") != self.options.issuer:  # OpenID Connect Discovery 4.3
+                    raise StoreUnavailable("The identity provider calls itself by another name than oidc.issuer.")
+                self._metadata, self._metadata_at = found, self._clock()
+            url = self._metadata.get(name)
+        if not isinstance(url, str):
+            raise _unreachable()
+        _check_url(url, name)
+        return url
+
+    def _get(self, url: str) -> dict[str, Any]:
+        try:
+            answer = requests.get(url, timeout=self.options.timeout_s, allow_redirects=False)
+            answer.raise_for_status()
+            value = answer.json()
+        except (requests.RequestException, ValueError) as error:
+            raise _unreachable() from error
+        if not isinstance(value, dict):
+            raise _unreachable()
+        return value
+
+    def _client(self) -> Any:
+        return OAuth2Session(
+            self.options.client_id,
+            self.options.client_secret or None,
+            scope=" ".join(self.options.scopes),
+            redirect_uri=self.options.redirect_url,
+            code_challenge_method="S256",
+            token_endpoint_auth_method="client_secret_basic" if self.options.client_secret else "none",
+        )
+
+
+def _unverified_issuer(token: str) -> object:
+    parts = token.split(".")
+    if len(token) > _MAX_TOKEN_LENGTH or len(parts) != 3:
+        return None
+    try:
+        unverified_claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return None
+    return unverified_claims.get("iss") if isinstance(unverified_claims, dict) else None
+
+
+def _check_url(url: str, what: str) -> None:
+    place = urlsplit(url)
+    if place.scheme != "https" and place.hostname not in _LOOPBACK:
+        raise OperatorError(f"{what} must be https://…: who is who is decided by what it says.")
+
+
+def _unreachable() -> StoreUnavailable:
+    return StoreUnavailable("The identity provider cannot be reached; try again.")
+
+
+class OidcBearer:
+    """Takes the provider's tokens for tools, each for its account."""
+
+    def __init__(self, provider: OidcProvider, accounts: VouchedAccounts) -> None:
+        self._provider = provider
+        self._accounts = accounts
+
+    def check_bearer(self, token: str) -> Vouched:
+        """See :class:`chatsvc.guard.directory.TrustedIssuer`."""
+        identity = self._provider.check_bearer(token)
+        found = self._accounts.take(identity.name, identity.roles, "oidc")
+        if found is None:
+            raise AuthenticationFailed("the account is disabled, or another source's")
+        return Vouched(found.account_id, identity.expires_at)

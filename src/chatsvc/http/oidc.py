@@ -1,0 +1,122 @@
+"""Logging in by an OpenID provider: away to it, back from it, and the tokens for the page.
+
+The browser carries the state of a login in a signed cookie that no script can read, so any replica can take it back.
+The tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. Knows
+nothing about what the provider says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flask import Blueprint, Response, redirect, request
+from itsdangerous import BadData, URLSafeTimedSerializer
+from werkzeug.wrappers import Response as AnyResponse
+
+from chatsvc.audit.log import AuditLog
+from chatsvc.errors import AuthenticationFailed
+from chatsvc.guard.directory import LoggedIn, VouchedAccounts
+from chatsvc.guard.oidc import Flow, OidcProvider
+from chatsvc.guard.principal import PUBLIC
+from chatsvc.guard.sessions import Sessions, TokenPair
+from chatsvc.http import context
+from chatsvc.http.auth import recorded, token_answer
+from chatsvc.http.routing import requires
+
+_FLOW, _LOGIN = "chatsvc-oidc-flow", "chatsvc-oidc-login"
+_FLOW_S, _LOGIN_S = 600, 60
+_REFUSED = "The identity provider did not log you in; try again."
+
+
+@dataclass(frozen=True, slots=True)
+class OidcParts:
+    """Everyone these routes ask. ``secret`` signs the cookies."""
+
+    provider: OidcProvider
+    accounts: VouchedAccounts
+    sessions: Sessions
+    audit: AuditLog
+    secret: bytes
+
+
+def blueprint(parts: OidcParts) -> Blueprint:
+    """The routes."""
+    routes = Blueprint("oidc", __name__, url_prefix="/oidc")
+    views = _Views(parts)
+    routes.get("/login")(requires(PUBLIC)(views.login))
+    routes.get("/callback")(requires(PUBLIC)(views.callback))
+    routes.post("/tokens")(requires(PUBLIC)(views.tokens))
+    return routes
+
+
+class _Views:
+    """The views; methods, so that they share their parts without globals."""
+
+    def __init__(self, parts: OidcParts) -> None:
+        self._parts = parts
+        self._flows = URLSafeTimedSerializer(parts.secret, salt=_FLOW)
+        self._logins = URLSafeTimedSerializer(parts.secret, salt=_LOGIN)
+        self._secure = parts.provider.options.redirect_url.startswith("https:")
+
+    def login(self) -> AnyResponse:
+        """Away to the provider."""
+        url, flow = self._parts.provider.start()
+        answer = redirect(url)
+        # Lax: it has to come along when the provider sends the browser back.
+        answer.set_cookie(
+            _FLOW, self._flows.dumps(asdict(flow)), _FLOW_S, secure=self._secure, httponly=True, samesite="Lax"
+        )
+        return answer
+
+    def callback(self) -> AnyResponse:
+        """Back from the provider."""
+        flow = Flow(**self._opened(self._flows, _FLOW, _FLOW_S))
+        given = {name: request.args.getlist(name) for name in ("state", "code")}
+        if given["state"] != [flow.state] or len(given["code"]) != 1:
+            raise AuthenticationFailed("an answer to another login, or a refusal", message=_REFUSED)
+        found = recorded(
+            self._parts.audit,
+            context.facts("auth.oidc"),
+            lambda: self._take(given["code"][0], flow),
+            details=lambda done: {"account": done.account_id},
+        )
+        answer = redirect("/#oidc")
+        answer.delete_cookie(_FLOW, secure=self._secure, httponly=True, samesite="Lax")
+        answer.set_cookie(
+            _LOGIN, self._logins.dumps(asdict(found)), _LOGIN_S, secure=self._secure, httponly=True, samesite="Strict"
+        )
+        return answer
+
+    def tokens(self) -> Response:
+        """The tokens of the login that has just come back."""
+        found = LoggedIn(**self._opened(self._logins, _LOGIN, _LOGIN_S))
+        address = str(context.current().address)
+
+        def act() -> tuple[str, TokenPair]:
+            return self._parts.sessions.start(found.account_id, address)
+
+        _, pair = recorded(
+            self._parts.audit,
+            context.facts("auth.login"),
+            act,
+            details=lambda done: {"account": found.account_id, "started_session": done[0]},
+        )
+        answer = token_answer(pair)
+        answer.delete_cookie(_LOGIN, secure=self._secure, httponly=True, samesite="Strict")
+        return answer
+
+    def _take(self, code: str, flow: Flow) -> LoggedIn:
+        identity = self._parts.provider.finish(code, flow)
+        found = self._parts.accounts.take(identity.name, identity.roles, "oidc")
+        if found is None:
+            raise AuthenticationFailed("the account is disabled, or another source's", message=_REFUSED)
+        return found
+
+    @staticmethod
+    def _opened(serializer: URLSafeTimedSerializer, cookie: str, max_age_s: int) -> dict[str, Any]:
+        try:
+            value: dict[str, Any] = serializer.loads(request.cookies.get(cookie, ""), max_age=max_age_s)
+        except BadData:
+            raise AuthenticationFailed("no such login is on its way", message=_REFUSED) from None
+        return value
