@@ -1,0 +1,133 @@
+"""`chatsvc chat` against the real application, and at a real terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from chatsvc.cli.chat import Talk, read_events
+from chatsvc.cli.main import main
+
+PASSWORD = "alice's long password"
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    path = tmp_path / "password"
+    path.write_text(PASSWORD + "\n")
+    return path
+
+
+@pytest.fixture
+def chat(server, password_file: Path):
+    def run(*arguments: str, **more):
+        options = ["chat", "--url", server.url, "--user", "alice", "--password-file", str(password_file)]
+        return CliRunner().invoke(main, [*options, *arguments], **more)
+
+    return run
+
+
+def test_one_question_is_answered(chat) -> None:
+    result = chat("--once", "What is the capital of France?")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+def test_questions_come_from_a_pipe_and_its_end_ends_it(chat) -> None:
+    result = chat(input="Say yes.\n\nSay no.\n")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.strip().splitlines()) >= 2
+
+
+def test_a_wrong_password_is_one_sentence(server, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.write_text("not the password\n")
+    options = ["chat", "--url", server.url, "--user", "alice", "--password-file", str(wrong), "--once", "x"]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 3
+    assert "(status 401)" in result.stderr
+
+
+def test_a_service_that_is_not_there_is_one_sentence(password_file: Path) -> None:
+    options = ["chat", "--url", "http://127.0.0.1:1", "--password-file", str(password_file), "--once", "x"]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 3
+    assert "does not answer" in result.stderr
+
+
+def test_the_password_is_asked_for(server) -> None:
+    options = ["chat", "--url", server.url, "--user", "alice", "--once", "Say yes."]
+    assert CliRunner().invoke(main, options, input=PASSWORD + "\n").exit_code == 0
+
+
+def test_an_expired_access_token_is_renewed(server) -> None:
+
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        talk = Talk(http)
+        talk.log_in("alice", PASSWORD)
+        talk._tokens["access_token"] = talk._tokens["access_token"][:-8] + "AAAAAAAA"
+        assert "".join(talk.ask("Say yes."))
+        assert talk._conversation_id
+
+
+def test_a_refused_question_does_not_end_the_conversation(chat) -> None:
+    result = chat(input="x" * 200_000 + "\nSay yes.\n")
+    assert "status 413" in result.stderr or "status 400" in result.stderr
+    assert result.exit_code == 0
+    assert result.stdout.strip()
+
+
+def test_events_are_read_as_the_standard_says() -> None:
+    lines = [": keep-alive", "", 'data: {"token": "a"}', "", "event: done", "data: {}", ""]
+    assert list(read_events(iter(lines))) == [("message", {"token": "a"}), ("done", {})]
+
+
+def _read_until(terminal: int, text: str, timeout_s: float = 60) -> str:
+    seen, deadline = "", time.monotonic() + timeout_s
+    while text not in seen:
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 0.2)[0]:
+            with contextlib.suppress(OSError):
+                seen += os.read(terminal, 65536).decode(errors="replace")
+    return seen
+
+
+def test_at_a_terminal_ctrl_c_cancels_one_answer_and_ctrl_d_ends(server, password_file: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(
+            sys.executable,
+            [
+                sys.executable, "-m", "chatsvc.cli.main", "chat", "--url", server.url, "--user", "alice",
+                "--password-file", str(password_file),
+            ],
+        )  # fmt: skip
+    try:
+        _read_until(terminal, "> ")
+        os.write(terminal, b"Write a long story about a knight, a dragon and a library, in many words.\n")
+        _read_until(terminal, "words.")
+        time.sleep(0.3)
+        os.write(terminal, b"\x03")
+        assert "(cancelled)" in _read_until(terminal, "> ")
+        os.write(terminal, b"\x04")
+        deadline = time.monotonic() + 30
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert ended[0] == pid
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+        pid = 0
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)

@@ -1,0 +1,154 @@
+"""`chatsvc doctor`: each finding is true and names its remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from chatsvc import pidfile
+from chatsvc.cli import checks, memory
+from chatsvc.cli.main import main
+from chatsvc.settings import Settings, load
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    home = tmp_path / "home"
+    (home / "keys").mkdir(parents=True, mode=0o700)
+    home.chmod(0o700)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return load(
+        {
+            "CHATSVC_HOME": str(home),
+            "CHATSVC_SERVER__PORT": str(port),
+            "CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.1"]',
+        }
+    )
+
+
+def levels(findings) -> dict[str, str]:
+    found = {}
+    for finding in findings:
+        assert bool(finding.remedy) == (finding.level != "good"), finding
+        found[finding.check] = finding.level
+    return found
+
+
+def test_a_good_machine_has_nothing_to_mend(settings: Settings) -> None:
+    found = [*checks.python(), *checks.clock(settings), *checks.door(settings), *checks.files(settings)]
+    assert set(levels(found).values()) == {"good"}
+
+
+def test_an_old_python_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_LEAST_PYTHON", (9, 0))
+    assert levels(checks.python()) == {"python": "fatal"}
+
+
+def test_packages_are_compared_with_what_was_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["click==0.0.1", "no-such-package==1", "rich", "torch==1; extra == 'torch'"]
+    monkeypatch.setattr(checks.importlib.metadata, "requires", lambda _name: wanted)
+    found = list(checks.packages())
+    assert [(finding.level, finding.message.split()[0]) for finding in found] == [
+        ("warning", "click"),
+        ("fatal", "no-such-package"),
+    ]
+    monkeypatch.setattr(checks.importlib.metadata, "requires", lambda _name: ["rich"])
+    assert levels(checks.packages()) == {"packages": "good"}
+
+
+def test_a_processor_without_fast_instructions_is_told(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : fpu sse2\n")
+    assert levels(checks.processor(cpuinfo)) == {"processor": "warning"}
+    cpuinfo.write_text("flags : fpu avx2\n")
+    assert levels(checks.processor(cpuinfo)) == {"processor": "good"}
+    assert levels(checks.processor(tmp_path / "missing")) == {"processor": "warning"}
+
+
+def test_little_memory_and_little_disk_are_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert levels(checks.room(settings)).keys() == {"memory", "disk"}
+    monkeypatch.setattr(memory, "available_bytes", lambda: 5)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 5}))
+    assert levels(checks.room(settings)) == {"memory": "warning", "disk": "warning"}
+
+
+def test_a_wrong_clock_is_fatal(settings: Settings) -> None:
+    assert levels(checks.clock(settings, now=0.0)) == {"clock": "fatal"}
+    settings.audit_directory.mkdir()
+    record = settings.audit_directory / "segment"
+    record.touch()
+    os.utime(record, (time.time() + 9999, time.time() + 9999))
+    (finding,) = checks.clock(settings)
+    assert "future" in finding.message
+
+
+def test_an_empty_allow_list_and_a_taken_port_are_fatal(settings: Settings) -> None:
+    nobody = settings.model_copy(update={"guard": settings.guard.model_copy(update={"allowed_networks": []})})
+    with socket.create_server(("127.0.0.1", settings.server.port)):
+        assert levels(checks.door(nobody)) == {"allow list": "fatal", "port": "fatal"}
+
+
+def test_a_port_that_we_serve_on_ourselves_is_good(settings: Settings) -> None:
+    with pidfile.hold(settings.home), socket.create_server(("127.0.0.1", settings.server.port)):
+        assert levels(checks.door(settings))["port"] == "good"
+
+
+def test_a_unix_socket_needs_no_port(settings: Settings, tmp_path: Path) -> None:
+    behind = settings.model_copy(update={"server": settings.server.model_copy(update={"socket": tmp_path / "s"})})
+    assert levels(checks.door(behind))["port"] == "good"
+
+
+def test_keys_that_others_can_read_are_fatal(settings: Settings) -> None:
+    key = settings.keys_directory / "signing"
+    key.touch(mode=0o644)
+    key.chmod(0o644)
+    (finding,) = checks.files(settings)
+    assert finding.level == "fatal"
+    assert finding.remedy == f"chmod go-rwx '{key}'"
+
+
+def test_a_missing_home_and_a_missing_key_are_told(settings: Settings, tmp_path: Path) -> None:
+    missing = settings.model_copy(update={"home": tmp_path / "none"})
+    assert levels(checks.files(missing)) == {"home": "warning"}
+    models = settings.models.model_copy(update={"kek_file": tmp_path / "no-kek"})
+    assert levels(checks.files(settings.model_copy(update={"models": models})))["keys"] == "fatal"
+
+
+def test_a_missing_and_a_damaged_model_are_fatal(settings: Settings) -> None:
+    assert levels(checks.model(settings)) == {"model": "fatal"}
+    folder = settings.models_directory / "broken"
+    folder.mkdir(parents=True)
+    (settings.models_directory / "current").symlink_to("broken")
+    assert levels(checks.model(settings)) == {"model": "fatal"}
+
+
+def test_the_command_ends_with_1_where_something_is_fatal(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    monkeypatch.setenv("CHATSVC_HOME", str(settings.home))
+    monkeypatch.setenv("CHATSVC_SERVER__PORT", str(settings.server.port))
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1
+    assert "FAIL  allow list: nobody may connect" in result.output
+    assert "      -> " in result.output
+
+
+def test_the_command_speaks_json(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    monkeypatch.setenv("CHATSVC_HOME", str(settings.home))
+    findings = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)["findings"]
+    assert {"check", "level", "message", "remedy"} == set(findings[0])
+
+
+def test_a_wrong_configuration_is_a_finding_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path))
+    monkeypatch.setenv("CHATSVC_SERVER__PORT", "x")
+    monkeypatch.setenv("CHATSVC_CHAT__DEADLINE_S", "x")
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1
+    assert result.output.count("FAIL  configuration") == 2
