@@ -32,7 +32,7 @@ bench: setup-dev ## measure this machine: throughput and time to the first token
 	@$(BIN)/python -m bench
 
 docs: setup-dev ## write the pages that are made from the code
-	@$(BIN)/python tools/command_docs.py
+	@$(BIN)/python tools/pages.py
 
 setup: $(VENV)/.base ## install what serving needs (no torch)
 

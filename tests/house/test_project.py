@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -61,10 +62,14 @@ def test_ci_calls_make_test_and_nothing_else() -> None:
     ]
 
 
-def test_the_command_lines_page_is_what_the_program_says() -> None:
-    code = "import sys; sys.path.insert(0, 'tools'); import command_docs; sys.stdout.write(command_docs.page())"
-    page = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run `make docs`"
+def test_the_pages_that_are_made_from_the_code_are_what_the_code_says() -> None:
+    code = (
+        "import json, sys; sys.path.insert(0, 'tools'); import pages; "
+        "json.dump({str(path): text for path, text in pages.pages().items()}, sys.stdout)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path, text in json.loads(output).items():
+        assert Path(path).read_text(encoding="utf-8") == text, f"{path}: run `make docs`"
 
 
 def compose() -> dict:

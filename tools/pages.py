@@ -1,0 +1,83 @@
+"""Writes the pages that are made from the code: docs/cli.md and docs/configuration.md. A test compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from chatsvc.cli.main import main
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DOCS = _ROOT / "docs"
+_WIDTH = 100
+_COMMAND_LINE = """\
+# The command line
+
+Made by `make docs` from the program itself; a test keeps it so.
+Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it.
+`chatsvc audit verify` has more of them, in `audit-format.md`.
+"""
+_CONFIGURATION = """\
+# Configuration
+
+Made by `make docs` from `config/chatsvc.toml`; tests keep it so, and keep that file equal to the defaults.
+
+## Where a value comes from
+
+In this order, the first that is there wins:
+
+1. the environment, `CHATSVC_SECTION__KEY`; lists and tables as JSON, such as
+   `CHATSVC_GUARD__ALLOWED_NETWORKS='["10.0.0.0/8"]'`; a variable that is empty counts as not set
+2. for a secret also `CHATSVC_SECTION__KEY_FILE`, the path of a file that holds it; giving both is an error
+3. the file that `CHATSVC_CONFIG` names, else `$CHATSVC_HOME/chatsvc.toml` if it is there
+4. the default
+
+`CHATSVC_HOME` (default `./var`) is only read from the environment. `make run` and `chatsvc quickstart` also take
+`PORT` and `HOST`, which stand for `server.port` and `server.host`.
+
+## What is checked
+
+`chatsvc config check` names every problem at once; no program of the service starts with one. An unknown section or key
+is a problem, in the file and in the environment, so a typo cannot leave a limit at its default. Values that fit one by
+one and not together (a refresh token that lives shorter than an access token, fewer threads than requests may wait) are
+refused too. `chatsvc config show` prints what is in force with secrets masked; `chatsvc config nginx` writes nginx's
+files, so that its allow list and limits are the same as ours.
+
+No key turns authentication, the allow list or the audit log off.
+
+## Every key
+
+```toml
+"""
+
+
+def pages() -> dict[Path, str]:
+    """Every page and its text."""
+    return {_DOCS / "cli.md": _command_line(), _DOCS / "configuration.md": _configuration()}
+
+
+def _configuration() -> str:
+    return f"{_CONFIGURATION}{(_ROOT / 'config' / 'chatsvc.toml').read_text(encoding='utf-8')}```\n"
+
+
+def _command_line() -> str:
+    parts = [f"## `{path}`\n\n```\n{text.rstrip()}\n```\n" for path, text in _commands(main, "chatsvc", None)]
+    return "\n".join([_COMMAND_LINE, *parts])
+
+
+def _commands(command: click.Command, path: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
+    """Every command with its help text, a group before its members."""
+    context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=_WIDTH)
+    yield path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            member = command.get_command(context, name)
+            if member is not None and not member.hidden:
+                yield from _commands(member, f"{path} {name}", context)
+
+
+if __name__ == "__main__":
+    for page, text in pages().items():
+        page.write_text(text, encoding="utf-8")
