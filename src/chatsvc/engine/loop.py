@@ -150,7 +150,11 @@ class Loop:
             submit = sequence.submit
             try:
                 self._runner.add(sequence.number, submit.prompt_ids, submit.sampling, submit.sharing_key)
-            except (ValueError, RuntimeError) as error:  # what native libraries raise for a sequence they cannot take
+            except (
+                ValueError,
+                RuntimeError,
+                TypeError,
+            ) as error:  # what native libraries raise for what they cannot take
                 _log.warning("a sequence of %d tokens was not taken: %s", len(submit.prompt_ids), error)
                 self._finish(sequence, "error", "the runner did not take it")
                 continue

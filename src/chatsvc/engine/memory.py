@@ -9,6 +9,14 @@ from pathlib import Path
 _MADV_DONTNEED = 4
 
 
+def private_bytes() -> int:
+    """What this process alone holds: anonymous pages, neither files nor what it has only reserved."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no RssAnon")
+
+
 def drop_file_mapping(path: Path) -> int:
     """Drop the pages of weights that are mapped from ``path`` (a file, or a directory's files); they come back if read.
 

@@ -24,6 +24,8 @@ class RunnerOptions:
         prefill_chunk_tokens: most prompt tokens in one step.
         max_gap_ms: how long a running sequence may wait for its next token when a long prompt joins.
         num_threads: 0 leaves the choice to the library.
+        memory_limit_mb: what the process may take in all; the KV cache gets what the model leaves. 0: no limit.
+        dynamic_quantization_group: activations that share a scale, in converted models; larger is faster, less exact.
     """
 
     kind: Literal["auto", "openvino", "torch"] = "auto"
@@ -32,6 +34,8 @@ class RunnerOptions:
     prefill_chunk_tokens: int = 256
     max_gap_ms: int = 250
     num_threads: int = 0
+    memory_limit_mb: int = 0
+    dynamic_quantization_group: int = 64
 
 
 @dataclass(frozen=True, slots=True)

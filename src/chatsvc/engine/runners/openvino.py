@@ -16,24 +16,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from chatsvc.engine.memory import drop_file_mapping
+from chatsvc.engine.memory import drop_file_mapping, private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.engine.runners.pipeline import Pipeline, Request
 from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, block_names
+from chatsvc.engine.runners.sizing import MIB, num_kv_blocks, shape_of, weights_bytes
 from chatsvc.engine.runners.steering import Steering
+from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
 _ONE_TOKEN = Sampling(max_tokens=1, temperature=0)
-_NO_EOS: frozenset[int] = frozenset()
 _WARM_UP_PROMPT_TOKENS = 24
 _MAX_SLEEP_S = 0.005
-_MAX_INDEXED_BLOCKS = 65_536
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +43,7 @@ class _Sequence:
 
     number: int
     ids: list[int]
-    sampling: Sampling
+    configuration: Any
     key: str
     num_prompt: int
     names: list[bytes]
@@ -52,7 +53,6 @@ class _Sequence:
     wait_until: float = 0.0
     chunk: Request | None = None
     request: Request | None = None
-    num_generated: int = field(default=0)
 
 
 class OpenVinoRunner:
@@ -77,9 +77,15 @@ class OpenVinoRunner:
         self._eos = frozenset(card.eos_token_ids)
         self._clock = clock
         self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
-        self._index = PrefixIndex(_MAX_INDEXED_BLOCKS)
+        self._memory_limit_mb = options.memory_limit_mb
+        shape = shape_of(path)
+        num_blocks = num_kv_blocks(shape, weights_bytes(path), card.context_length, options)
+        self._num_cache_bytes = num_blocks * shape.block_bytes
+        self._index = PrefixIndex(num_blocks)
         self._sequences: dict[int, _Sequence] = {}
-        self._pipeline = Pipeline(path, options)
+        self._refused: list[StepOutput] = []
+        self._pipeline = Pipeline(path, num_blocks, options)
+        self._one_token = self._pipeline.configuration(_ONE_TOKEN)
 
     def warm_up(self) -> None:
         """Run a full prefill chunk twice (the second tells its cost), then every batch size from the largest to one."""
@@ -95,13 +101,17 @@ class OpenVinoRunner:
             ]
         )
         drop_file_mapping(self._path)  # the weights were repacked in the first inference
+        self._check_memory()
 
     def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
         """Take a sequence in."""
         if not prompt_ids:
             raise ValueError("a prompt holds at least one id")
         ids = list(prompt_ids)
-        self._sequences[sequence_id] = _Sequence(sequence_id, ids, sampling, sharing_key, len(ids), block_names(ids))
+        configuration = self._pipeline.configuration(sampling, self._eos)
+        self._sequences[sequence_id] = _Sequence(
+            sequence_id, ids, configuration, sharing_key, len(ids), block_names(ids)
+        )
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
@@ -118,14 +128,15 @@ class OpenVinoRunner:
         """Put the next chunks in, do one step of the pipeline, and see what every sequence got from it."""
         is_decoding = any(sequence.request is not None for sequence in self._sequences.values())
         num_prompt_tokens, position = self._submit_chunks(is_decoding=is_decoding)
+        outputs, self._refused = self._refused, []
         busy = [one for one in self._sequences.values() if one.request is not None or one.chunk is not None]
-        if not busy:
+        if busy:
+            started = self._clock()
+            self._pipeline.step()
+            self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
+            outputs += [output for sequence in busy if (output := self._read(sequence)) is not None]
+        else:
             self._sleep()
-            return []
-        started = self._clock()
-        self._pipeline.step()
-        self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
-        outputs = [output for sequence in busy if (output := self._read(sequence)) is not None]
         for output in outputs:
             if output.finish_reason is not None:
                 del self._sequences[output.sequence_id]
@@ -147,7 +158,11 @@ class OpenVinoRunner:
             left = self._steering.chunk(sequence.num_done, is_decoding=is_decoding) - num_tokens
             if left <= 0:
                 break
-            taken = self._submit_chunk(sequence, left)
+            try:
+                taken = self._submit_chunk(sequence, left)
+            except RuntimeError as error:  # the library's own class, for whatever it finds wrong with a request
+                self._refused.append(StepOutput(sequence.number, (), 0, "error", detail=str(error)[:200]))
+                continue
             num_tokens += taken
             position = max(position, sequence.target if taken else 0)
         return num_tokens, position
@@ -157,12 +172,12 @@ class OpenVinoRunner:
         missing = sequence.num_prompt - sequence.num_done
         if missing <= max_tokens:
             sequence.target = sequence.num_prompt
-            sequence.request = self._pipeline.submit(sequence.ids, sequence.sampling, self._eos)
+            sequence.request = self._pipeline.submit(sequence.ids, sequence.configuration)
             return missing
         taken = max_tokens // BLOCK_TOKENS * BLOCK_TOKENS
         if taken:
             sequence.target = sequence.num_done + taken
-            sequence.chunk = self._pipeline.submit(sequence.ids[: sequence.target], _ONE_TOKEN, _NO_EOS)
+            sequence.chunk = self._pipeline.submit(sequence.ids[: sequence.target], self._one_token)
         return taken
 
     def _skip_cached(self, sequence: _Sequence, *, is_decoding: bool) -> None:
@@ -218,6 +233,15 @@ class OpenVinoRunner:
             sequence.names.extend(names)
             self._index.add(names, sequence.key)
 
+    def _check_memory(self) -> None:
+        """What was taken so far, hardly any of it cache, and the whole cache must stay below the limit."""
+        needed_mb = (private_bytes() + self._num_cache_bytes) // MIB
+        if self._memory_limit_mb and needed_mb > self._memory_limit_mb:
+            raise OperatorError(
+                f"The model does not fit into engine.memory_limit_mb = {self._memory_limit_mb}: it takes {needed_mb} "
+                "MB. Raise the limit to at least that, lower engine.cache_size_gb, or activate a smaller model."
+            )
+
     def _sleep(self) -> None:
         """All sequences wait for step 2."""
         waits = [sequence.wait_until - self._clock() for sequence in self._sequences.values()]
@@ -226,7 +250,7 @@ class OpenVinoRunner:
 
     def _run_to_end(self, work: Sequence[tuple[Sequence[int], Sampling]]) -> None:
         """Straight through the pipeline, past steering and index."""
-        requests = [self._pipeline.submit(ids, sampling, _NO_EOS) for ids, sampling in work]
+        requests = [self._pipeline.submit(ids, self._pipeline.configuration(sampling)) for ids, sampling in work]
         while requests:
             self._pipeline.step()
             requests = [request for request in requests if request.read()[1] is None]

@@ -51,31 +51,41 @@ class Pipeline:
         OperatorError: OpenVINO cannot load it.
     """
 
-    def __init__(self, path: Path, options: RunnerOptions) -> None:
+    def __init__(self, path: Path, num_kv_blocks: int, options: RunnerOptions) -> None:
         self._openvino, self._genai = import_openvino()
         scheduler = self._genai.SchedulerConfig()
-        scheduler.cache_size = max(1, round(options.cache_size_gb))
+        scheduler.num_kv_blocks = num_kv_blocks
         scheduler.max_num_seqs = options.max_num_seqs
         scheduler.max_num_batched_tokens = options.prefill_chunk_tokens + options.max_num_seqs
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = True
         try:
-            self._pipeline = self._genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", _properties(options))
+            self._pipeline = self._genai.ContinuousBatchingPipeline(
+                str(path), scheduler, "CPU", serving_properties(path, options)
+            )
         except (RuntimeError, ValueError) as error:
             raise OperatorError(f"OpenVINO cannot load {path.name}: {_first_line(error)}") from error
         self._next_number = 0
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, eos_token_ids: frozenset[int]) -> Request:
-        """Put a request in; without end-of-sequence ids it runs to its length.
+    def configuration(self, sampling: Sampling, eos_token_ids: frozenset[int] = frozenset()) -> Any:
+        """How to choose tokens, in the library's words; without end-of-sequence ids a request runs to its length.
+
+        Raises:
+            RuntimeError, TypeError: a value that the library refuses.
+        """
+        config = self._genai.GenerationConfig()
+        _configure(config, sampling, eos_token_ids)
+        return config
+
+    def submit(self, prompt_ids: Sequence[int], configuration: Any) -> Request:
+        """Put a request in.
 
         Raises:
             RuntimeError: the library does not take it.
         """
-        config = self._genai.GenerationConfig()
-        _configure(config, sampling, eos_token_ids)
         tensor = self._openvino.Tensor(np.array([prompt_ids], dtype=np.int64))
         self._next_number += 1
-        return Request(self._pipeline.add_request(self._next_number, tensor, config))
+        return Request(self._pipeline.add_request(self._next_number, tensor, configuration))
 
     def step(self) -> None:
         """One step over everything that is in."""
@@ -86,8 +96,11 @@ class Pipeline:
         return float(self._pipeline.get_metrics().cache_usage) / 100
 
 
-def _properties(options: RunnerOptions) -> dict[str, object]:
+def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
+    """What the library is told about the model at ``path``; the quality measurement uses the same."""
     properties: dict[str, object] = {}
+    if path.is_dir():  # weights of a GGUF file have groups of 32 of their own, which larger ones do not fit
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = options.dynamic_quantization_group
     if options.num_threads:
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
     return properties

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.pipeline import _properties as default_properties
+from chatsvc.engine.runners.pipeline import serving_properties
 from chatsvc.models.quiet import import_openvino, refuse_telemetry
 
 _MAX_NUM_SEQS = 16
@@ -125,5 +125,5 @@ def _open(path: Path, properties: Mapping[str, object]) -> Any:
     scheduler.max_num_seqs = _MAX_NUM_SEQS
     scheduler.max_num_batched_tokens = _MAX_NUM_BATCHED_TOKENS
     scheduler.enable_prefix_caching = False
-    as_served = default_properties(RunnerOptions())
+    as_served = serving_properties(path, RunnerOptions())
     return openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", {**as_served, **properties})
