@@ -1,0 +1,335 @@
+"""Logging in by a real OpenID provider that others wrote, and its tokens as bearer of tools."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey, OKPKey, RSAKey
+
+pytest.importorskip("authlib", reason="the extra 'directory' is not installed")
+if importlib.util.find_spec("oidc_provider_mock") is None:
+    pytest.skip("the extra 'dev' is not installed", allow_module_level=True)
+
+from chatsvc.app import running_in
+from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
+from chatsvc.guard.gate import Credentials
+from chatsvc.guard.oidc import Flow, OidcOptions, OidcProvider
+from chatsvc.guard.principal import ANY_PRINCIPAL
+
+CAROL = {"sub": "sub-carol", "preferred_username": "carol", "groups": ["chatters", "unknown"]}
+ALICE = {"sub": "sub-alice", "preferred_username": "alice", "groups": ["chatters"]}
+NOBODY = {"sub": "sub-nobody"}
+
+
+def free_port():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def provider_url():
+    port = free_port()
+    claims = [part for user in (CAROL, ALICE, NOBODY) for part in ("--user-claims", json.dumps(user))]
+    with subprocess.Popen(
+        [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), *claims],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(f"{url}/.well-known/openid-configuration", timeout=2)
+                break
+            except httpx.TransportError:
+                time.sleep(0.05)
+        yield url
+        process.terminate()
+
+
+@pytest.fixture
+def settings(provider_url):
+    return {
+        "CHATSVC_OIDC__ISSUER": provider_url,
+        "CHATSVC_OIDC__CLIENT_ID": "chatsvc-page",
+        "CHATSVC_OIDC__CLIENT_SECRET": "a client secret",
+        "CHATSVC_OIDC__REDIRECT_URL": "http://localhost/oidc/callback",
+        "CHATSVC_OIDC__ROLES": '{"chatters": "user"}',
+        "CHATSVC_OIDC__API_AUDIENCE": "chatsvc-api",
+    }
+
+
+@pytest.fixture
+def app(make_app, settings):
+    return make_app(with_model=False, **settings)
+
+
+@pytest.fixture
+def client(app):
+    return app.test_client()
+
+
+def at_the_provider(url, sub):
+    """What a person does there; returns the address the browser is sent back to."""
+    answer = httpx.post(url, data={"sub": sub}, follow_redirects=False, timeout=10)
+    assert answer.status_code == 302, answer.text
+    return answer.headers["Location"]
+
+
+def log_in(client, sub="sub-carol"):
+    there = client.get("/oidc/login").headers["Location"]
+    back = urlsplit(at_the_provider(there, sub))
+    return client.get(f"{back.path}?{back.query}")
+
+
+def bearer(token):
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_a_person_logs_in_and_the_page_gets_its_tokens_once(app, client):
+    answer = log_in(client)
+    assert (answer.status_code, answer.headers["Location"]) == (302, "/#oidc")
+    tokens = client.post("/oidc/tokens")
+    assert set(tokens.json) == {"access_token", "refresh_token", "token_type", "expires_in"}
+    me = client.get("/me", headers=bearer(tokens.json["access_token"])).json
+    assert (me["principal"], me["roles"]) == ("carol", ["user"])
+    assert running_in(app).guard.accounts.get("carol").source == "oidc"
+    assert client.post("/oidc/tokens").status_code == 401
+    assert client.post("/refresh", headers=bearer(tokens.json["refresh_token"])).status_code == 200
+
+
+def test_the_browser_is_sent_away_with_pkce_state_and_nonce(client, provider_url):
+    answer = client.get("/oidc/login")
+    url = urlsplit(answer.headers["Location"])
+    query = {name: values[0] for name, values in parse_qs(url.query).items()}
+    assert f"{url.scheme}://{url.netloc}" == provider_url
+    assert query["code_challenge_method"] == "S256"
+    assert len(query["code_challenge"]) == 43
+    assert query["response_type"] == "code"
+    assert {"state", "nonce"} <= set(query)
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+
+
+def test_the_verifier_fits_the_challenge(provider_url):
+    url, flow = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/oidc/callback")).start()
+    digest = hashlib.sha256(flow.verifier.encode()).digest()
+    assert parse_qs(urlsplit(url).query)["code_challenge"] == [base64.urlsafe_b64encode(digest).rstrip(b"=").decode()]
+
+
+def test_both_steps_are_audited(app, client):
+    log_in(client)
+    client.post("/oidc/tokens")
+    directory = running_in(app).settings.audit_directory
+    text = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+    assert b'"auth.oidc"' in text
+    assert b'"auth.login"' in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda query: {**query, "state": "another"},
+        lambda query: {**query, "code": "another"},
+        lambda query: {"state": query["state"], "error": "access_denied"},
+        lambda query: {"code": query["code"]},
+        lambda query: {},
+    ],
+)
+def test_an_answer_that_is_not_to_this_login_is_refused(client, change):
+    back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
+    query = {name: values[0] for name, values in parse_qs(back.query).items()}
+    assert client.get("/oidc/callback", query_string=change(query)).status_code == 401
+    assert client.post("/oidc/tokens").status_code == 401
+
+
+def test_an_answer_in_another_browser_is_refused(app, client):
+    back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
+    assert app.test_client().get(f"{back.path}?{back.query}").status_code == 401
+
+
+def test_a_forged_cookie_is_refused(client):
+    client.set_cookie("chatsvc-oidc-login", "eyJhY2NvdW50X2lkIjoiYWRtaW4ifQ.aaaa.bbbb")
+    assert client.post("/oidc/tokens").status_code == 401
+
+
+def test_a_local_account_is_not_opened_by_a_name_at_the_provider(client):
+    assert log_in(client, "sub-alice").status_code == 401
+
+
+def test_a_disabled_account_stays_out_and_its_tools_too(app, client, provider_url):
+    log_in(client)
+    tool = api_token(provider_url)
+    assert client.get("/me", headers=bearer(tool)).status_code == 200
+    running_in(app).guard.accounts.set_disabled("carol", disabled=True)
+    assert client.get("/me", headers=bearer(tool)).status_code == 401
+    assert log_in(client).status_code == 401
+
+
+def test_who_has_no_name_there_is_nobody_here(client):
+    assert log_in(client, "sub-nobody").status_code == 401
+
+
+def api_token(provider_url, client_id="chatsvc-api", sub="sub-carol"):
+    """A signed token of the provider's whose audience is our API; this provider's ID tokens are its only JWTs."""
+    other = OidcProvider(OidcOptions(provider_url, client_id, "http://localhost/back", "a client secret"))
+    url, flow = other.start()
+    code = parse_qs(urlsplit(at_the_provider(url, sub)).query)["code"][0]
+    with other._client() as session:
+        return session.fetch_token(other._endpoint("token_endpoint"), code=code, code_verifier=flow.verifier)[
+            "id_token"
+        ]
+
+
+def test_a_tool_comes_in_with_the_providers_token(app, client, provider_url):
+    token = api_token(provider_url)
+    me = client.get("/me", headers=bearer(token)).json
+    assert (me["principal"], me["roles"], me["session"]) == ("carol", ["user"], None)
+    assert client.post("/logout", headers=bearer(token)).status_code == 403
+    assert client.post("/refresh", headers=bearer(token)).status_code == 401
+    gate = running_in(app).gate
+    with app.test_request_context():
+        principal = gate.authenticate(Credentials((f"Bearer {token}",)), ANY_PRINCIPAL)
+    assert not gate.is_revoked(principal)
+    running_in(app).guard.accounts.set_disabled("carol", disabled=True)
+    assert gate.is_revoked(principal)
+
+
+def test_an_id_token_for_the_page_is_no_access_token(client, provider_url):
+    assert client.get("/me", headers=bearer(api_token(provider_url, "chatsvc-page"))).status_code == 401
+    assert client.get("/me", headers=bearer(api_token(provider_url, "somebody-else"))).status_code == 401
+
+
+def forged(header, claims, key):
+    return jwt.encode(header, claims, key, algorithms=[header["alg"]])
+
+
+@pytest.mark.parametrize("kind", ["RS256", "Ed25519", "HS256"])
+def test_tokens_that_somebody_else_signed_are_refused(client, provider_url, kind):
+    now = int(time.time())
+    claims = {"iss": provider_url, "aud": "chatsvc-api", "sub": "x", "iat": now, "exp": now + 60,
+              "preferred_username": "admin"}  # fmt: skip
+    published = httpx.get(f"{provider_url}/jwks").json()["keys"][0]
+    if kind == "HS256":
+        key = OctKey.import_key(json.dumps(published).encode())
+    else:
+        key = RSAKey.generate_key(2048) if kind == "RS256" else OKPKey.generate_key("Ed25519")
+    for header in ({"alg": kind}, {"alg": kind, "kid": published.get("kid", "1")}, {"alg": kind, "kid": "unknown"}):
+        assert client.get("/me", headers=bearer(forged(header, claims, key))).status_code == 401
+
+
+def test_a_token_of_another_issuer_asks_nobody_for_keys(provider_url, monkeypatch):
+    provider = OidcProvider(
+        OidcOptions(provider_url, "page", "http://localhost/back", "a client secret", api_audience="api")
+    )
+    monkeypatch.setattr(provider, "_get", lambda url: pytest.fail("asked"))
+    body = base64.urlsafe_b64encode(json.dumps({"iss": "http://elsewhere"}).encode()).rstrip(b"=").decode()
+    deep = base64.urlsafe_b64encode(b"[" * 6000).rstrip(b"=").decode()
+    array = base64.urlsafe_b64encode(b"[]").rstrip(b"=").decode()
+    for token in (f"a.{body}.c", "a.b", "a.b.c", f"a.{deep}.c", f"a.{array}.c", "a" * 20_000):
+        with pytest.raises(AuthenticationFailed):
+            provider.check_bearer(token)
+    with pytest.raises(AuthenticationFailed):
+        provider._checked("a" * 20_000, "api")
+
+
+def test_without_an_audience_no_bearer_is_taken(provider_url):
+    provider = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret"))
+    with pytest.raises(AuthenticationFailed):
+        provider.check_bearer(api_token(provider_url))
+
+
+def test_an_expired_token_is_refused(provider_url):
+    token = api_token(provider_url)
+    options = OidcOptions(provider_url, "page", "http://localhost/back", "a client secret", api_audience="chatsvc-api")
+    assert OidcProvider(options).check_bearer(token).name == "carol"
+    with pytest.raises(AuthenticationFailed):
+        OidcProvider(options, clock=lambda: time.time() + 7200).check_bearer(token)
+
+
+def test_a_nonce_of_another_login_is_refused(provider_url):
+    provider = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret"))
+    url, flow = provider.start()
+    code = parse_qs(urlsplit(at_the_provider(url, "sub-carol")).query)["code"][0]
+    with pytest.raises(AuthenticationFailed) as caught:
+        provider.finish(code, Flow(flow.state, "another nonce", flow.verifier))
+    assert "another login" in caught.value.reason
+
+
+def test_a_provider_without_an_id_token_names_nobody(provider_url, monkeypatch):
+    provider = OidcProvider(
+        OidcOptions(provider_url, "page", "http://localhost/back", "a client secret", scopes=["profile"])
+    )
+    url, flow = provider.start()
+    code = parse_qs(urlsplit(at_the_provider(url, "sub-carol")).query)["code"][0]
+    with pytest.raises(AuthenticationFailed):
+        provider.finish(code, flow)
+
+
+def test_a_provider_that_is_down_is_503_for_its_people_and_nobody_else(make_app, settings, login):
+    issuer = f"http://127.0.0.1:{free_port()}"
+    client = make_app(with_model=False, **{**settings, "CHATSVC_OIDC__ISSUER": issuer}).test_client()
+    assert client.get("/oidc/login").status_code == 503
+    headers = login("alice", at=client)
+    assert client.get("/me", headers=headers).status_code == 200
+    assert client.get("/me", headers=bearer("a.b.c")).status_code == 401
+
+
+def test_a_provider_that_goes_away_in_the_middle_is_an_outage(provider_url, monkeypatch):
+    provider = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret"))
+    _, flow = provider.start()
+    monkeypatch.setitem(provider._metadata, "token_endpoint", f"http://127.0.0.1:{free_port()}/token")
+    with pytest.raises(StoreUnavailable):
+        provider.finish("code", flow)
+
+
+@pytest.mark.parametrize("answer", [{"issuer": "http://another"}, [], {"issuer": None}])
+def test_metadata_of_another_issuer_is_not_believed(provider_url, monkeypatch, answer):
+    provider = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret"))
+
+    class Answer:
+        def raise_for_status(self):
+            pass
+
+        def json(self):
+            return answer
+
+    monkeypatch.setattr("chatsvc.guard.oidc.requests.get", lambda *_, **__: Answer())
+    with pytest.raises(StoreUnavailable):
+        provider.start()
+
+
+def test_metadata_without_an_endpoint_is_an_outage(provider_url, monkeypatch):
+    provider = OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret"))
+    monkeypatch.setattr(provider, "_get", lambda url: {"issuer": provider_url})
+    with pytest.raises(StoreUnavailable):
+        provider.start()
+
+
+def test_configurations_that_would_be_holes_do_not_start(provider_url):
+    with pytest.raises(OperatorError, match="https"):
+        OidcProvider(OidcOptions("http://id.example.org", "page", "http://localhost/back"))
+    with pytest.raises(OperatorError, match="client_id"):
+        OidcProvider(OidcOptions(provider_url, "page", "http://localhost/back", "a client secret", api_audience="page"))
+
+
+def test_the_secret_is_in_no_representation():
+    assert "hush" not in repr(OidcOptions("http://localhost", "page", "", client_secret="hush"))
+
+
+def test_without_a_provider_there_is_no_such_route(bare_client):
+    assert bare_client.get("/oidc/login").status_code == 404
