@@ -35,6 +35,13 @@ export async function logIn(username, password) {
   keep(await answer.json());
 }
 
+// Back from an OpenID provider: the tokens wait behind a cookie that no script can read, for a minute and once.
+export async function takeTokens() {
+  const answer = await fetch("oidc/tokens", { method: "POST", cache: "no-store", credentials: "same-origin" });
+  if (!answer.ok) throw await failure(answer);
+  keep(await answer.json());
+}
+
 export async function logOut() {
   const token = access;
   forget();

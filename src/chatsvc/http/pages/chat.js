@@ -227,3 +227,7 @@ for (const node of document.querySelectorAll("[data-action=language]")) {
 }
 translate();
 show();
+if (location.hash === "#oidc") {
+  history.replaceState(null, "", location.pathname);
+  attempt(async () => { await api.takeTokens(); await enter(); });
+}
