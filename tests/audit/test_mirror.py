@@ -200,3 +200,15 @@ def test_a_file_system_that_is_nearly_full_alarms(options):
     log = AuditLog.open(replace(options, space_alarm=0.0000001))
     assert "full" in log.alarms()[0]
     log.close()
+
+
+def test_a_second_device_that_cannot_be_written_at_the_start_is_left_out(two, time):
+    write_some(two, time, 1)
+    (segment,) = layout.segments(two.second_directory)
+    notes = layout.checkpoints_of(segment)
+    notes.unlink()
+    notes.mkdir()
+    log = AuditLog.open(two)
+    assert len(log.alarms()) == 1
+    log.close()
+    assert is_clean(two.directory)

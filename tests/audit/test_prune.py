@@ -18,6 +18,8 @@ from chatsvc.errors import ConfigurationInvalid
 from chatsvc.resources import resource_path
 from tests.audit.logs import DAY_US, write_segments, write_some
 
+OTHER_TITLE = format_tombstone(Tombstone("a", 1, bytes(32), "", "", 180)).replace("stone v1", "stone v2")
+
 
 def verdict_of(options):
     seals = tuple(parse_seal_key(path.read_text()) for path in keys.initial_seals(options.keys))
@@ -120,7 +122,9 @@ def test_a_tombstone_over_everything_leaves_fewer_records(old_log):
     assert verdict_of(old_log).exit_code == FEWER_RECORDS
 
 
-@pytest.mark.parametrize("text", ["", "a\nb\nc\n", 'a\ntombstone v1\n{"size":1}\n', "a\ntombstone v1\n{}\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a\nb\nc\n", 'a\ntombstone v1\n{"size":1}\n', "a\ntombstone v1\n{}\n", OTHER_TITLE]
+)
 def test_a_text_that_is_no_tombstone_is_refused(text):
     with pytest.raises(NoteInvalid):
         parse_tombstone(text)

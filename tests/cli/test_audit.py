@@ -123,6 +123,18 @@ def test_show_follows(options, time, home):
         process.communicate()
 
 
+def test_following_ends_with_control_c(options, time, monkeypatch):
+    write_some(options, time, 1)
+    naps = iter([lambda: write_some(options, time, 1), _interrupted])
+    monkeypatch.setattr("time.sleep", lambda _: next(naps)())
+    out = run("show", "-f", "-n", "1", "--action", "chat.generate", code=130)
+    assert out.count("chat.generate") == 3
+
+
+def _interrupted():
+    raise KeyboardInterrupt
+
+
 def test_an_export_verifies_where_nothing_else_is(options, time, home, tmp_path, monkeypatch):
     write_some(options, time)
     output = tmp_path / "out.jsonl"
@@ -158,6 +170,11 @@ def test_prune_removes_tells_and_is_in_the_log(old, home):
     assert json.loads(run("show", "--json", "--action", "audit.prune", "-n", "1"))["details"]["segments"]
     (home / "audit-policy.toml").write_text("[retention]\ndays = 3650\n")
     assert "0 segments are older than 3650 days" in run("prune")
+
+
+def test_two_prunings_at_once_are_no_trouble(old, monkeypatch):
+    monkeypatch.setattr("chatsvc.audit.prune.prune", lambda *_: None)
+    assert "removed" not in run("prune")
 
 
 def test_prune_leaves_what_does_not_verify(old):

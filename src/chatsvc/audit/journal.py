@@ -88,11 +88,6 @@ class Journal:
         self._since = Since()
         self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
 
-    @property
-    def num_since_checkpoint(self) -> int:
-        """Records that no checkpoint covers yet."""
-        return self._since.num_records
-
     def entry(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Entry:
         """A record to be committed, with the time of now."""
         fields = describe(stage, facts, result, self.pseudonyms) | more
@@ -128,12 +123,10 @@ class Journal:
             DiskFull, DiskFailed: nothing was committed.
         """
         position = self.position.copy()
-        # One instant for the batch: no entry is later, none is earlier than the record before it.
-        now = max(self.clock.wall_us(), position.last_us)
         lines, seqs = [], []
         for entry in entries:
             seqs.append(position.seq)
-            lines.append(self._compose(position, entry, min(max(entry.wall_us, position.last_us), now)))
+            lines.append(self._compose(position, entry))
         self.mirror.append(b"".join(line + b"\n" for line in lines))
         self.position = position
         self._since.num_records += len(entries)
@@ -170,7 +163,8 @@ class Journal:
 
     # -- parts
 
-    def _compose(self, position: Position, entry: Entry, microseconds: int) -> bytes:
+    def _compose(self, position: Position, entry: Entry) -> bytes:
+        microseconds = _moment(position, entry)
         record = entry.fields | {
             "log_id": position.log_id,
             "seq": position.seq,
@@ -204,12 +198,20 @@ class Journal:
     def start_segment(self) -> None:
         """Begin a segment with its header."""
         position = self.position.copy()
-        now = max(self.clock.wall_us(), position.last_us)
         entry = self.entry("segment", Facts("", "audit.segment"))
         entry.fields["segment"] = header_of(position, self._signer.verifier_key.name, self._since.last_note)
-        entry.wall_us = now
-        line = self._compose(position, entry, now)
+        line = self._compose(position, entry)
         self.mirror.start_segment(self.position.seq, line + b"\n")
-        self._since.segment_us, self._since.segment_seq = now, self.position.seq
+        self._since.segment_us, self._since.segment_seq = position.last_us, self.position.seq
         self._since.num_records += 1
         self.position = position
+
+
+def _moment(position: Position, entry: Entry) -> int:
+    """When a record happened: not before the one before it, and not after its sealing epoch has ended.
+
+    The clock may have gone back, or have entered the next epoch since the writer looked at it.
+    """
+    if entry.fields["action"] == EPOCH_ACTION:
+        return entry.wall_us
+    return max(position.last_us, min(entry.wall_us, position.epochs.last_us(position.epoch)))

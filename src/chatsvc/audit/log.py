@@ -12,18 +12,15 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Literal, Self
 
 from chatsvc.audit.denials import Denials
-from chatsvc.audit.device import Device
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
 from chatsvc.audit.journal import Clock, Entry, Journal, system_clock
-from chatsvc.audit.mirror import Mirror
-from chatsvc.audit.opening import open_journal
+from chatsvc.audit.opening import open_journal, open_mirror
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, Witness
+from chatsvc.audit.publishing import Publisher, witnesses_of
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)
@@ -73,7 +70,7 @@ class AuditLog:
         self._why: str | None = None
         self._committing_since: float | None = None
         self._retry_at = 0.0
-        self._publisher = Publisher(_witnesses(self._options))
+        self._publisher = Publisher(witnesses_of(self._options))
         journal.on_note = self._publisher.send
         self._threads = [
             threading.Thread(target=self._run, name="audit-writer", daemon=True),
@@ -92,7 +89,7 @@ class AuditLog:
         """
         with ExitStack() as opened:
             try:
-                mirror = _mirror(options, calls, opened)
+                mirror = open_mirror(options, calls, opened)
                 journal = open_journal(options, clock or system_clock(), mirror)
             except (LockHeld, DiskFull, DiskFailed, OSError) as error:
                 raise AuditUnavailable(f"The audit log cannot be written: {error}") from error
@@ -151,7 +148,10 @@ class AuditLog:
             was, self._state = self._state, "closed"
             self._why = self._why or "the audit log is closed"
             self._wake.notify()
-        self._threads[0].join()
+        self._threads[0].join(2 * self._options.commit_timeout_s)
+        if self._threads[0].is_alive():
+            _log.critical("the audit log was closed while its disk did not answer")
+            return
         if was != "dead":
             self._finish_writing()
         self._publisher.stop()
@@ -177,7 +177,7 @@ class AuditLog:
         with self._wake:
             if self._state != "open":
                 self._num_refused += 1
-                raise AuditUnavailable(f"{AuditUnavailable.message} ({self._why})")
+                raise AuditUnavailable  # why is in `problem`: it names paths, which no caller needs to know
             batch = self._batch
             batch.entries.append(entry)
             self._wake.notify()
@@ -185,7 +185,7 @@ class AuditLog:
         with self._lock:  # the writer looks at `abandoned` under the same lock: one of both sees the other
             entry.abandoned = entry.seq is None
         if entry.abandoned:
-            raise AuditUnavailable(f"{AuditUnavailable.message} ({self.problem() or 'the disk does not answer'})")
+            raise AuditUnavailable
         return entry
 
     # -- the writer thread
@@ -223,9 +223,8 @@ class AuditLog:
             self._journal.mirror.catch_up()
         self._journal.keep_up()
         with self._lock:
-            owed, self._owed = self._owed, []
-            sums = self._denials.take_sums(now)
-        entries = [*owed, *batch.entries, *(self._summed_up(*each) for each in sums)]
+            owed, self._owed = [*self._owed, *self._sums(now)], []
+        entries = [*owed, *batch.entries]
         if entries:
             self._commit_all(entries, owed)
             batch.done.set()
@@ -243,8 +242,11 @@ class AuditLog:
             abandoned = [each for each in entries if each.abandoned and each.fields["stage"] == "begin"]
             self._owed += [self._journal.end_of(each, _ABANDONED) for each in abandoned]
 
-    def _summed_up(self, facts: Facts, reason: str, count: int) -> Entry:
-        return self._journal.entry("event", facts, Result("denied", reason=reason), suppressed=count)
+    def _sums(self, now: float) -> list[Entry]:
+        sums = self._denials.take_sums(now)
+        return [
+            self._journal.entry("event", each[0], Result("denied", reason=each[1]), suppressed=each[2]) for each in sums
+        ]
 
     def _try_again(self) -> None:
         """There was no space: write what is owed, and how many were refused; if that works, all is well again."""
@@ -252,6 +254,7 @@ class AuditLog:
         if now < self._retry_at:
             return
         self._retry_at = now + self._options.retry_s
+        self._journal.keep_up()
         with self._lock:
             owed, self._owed = self._owed, []
             refused = self._num_refused
@@ -273,32 +276,9 @@ class AuditLog:
     def _finish_writing(self) -> None:
         """The thread has ended: what is owed, the last sums, the stop, and a checkpoint over everything."""
         try:
+            self._journal.keep_up()
             with self._lock:
-                sums = self._denials.take_sums(float("inf"))
-            entries = [*self._owed, *(self._summed_up(*each) for each in sums), self._journal.own("audit.stop")]
-            self._journal.commit(entries)
+                self._journal.commit([*self._owed, *self._sums(float("inf")), self._journal.own("audit.stop")])
             self._journal.checkpoint()
         except (DiskFull, DiskFailed) as error:
             _log.critical("the audit log was closed without its last records: %s", error.message)
-
-
-def _mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
-    """The devices that can be opened, at least one."""
-    directories = [options.directory] + ([options.second_directory] if options.second_directory else [])
-    devices: list[Device] = []
-    missing: dict[Path, OSError] = {}
-    for directory in directories:
-        try:
-            devices.append(Device(directory, options.lock_timeout_s, calls))
-        except OSError as error:
-            missing[directory] = error
-        else:
-            opened.callback(devices[-1].close)
-    if not devices:
-        raise missing[options.directory]
-    return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
-
-
-def _witnesses(options: AuditOptions) -> list[Witness]:
-    files: list[Witness] = [FileWitness(path) for path in options.witness_files]
-    return files + ([SyslogWitness(options.witness_syslog)] if options.witness_syslog else [])

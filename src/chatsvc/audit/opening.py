@@ -9,12 +9,15 @@ does not pass is not written: it is evidence.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, Signer, format_vkey
 from chatsvc.audit.contents import Contents
+from chatsvc.audit.device import Device
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.files import Calls
 from chatsvc.audit.journal import Clock, Entry, Journal, Secrets, Since
 from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
@@ -26,6 +29,23 @@ from chatsvc.errors import OperatorError
 
 _MICRO = 1_000_000
 _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
+
+
+def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
+    """The devices that can be opened, at least one."""
+    directories = [options.directory] + ([options.second_directory] if options.second_directory else [])
+    devices: list[Device] = []
+    missing: dict[Path, OSError] = {}
+    for directory in directories:
+        try:
+            devices.append(Device(directory, options.lock_timeout_s, calls))
+        except OSError as error:
+            missing[directory] = error
+        else:
+            opened.callback(devices[-1].close)
+    if not devices:
+        raise missing[options.directory]
+    return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
 
 
 def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:

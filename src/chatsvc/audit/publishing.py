@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chatsvc.audit.checkpoint import NoteInvalid, parse_checkpoint
+from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.witness import Seen
 from chatsvc.errors import ChatsvcError
 
@@ -123,3 +124,9 @@ class Publisher:
             self._why[witness.name] = str(error)
         else:
             self._why.pop(witness.name, None)
+
+
+def witnesses_of(options: AuditOptions) -> list[Witness]:
+    """The witnesses that a log is told to have."""
+    files: list[Witness] = [FileWitness(path) for path in options.witness_files]
+    return files + ([SyslogWitness(options.witness_syslog)] if options.witness_syslog else [])

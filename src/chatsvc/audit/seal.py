@@ -43,6 +43,10 @@ class Epochs:
         """The epoch of a moment."""
         return (microseconds - self.start_s * _MICRO) // (self.length_s * _MICRO)
 
+    def last_us(self, epoch: int) -> int:
+        """The last moment of an epoch."""
+        return (self.start_s + (epoch + 1) * self.length_s) * _MICRO - 1
+
 
 @dataclass(frozen=True, slots=True)
 class SealKey:
