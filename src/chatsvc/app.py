@@ -136,7 +136,8 @@ def _register(app: Flask, running: Running) -> None:
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
     app.register_blueprint(ui.blueprint())
-    openapi.install(app, __version__, settings.chat.max_tokens_cap)
+    configured = openapi.Configured(settings.chat.max_tokens_cap, running.guard.roles.names())
+    openapi.install(app, __version__, configured)
 
 
 def _register_oidc(app: Flask, running: Running) -> None:

@@ -32,13 +32,17 @@ _DAY_S = 86_400
 Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenLimit = Annotated[int, Field(ge=1, le=2**62)]
 Scope = Literal["chat", "metrics", "audit", "admin"]
+# What the document says of rules that guard/ holds: names of accounts and keys, lengths of passwords.
+AccountName = Annotated[Text, Field(json_schema_extra={"pattern": r"^[\p{L}\p{N}_.@+-]{1,64}$"})]
+KeyName = Annotated[Text, Field(json_schema_extra={"pattern": r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]{1,128}$"})]
+NewPassword = Annotated[Text, Field(json_schema_extra={"minLength": 15, "maxLength": 128})]
 
 
 class AccountBody(Body):
     """``POST /admin/accounts``."""
 
-    name: Text
-    password: Text
+    name: AccountName
+    password: NewPassword
     roles: list[Text] = Field(default_factory=list)
 
 
@@ -47,7 +51,7 @@ class AccountPatchBody(Body):
 
     roles: list[Text] | None = None
     disabled: bool | None = None
-    password: Text | None = None
+    password: NewPassword | None = None
 
 
 class LimitsBody(Body):
@@ -62,7 +66,7 @@ class KeyBody(Body):
     """``POST /admin/keys``."""
 
     account: Text
-    name: Text
+    name: KeyName
     scopes: list[Scope]
     expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
     requests_per_minute: Limit | None = None

@@ -39,6 +39,11 @@ SCHEMAS: dict[str, Any] = {
     "Error": _object(
         error=_object(message=_TEXT, type=_TEXT, param=_or_null("string"), code=_or_null("string")),
     ),
+    "Event": {  # one event of a stream; the media type's schema is that of each
+        "type": "object",
+        "properties": {"event": _TEXT, "data": _TEXT, "id": _TEXT, "retry": _COUNT},
+        "required": ["data"],
+    },
     "Healthy": _object(status={"const": "ok"}),
     "NotHealthy": _object(status={"enum": ["starting", "draining", "error"]}, reason=_TEXT),
     "Usage": _object(**_COUNTS),

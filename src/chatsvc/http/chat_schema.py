@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StrictFloat, model_validator
+from pydantic import ConfigDict, Field, StrictFloat, model_validator
 
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.errors import InvalidRequest
@@ -36,8 +36,18 @@ class ChatMessage(Body):
     content: Text
 
 
+def _one_of(schema: dict[str, Any]) -> None:
+    null = {"type": "null"}
+    schema["oneOf"] = [
+        {"required": ["query"], "properties": {"query": {"type": "string"}, "messages": null}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}, "query": null}},
+    ]
+
+
 class ChatBody(Body):
     """Exactly one of ``query`` and ``messages``."""
+
+    model_config = ConfigDict(json_schema_extra=_one_of)
 
     query: NonEmptyText | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictFloat, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, WithJsonSchema, model_validator
 
 from chatsvc.chat.types import ChatRequest, Message, Role
 from chatsvc.http.chat_schema import (
@@ -40,8 +40,17 @@ def _only_text(value: Any) -> Any:
 
 
 # Known to OpenAI, not to us.
-Unsupported = Annotated[Any, AfterValidator(_asks_for_nothing), Field(default=None)]
-TextOnly = Annotated[Any, AfterValidator(_only_text), Field(default=None)]
+Unsupported = Annotated[
+    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, [], {}]}), Field(default=None)
+]
+TextOnly = Annotated[
+    Any, AfterValidator(_only_text), WithJsonSchema({"enum": [None, {"type": "text"}, ["text"]]}), Field(default=None)
+]
+
+
+def _stream_options_need_stream(schema: dict[str, Any]) -> None:
+    schema["if"] = {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}}
+    schema["then"] = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
 
 class TextPart(Body):
@@ -80,6 +89,8 @@ class OpenAIMessage(Body):
 
 class OpenAIBody(Body):
     """The request of OpenAI's Chat Completions."""
+
+    model_config = ConfigDict(json_schema_extra=_stream_options_need_stream)
 
     messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000)]
     model: Text | None = None
@@ -122,8 +133,6 @@ class OpenAIBody(Body):
     def _agree(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only together with 'stream': true")
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens: it contradicts 'max_completion_tokens'; send one of them")
         return self
 
     @property
@@ -137,11 +146,14 @@ class OpenAIBody(Body):
         Raises:
             InvalidRequest: more tokens than the configured cap.
         """
-        checked_max_tokens(self.max_completion_tokens, bounds, "max_completion_tokens")
-        max_tokens = checked_max_tokens(self.max_tokens, bounds, "max_tokens")
+        given = (
+            checked_max_tokens(self.max_tokens, bounds, "max_tokens"),
+            checked_max_tokens(self.max_completion_tokens, bounds, "max_completion_tokens"),
+        )
         return ChatRequest(
             messages=tuple(message.to_message() for message in self.messages),
-            max_tokens=max_tokens if max_tokens is not None else self.max_completion_tokens,
+            # the old name and the new one; of both the tighter holds
+            max_tokens=min((number for number in given if number is not None), default=None),
             temperature=_or(self.temperature, bounds.default_temperature),
             top_p=_or(self.top_p, 1.0),
             presence_penalty=_or(self.presence_penalty, 0.0),

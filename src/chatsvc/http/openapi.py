@@ -7,6 +7,8 @@ what a route does.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Flask, jsonify
@@ -38,7 +40,15 @@ _ERRORS = {
 _REF = "#/components/schemas/{model}"
 
 
-def install(app: Flask, version: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What is configured is as binding as what is written."""
+
+    max_tokens_cap: int
+    roles: Sequence[str]
+
+
+def install(app: Flask, version: str, configured: Configured) -> None:
     """Add the route. Call it last: it describes what is there."""
     routes = Blueprint("openapi", __name__)
     made: list[dict[str, Any]] = []
@@ -50,6 +60,7 @@ def install(app: Flask, version: str) -> None:
 
     app.register_blueprint(routes)
     made.append(document(app, version))
+    _set(made[0]["components"]["schemas"], configured)
 
 
 def document(app: Flask, version: str) -> dict[str, Any]:
@@ -70,6 +81,19 @@ def document(app: Flask, version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": schemas, "responses": _error_answers(), "securitySchemes": _SECURITY_SCHEMES},
     }
+
+
+def _set(schemas: dict[str, Any], configured: Configured) -> None:
+    for model in ("ChatBody", "OpenAIBody"):
+        for name in ("max_tokens", "max_completion_tokens"):
+            for choice in schemas[model]["properties"].get(name, {}).get("anyOf", []):
+                if choice.get("type") == "integer":
+                    choice["maximum"] = configured.max_tokens_cap
+    for model in ("AccountBody", "AccountPatchBody"):
+        roles = schemas[model]["properties"]["roles"]
+        for choice in roles.get("anyOf", [roles]):
+            if choice.get("type") == "array":
+                choice["items"] = {"enum": list(configured.roles)}
 
 
 def template(rule: Rule) -> str:

@@ -51,10 +51,12 @@ class Operation:
         """The answer when all goes well."""
         if self.status == 204:
             return {"description": "Done."}
-        schema: dict[str, Any] = {"$ref": f"#/components/schemas/{self.schema}"} if self.schema else {"type": "string"}
+        kind = "Event" if self.media_type == "text/event-stream" else self.schema
+        schema: dict[str, Any] = {"$ref": f"#/components/schemas/{kind}"} if kind else {"type": "string"}
         content: dict[str, Any] = {self.media_type: {"schema": schema}}
         if self.stream_of is not None:
-            content["text/event-stream"] = {"schema": {"type": "string", "description": self.stream_of}}
+            event = {"$ref": "#/components/schemas/Event"}
+            content["text/event-stream"] = {"schema": {"allOf": [event], "description": self.stream_of}}
         return {"description": "Done.", "content": content}
 
 

@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, TypeVar
 
 from flask import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
@@ -28,7 +28,7 @@ def _scalar_values(text: str) -> str:
 
 
 # Any Unicode scalar value except NUL.
-Text = Annotated[str, AfterValidator(_scalar_values)]
+Text = Annotated[str, AfterValidator(_scalar_values), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 
 
 class Body(BaseModel):

@@ -14,6 +14,7 @@ from chatsvc.errors import InvalidRequest
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 40
+_MAX_EXACT = 2**53
 
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
@@ -89,7 +90,10 @@ def _integer(digits: str) -> int:
 
 def _number(digits: str) -> Any:
     value = float(digits)
-    return value if math.isfinite(value) else _NOT_A_NUMBER
+    if not math.isfinite(value):
+        return _NOT_A_NUMBER
+    # JSON has one kind of number, and JSON Schema calls 5.0 an integer.
+    return int(value) if value.is_integer() and abs(value) < _MAX_EXACT else value
 
 
 def _refuse_not_a_number(value: Any, name: str | None) -> None:
