@@ -74,22 +74,25 @@ def plaintext_bytes(message_bytes: int) -> int:
     return num_full * CHUNK_BYTES + rest - _TAG_BYTES
 
 
-def decrypt_into(message: memoryview, buffer: memoryview, key: bytes, context: bytes) -> None:
-    """Decrypt into a buffer of exactly :func:`plaintext_bytes`; after an error nothing in it may be used.
+def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: bytes) -> None:
+    """Decrypt the message that ``reader`` holds to its end into a buffer of exactly :func:`plaintext_bytes`.
+
+    After an error nothing in the buffer may be used.
 
     Raises:
         MessageInvalid: see there.
     """
-    if len(message) < HEADER_BYTES or len(key) != KEY_BYTES:
+    header = _read_exactly(reader, HEADER_BYTES)
+    if len(header) < HEADER_BYTES or len(key) != KEY_BYTES:
         raise MessageInvalid
-    keys = _derive(key, context, bytes(message[:SALT_BYTES]))
-    if not hmac.compare_digest(keys.commitment, message[SALT_BYTES:HEADER_BYTES]):
+    keys = _derive(key, context, header[:SALT_BYTES])
+    if not hmac.compare_digest(keys.commitment, header[SALT_BYTES:]):
         raise MessageInvalid
-    body, index, written = message[HEADER_BYTES:], 0, 0
+    index = written = 0
     while True:
-        chunk = body[index * _SEALED_CHUNK_BYTES : (index + 1) * _SEALED_CHUNK_BYTES]
+        chunk = _read_exactly(reader, _SEALED_CHUNK_BYTES)
         size = len(chunk) - _TAG_BYTES
-        if size < 0:
+        if size < 0 or written + size > len(buffer):
             raise MessageInvalid
         try:
             keys.cipher.decrypt_into(keys.nonce(index), chunk, None, buffer[written : written + size])
@@ -99,7 +102,7 @@ def decrypt_into(message: memoryview, buffer: memoryview, key: bytes, context: b
         if size < CHUNK_BYTES:
             break
         index += 1
-    if HEADER_BYTES + index * _SEALED_CHUNK_BYTES + len(chunk) != len(message) or written != len(buffer):
+    if written != len(buffer):
         raise MessageInvalid
 
 

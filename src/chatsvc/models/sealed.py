@@ -165,8 +165,8 @@ def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
     return header
 
 
-def unseal_into(message: memoryview, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
-    """Decrypt a message and compare what came out with the header.
+def unseal_into(message: BinaryIO, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
+    """Decrypt the message that the file is at, and compare what came out with the header.
 
     Raises:
         ModelRefused: the key is another one, or anything was changed.

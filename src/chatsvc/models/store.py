@@ -118,7 +118,7 @@ class ModelFolder:
             yield folder / GGUF_WEIGHTS if found.format == "gguf" else folder
 
     def _opened(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
-        """This folder, or one in memory."""
+        """The folder itself, or one in memory."""
         if found.sealed:
             return self._unsealed(signed, found)
         if found.format == "gguf" and not os.access(self.path / GGUF_WEIGHTS, os.W_OK):

@@ -88,17 +88,13 @@ def _unseal(stack: contextlib.ExitStack, folder: Path, name: str, owner: Owner, 
     try:
         with open_regular(folder / f"{name}{SUFFIX}") as file:
             header = read_header(file, owner, name)
-            start = file.tell()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as sealed, memoryview(sealed) as view:
-                message = view[start:]
-                with message:
-                    size = chunked.plaintext_bytes(len(message))
-                    if size != header.size:
-                        raise ModelRefused
-                    descriptor = _new_memory_file(stack, size)
-                    with _writable(descriptor, size) as buffer:
-                        unseal_into(message, buffer, header, kek)
-    except (OSError, ValueError, MessageInvalid) as error:
+            size = chunked.plaintext_bytes(os.fstat(file.fileno()).st_size - file.tell())
+            if size != header.size:
+                raise ModelRefused
+            descriptor = _new_memory_file(stack, size)
+            with _writable(descriptor, size) as buffer:
+                unseal_into(file, buffer, header, kek)
+    except (OSError, MessageInvalid) as error:
         raise ModelRefused from error
     _freeze(descriptor)
     return descriptor
@@ -122,7 +118,7 @@ def _new_memory_file(stack: contextlib.ExitStack, size: int) -> int:
 def _writable(descriptor: int, size: int) -> Iterator[memoryview]:
     """The memory behind a descriptor; kept out of core dumps, and out of swap where that is allowed."""
     if size == 0:
-        yield memoryview(b"")
+        yield memoryview(bytearray())
         return
     with mmap.mmap(descriptor, size) as mapping:
         mapping.madvise(_MADV_DONTDUMP)
