@@ -71,18 +71,24 @@ def test_bit_flips_all_over_an_export_are_found(options, time, tmp_path):
         assert code_of(path) in (TAMPERED, UNKNOWN_KEY), place
 
 
-def test_a_cut_off_or_doubled_export_is_found(small_log, tmp_path):
+def test_a_cut_off_doubled_or_reordered_export_is_found(small_log, tmp_path):
     path = exported(small_log, tmp_path)
     lines = path.read_bytes().splitlines(keepends=True)
+    head, log, *records, end, signature = lines
     for change in (
+        [],
+        [head],
         lines[:-1],
         lines[:-2],
-        lines[:1],
-        [],
-        lines + lines,
-        [*lines[:4], *lines[5:]],
         lines[1:],
-        [*lines, lines[-1]],
+        lines + lines,
+        [*lines, signature],
+        [*lines[:4], *lines[5:]],
+        [head, *records, end, signature],
+        [head, log, *records, log, end, signature],
+        [head, log, *records, signature],
+        [head, end, signature],
+        [head, signature],
     ):
         path.write_bytes(b"".join(change))
         assert code_of(path) == TAMPERED

@@ -210,6 +210,27 @@ def test_closing_without_space_keeps_what_is_there(options):
     assert verify_log(options.directory, Trust()).exit_code == CLEAN
 
 
+def test_closing_while_the_writer_tries_again_is_final(options, monkeypatch):
+    """Whatever the last try comes to, a closed log stays closed."""
+    for times in (1, 999):
+        disk = FaultyDisk("write", errno.ENOSPC, times=times)
+        log = AuditLog.open(options, calls=disk.calls())
+        disk.active = True
+        assert fails_to_write(log)
+        keep_up = log._journal.keep_up
+
+        def closing(log=log, keep_up=keep_up):
+            log._state = "closed"
+            keep_up()
+
+        monkeypatch.setattr(log._journal, "keep_up", closing)
+        wait_until(lambda log=log: log._state == "closed")
+        log._threads[0].join()
+        assert log._state == "closed"
+        log._publisher.stop()
+        log._journal.close()
+
+
 def test_what_cannot_be_opened_or_has_failed_is_not_written(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with pytest.raises(DiskFailed):

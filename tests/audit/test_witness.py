@@ -76,6 +76,15 @@ def test_a_witness_that_cannot_be_reached_alarms_and_stops_nothing(options, tmp_
     log.close()
 
 
+def test_a_witness_that_stays_away_is_told_once(tmp_path, caplog):
+    publisher = Publisher([FileWitness(tmp_path / "none" / "w")])
+    for size in (1, 2):
+        publisher.send(note_of(size))
+    publisher.stop()
+    publisher.run()
+    assert caplog.text.count("does not take checkpoints") == 1
+
+
 def test_the_system_log_gets_checkpoints_that_can_be_read_back(options, tmp_path):
     address, kept = tmp_path / "log.sock", tmp_path / "messages"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
