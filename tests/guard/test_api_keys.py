@@ -7,7 +7,7 @@ import re
 import pytest
 from sqlalchemy import select
 
-from chatsvc.errors import AuthenticationFailed, InvalidRequest, NotFound
+from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
 from chatsvc.guard.api_keys import NewKey
 from chatsvc.store.tables import ApiKey
 
@@ -48,7 +48,7 @@ def test_anything_else_is_refused(guard, key, change):
 
 
 def test_a_key_never_does_more_than_its_account_may(guard, key):
-    with pytest.raises(InvalidRequest, match="no scope admin"):
+    with pytest.raises(Conflict, match="no scope admin"):
         guard.api_keys.create(NewKey("ada", "too much", ["chat", "admin"]))
     guard.accounts.set_roles("ada", [])
     assert guard.api_keys.scopes_of(guard.api_keys.check(key)) == frozenset()

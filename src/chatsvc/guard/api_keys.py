@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session as StoreSession
 
-from chatsvc.errors import AuthenticationFailed, InvalidRequest, NotFound
+from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
 from chatsvc.guard.accounts import normal_name
 from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.roles import ALL_SCOPES, Roles, format_names, parse_names
@@ -220,9 +220,7 @@ class ApiKeys:
             raise InvalidRequest(f"A key needs scopes out of {', '.join(sorted(ALL_SCOPES))}.", param="scopes")
         beyond = sorted(set(wanted) - self._roles.scopes_of(parse_names(account.roles)))
         if beyond:
-            raise InvalidRequest(
-                f"The account itself has no scope {', '.join(beyond)}; give it a role that has.", param="scopes"
-            )
+            raise Conflict(f"The account itself has no scope {', '.join(beyond)}; give it a role that has.")
 
     def _note_use(self, row: AnyRow) -> None:
         """Remember when it was last used, to the minute: a write with every request would be too many."""

@@ -67,7 +67,7 @@ class KeyBody(Body):
 
     account: Text
     name: KeyName
-    scopes: list[Scope]
+    scopes: Annotated[list[Scope], Field(min_length=1)]
     expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
     requests_per_minute: Limit | None = None
     tokens_per_day: TokenLimit | None = None
