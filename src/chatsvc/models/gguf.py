@@ -25,7 +25,7 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
 
 # tensor type -> (name, bytes a block, values a block): what OpenVINO GenAI's GGUF reader takes.
-_TENSOR_TYPES = {
+TENSOR_TYPES = {
     0: ("F32", 4, 1),
     1: ("F16", 2, 1),
     2: ("Q4_0", 18, 32),
@@ -151,13 +151,13 @@ class _Reader:
         for _ in range(self._dimensions()):
             num_values *= self._number("Q")
         number, offset = self._number("I"), self._number("Q")
-        if number not in _TENSOR_TYPES:
-            known = ", ".join(kind for kind, _, _ in _TENSOR_TYPES.values())
+        if number not in TENSOR_TYPES:
+            known = ", ".join(kind for kind, _, _ in TENSOR_TYPES.values())
             raise GgufInvalid(
                 f"tensor {name!r} has quantisation type {number}, which the default runner cannot load; "
                 f"use a file quantised to one of {known} (a q8_0 or q4_k_m file)"
             )
-        kind, block_bytes, block_values = _TENSOR_TYPES[number]
+        kind, block_bytes, block_values = TENSOR_TYPES[number]
         return name, kind, offset + num_values // block_values * block_bytes
 
     def _value(self, kind: int) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from chatsvc.errors import OperatorError
-from chatsvc.models import gguf
+from chatsvc.models import gguf, requantise
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
 from chatsvc.models.files import Progress, copy_file, no_progress, open_regular, write_file
 from chatsvc.models.texts import Texts, read_texts, texts_of_gguf
@@ -92,8 +92,12 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
 
 def _copy_weights(plan: _Plan, source: Path, target: Path, progress: Progress) -> str:
     if plan.missing_pre is not None:
-        return gguf.copy_with_text(source, target, PRE_KEY, plan.missing_pre, progress)
-    return copy_file(source, target, progress)
+        digest = gguf.copy_with_text(source, target, PRE_KEY, plan.missing_pre, progress)
+    else:
+        digest = copy_file(source, target, progress)
+    if plan.format == "gguf" and requantise.is_needed(gguf.read_head(target)):
+        requantise.rewrite(target, progress)
+    return digest
 
 
 def suggested_name(source: Path) -> str:

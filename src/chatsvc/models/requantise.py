@@ -9,21 +9,20 @@ they are ever served; the file grows by half. Knows nothing about the store.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-from gguf import GGMLQuantizationType, quants
+from chatsvc.models.files import Progress, new_file, no_progress, open_regular
+from chatsvc.models.gguf import TENSOR_TYPES, GgufHead, read_head
 
-from chatsvc.models.files import Progress, new_file, no_progress
-from chatsvc.models.gguf import GgufHead, read_head
-
-_INEXACT = {"Q4_1": GGMLQuantizationType.Q4_1, "Q4_K": GGMLQuantizationType.Q4_K}
-_TARGET = GGMLQuantizationType.Q8_0
+_INEXACT = ("Q4_1", "Q4_K")
+_TARGET = 8  # Q8_0
 _TARGET_FILE_TYPE = 7  # general.file_type of files that are mostly Q8_0
 _FILE_TYPE_KEY = b"general.file_type"
+_ALIGNMENT = 32
 _UINT32 = 4
 
 
@@ -43,35 +42,34 @@ class _Tensor:
 
     def num_bytes(self, kind: int) -> int:
         """How much it takes in a type."""
-        block_values, block_bytes = quants.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        _, block_bytes, block_values = TENSOR_TYPES[kind]
         return math.prod(self.shape) // block_values * block_bytes
 
 
 def is_needed(head: GgufHead) -> bool:
     """Whether OpenVINO would change a tensor of this file."""
-    return not _INEXACT.keys().isdisjoint(head.tensor_types.values())
+    return any(kind in _INEXACT for kind in head.tensor_types.values())
 
 
 def rewrite(path: Path, progress: Progress = no_progress) -> None:
     """Replace the file by one whose inexact tensors are Q8_0; everything else stays as it is."""
     head = read_head(path)
     rewritten = path.with_name(f"{path.name}.q8_0")
-    content = np.memmap(path, dtype=np.uint8, mode="r")
-    tensors = _tensors(content[head.metadata_end : head.tensors_end].tobytes())
-    alignment = head.metadata.get("general.alignment", 32)
-    with new_file(rewritten) as writer:
-        writer.write(_with_file_type(content[: head.metadata_end].tobytes()))
-        offset = 0
-        for tensor in tensors:
-            writer.write(tensor.packed(_new_kind(tensor), offset))
-            offset += _aligned(tensor.num_bytes(_new_kind(tensor)), alignment)
-        _pad(writer, alignment)
-        for number, tensor in enumerate(tensors, start=1):
-            start = head.data_start + tensor.offset
-            writer.write(_values(tensor, content[start : start + tensor.num_bytes(tensor.kind)]))
+    with open_regular(path) as reader, mmap.mmap(reader.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        tensors = _tensors(content[head.metadata_end : head.tensors_end])
+        alignment = head.metadata.get("general.alignment", _ALIGNMENT)
+        with new_file(rewritten) as writer:
+            writer.write(_with_file_type(content[: head.metadata_end]))
+            offset = 0
+            for tensor in tensors:
+                writer.write(tensor.packed(_new_kind(tensor), offset))
+                offset += _aligned(tensor.num_bytes(_new_kind(tensor)), alignment)
             _pad(writer, alignment)
-            progress(f"rewriting {path.name} as Q8_0", number, len(tensors))
-        writer.flush()
+            for number, tensor in enumerate(tensors, start=1):
+                start = head.data_start + tensor.offset
+                writer.write(_values(tensor, content[start : start + tensor.num_bytes(tensor.kind)]))
+                _pad(writer, alignment)
+                progress(f"rewriting {path.name} as Q8_0", number, len(tensors))
     rewritten.replace(path)
 
 
@@ -91,16 +89,20 @@ def _tensors(entries: bytes) -> list[_Tensor]:
 
 
 def _new_kind(tensor: _Tensor) -> int:
-    return int(_TARGET) if tensor.kind in _INEXACT.values() else tensor.kind
+    return _TARGET if TENSOR_TYPES[tensor.kind][0] in _INEXACT else tensor.kind
 
 
-def _values(tensor: _Tensor, content: np.ndarray) -> bytes:
+def _values(tensor: _Tensor, content: bytes) -> bytes:
     """The tensor's bytes in its new type."""
-    if tensor.kind not in _INEXACT.values():
-        return content.tobytes()
-    rows = content.reshape(math.prod(tensor.shape[1:]), -1)
+    if _new_kind(tensor) == tensor.kind:
+        return content
+    import numpy as np  # noqa: PLC0415 - with gguf, half a second that most commands need not pay
+    from gguf import GGMLQuantizationType, quants  # noqa: PLC0415 - see above
+
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(math.prod(tensor.shape[1:]), -1)
     exact = quants.dequantize(rows, GGMLQuantizationType(tensor.kind))
-    return quants.quantize(exact, _TARGET).tobytes()
+    requantised: np.ndarray = quants.quantize(exact, GGMLQuantizationType(_TARGET))
+    return requantised.tobytes()
 
 
 def _with_file_type(metadata: bytes) -> bytes:
