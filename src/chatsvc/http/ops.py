@@ -96,7 +96,7 @@ def gauges(health: Health, room: Room) -> Callable[[], dict[str, tuple[str, floa
             "chatsvc_engine_steps": ("Steps of the engine since it started.", engine.num_steps),
             "chatsvc_engine_ready": ("1 while the engine takes work.", float(engine.ready)),
             "chatsvc_audit_writable": ("1 while the audit log can be written.", float(health.audit.problem() is None)),
-            "chatsvc_audit_alarms": ("Devices, witnesses, file systems that need somebody.", len(health.audit.alarms())),
+            "chatsvc_audit_alarms": ("Devices, witnesses and disks that need somebody.", len(health.audit.alarms())),
             "chatsvc_draining": ("1 while the service goes down.", float(health.drain.has_begun)),
         }
 
