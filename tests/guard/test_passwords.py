@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,25 @@ def test_others_are_refused(password):
     with pytest.raises(InvalidRequest) as caught:
         check_password_rules(password)
     assert caught.value.param == "new"
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_fifty_parallel_hashes_of_the_real_cost_do_not_keep_their_memory():
+    passwords = Passwords()
+    before = resident_bytes()
+    held = threading.Barrier(50)
+
+    def hash_one():
+        with passwords.turn():
+            passwords.hash("correct horse battery")
+        held.wait()  # a thread that ends would give its arena to the next one
+
+    threads = [threading.Thread(target=hash_one) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert resident_bytes() - before < 100_000_000

@@ -6,9 +6,10 @@ of few slots; who waits too long, or finds too many waiting, is refused instead 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher, Type
@@ -18,6 +19,9 @@ from chatsvc.errors import InvalidRequest, Overloaded
 
 MIN_PASSWORD_LENGTH = 15
 MAX_PASSWORD_LENGTH = 128
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_MMAP_FROM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Passwords:
         )
         self._slots = threading.BoundedSemaphore(self._options.max_parallel)
         self._places = threading.BoundedSemaphore(self._options.max_parallel + self._options.max_waiting)
+        _give_memory_back()
         self._dummy_hash = self._hasher.hash("what an unknown account is compared with")
 
     @contextmanager
@@ -81,6 +86,16 @@ class Passwords:
     def is_outdated(self, stored_hash: str) -> bool:
         """Whether the cost was changed since it was made."""
         return self._hasher.check_needs_rehash(stored_hash)
+
+
+def _give_memory_back() -> None:
+    """Have glibc map the memory of each hash on its own, so that it is returned with the hash.
+
+    By default its threshold for that grows with what is freed, up to 32 MiB; then every thread that has ever hashed keeps
+    19 MiB in its arena (measured: 420 MB after fifty logins, 40 MB with this).
+    """
+    with suppress(AttributeError, OSError):  # another C library manages without
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
 
 
 def check_password_rules(password: str, param: str = "new") -> None:

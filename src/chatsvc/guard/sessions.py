@@ -264,9 +264,11 @@ class Sessions:
         return successor
 
     def _pair(self, successor: _Successor) -> TokenPair:
-        now = int(self._clock())
+        # All of it follows from the successor, so that a retry gets the very same pair.
+        now = successor.issued_at
         lifetime_s = max(1, min(self._tokens.options.access_lifetime_s, int(successor.ends_at) - now))
-        access = Claims(successor.account_id, successor.sid, uuid.uuid4().hex, now, now + lifetime_s)
+        access_jti = uuid.uuid5(uuid.UUID(hex=successor.jti), "access").hex
+        access = Claims(successor.account_id, successor.sid, access_jti, now, now + lifetime_s)
         refresh = Claims(successor.account_id, successor.sid, successor.jti, successor.issued_at, successor.expires_at)
         return TokenPair(
             self._tokens.sign("access", access), self._tokens.sign("refresh", refresh), expires_in=lifetime_s
