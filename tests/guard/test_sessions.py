@@ -40,6 +40,7 @@ def test_a_retry_from_the_same_address_within_ten_seconds_gets_the_same_successo
     clock.advance(9)
     again = guard.sessions.refresh(claims_of(guard, pair), "127.0.0.1")
     assert again.refresh_token == first.refresh_token
+    assert again == first
 
 
 def test_a_second_use_from_another_address_ends_the_family(guard, pair):
