@@ -146,7 +146,7 @@ def test_a_key_is_printed_alone_and_works_until_it_is_revoked(run, ada, web):
     [
         (["create", "--name", "ci", "--scope", "chat", "--account", "nobody"], 3),
         (["create", "--name", "ci", "--scope", "fly", "--account", "ada"], 2),
-        (["create", "--name", "ci", "--scope", "admin", "--account", "ada"], 2),
+        (["create", "--name", "ci", "--scope", "admin", "--account", "ada"], 3),
         (["create", "--name", "ci", "--account", "ada"], 2),
         (["revoke", "nothere"], 3),
         (["rotate", "nothere"], 3),
@@ -194,6 +194,17 @@ def test_a_session_that_is_not_there_is_exit_code_1(run, ada):
     assert run("token", "revoke", "--account", "nobody")[0] == 3
     assert run("token", "revoke")[0] == 2
     assert json.loads(run("token", "revoke", "nothere", "--json")[1])["not_found"] == ["nothere"]
+
+
+@pytest.mark.parametrize("how", ["--password-file", "--password-stdin"])
+def test_a_password_that_is_no_text_is_one_sentence_without_it(run, tmp_path, how):
+    data = b"canary-\xff-canary-canary"
+    (tmp_path / "password").write_bytes(data)
+    arguments = [how, str(tmp_path / "password")] if how == "--password-file" else [how]
+    code, out, err = run("user", "add", "ada", *arguments, given=data)
+    assert code == 2
+    assert "UTF-8" in err
+    assert "canary" not in out + err
 
 
 def test_a_password_can_be_typed_on_a_terminal(run, monkeypatch):

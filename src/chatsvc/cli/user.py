@@ -123,17 +123,20 @@ def _password(file: Path | None, *, from_stdin: bool) -> str:
     if (file is not None) == from_stdin and file is not None:
         raise click.UsageError("Give --password-file or --password-stdin, not both.")
     if file is not None:
-        return _first_line(file.read_text(encoding="utf-8"))
+        return _first_line(file.read_bytes())
     if from_stdin:
-        return _first_line(sys.stdin.read())
+        return _first_line(sys.stdin.buffer.read())
     if not sys.stdin.isatty():
         raise click.UsageError("Give --password-file or --password-stdin: there is no terminal to ask on.")
     asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     return asked
 
 
-def _first_line(text: str) -> str:
-    return text.split("\n", 1)[0].removesuffix("\r")
+def _first_line(data: bytes) -> str:
+    try:
+        return data.split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError("The password is not UTF-8 text.") from None  # its bytes belong in no message
 
 
 def _say(value: dict[str, Any] | None, sentence: str, *, as_json: bool) -> None:
