@@ -22,7 +22,7 @@ def seconds_by_role(root: int) -> dict[str, float]:
     totals: dict[str, float] = {}
     for pid in _descendants(root):
         try:
-            role = _role(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            role = role_of(pid)
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has just ended
@@ -36,7 +36,9 @@ def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     return {role: seconds for role, seconds in used.items() if seconds > 0}
 
 
-def _role(command: str) -> str:
+def role_of(pid: int) -> str:
+    """What a process is, from its command line."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     for role, words in _ROLES.items():
         if any(word in command for word in words):
             return role

@@ -9,7 +9,7 @@ Knows nothing about stores, settings or printing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.pipeline import serving_properties
 from chatsvc.models.quiet import import_openvino, refuse_telemetry
 
-_MAX_NUM_SEQS = 16
 _CACHE_SIZE_GB = 1
 _MAX_NUM_BATCHED_TOKENS = 2048
 
@@ -87,43 +86,38 @@ def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast
 def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: Mapping[str, object]) -> list[Forecast]:
     """The candidate: what OpenVINO's continuous batching says, compiled with these ``properties``.
 
-    Every prefix is a request for one token. They share no prefix cache: asked for together, prefixes of one text came
-    out differently from when each was computed for itself (0.77 of 199 choices were equal).
+    Every prefix is a request for one token, one after the other: with the prefix cache each is a step over the last few
+    tokens, as in serving. (Prefixes of one text in one batch came out differently from when each was computed for
+    itself: 0.77 of 199 choices were equal.) The probabilities need every position computed, so no prefix cache.
     """
     _, openvino_genai = import_openvino()
-    pipeline = _open(path, properties)
+    choosing, echoing = _open(path, properties, prefix_caching=True), _open(path, properties, prefix_caching=False)
     choose = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True)
     echo = openvino_genai.GenerationConfig(max_new_tokens=1, ignore_eos=True, echo=True, logprobs=1)
     forecasts = []
     for window in windows:
         prefixes = [window[:length] for length in range(1, len(window))]
-        top_ids = [output.generated_ids[0] for output in _generate(pipeline, prefixes, choose)]
-        (whole,) = _generate(pipeline, [window], echo)
+        top_ids = [_generate(choosing, prefix, choose).generated_ids[0] for prefix in prefixes]
+        whole = _generate(echoing, window, echo)
         forecasts.append(Forecast(top_ids, whole.generated_log_probs[1 : len(window)]))
     return forecasts
 
 
-def _generate(pipeline: Any, prompts: Sequence[Sequence[int]], config: Any) -> Iterator[Any]:
-    """One output a prompt, in order; so many at a time as share a batch."""
+def _generate(pipeline: Any, prompt: Sequence[int], config: Any) -> Any:
+    """The output of one request."""
     openvino, _ = import_openvino()
-    for start in range(0, len(prompts), _MAX_NUM_SEQS):
-        handles = [
-            pipeline.add_request(number, openvino.Tensor(np.array([prompt], dtype=np.int64)), config)
-            for number, prompt in enumerate(prompts[start : start + _MAX_NUM_SEQS])
-        ]
-        while pipeline.has_non_finished_requests():
-            pipeline.step()
-        for handle in handles:
-            (output,) = handle.read().values()
-            yield output
+    handle = pipeline.add_request(0, openvino.Tensor(np.array([prompt], dtype=np.int64)), config)
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+    (output,) = handle.read().values()
+    return output
 
 
-def _open(path: Path, properties: Mapping[str, object]) -> Any:
+def _open(path: Path, properties: Mapping[str, object], *, prefix_caching: bool) -> Any:
     _, openvino_genai = import_openvino()
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size = _CACHE_SIZE_GB
-    scheduler.max_num_seqs = _MAX_NUM_SEQS
     scheduler.max_num_batched_tokens = _MAX_NUM_BATCHED_TOKENS
-    scheduler.enable_prefix_caching = False
+    scheduler.enable_prefix_caching = prefix_caching
     as_served = serving_properties(path, RunnerOptions())
     return openvino_genai.ContinuousBatchingPipeline(str(path), scheduler, "CPU", {**as_served, **properties})

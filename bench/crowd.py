@@ -1,0 +1,157 @@
+"""``python -m bench.crowd``: 500 clients at once on sixteen slots, while another process watches ``/healthz``.
+
+Every client is to be served in full or told 503 with a Retry-After; who is told so comes back after exactly that time,
+which shows whether it was true. Each prompt has a length of its own, so that an answer to another's question would
+show in its usage. Bounded: so many clients, so many tries, so many tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import multiprocessing
+import random
+import ssl
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from bench.load import Sample, Target, chat, stream
+from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
+from bench.stack import StackOptions, stack
+from bench.supply import MODEL_NAME, Supply, default_cache
+
+_MAX_TRIES = 4
+_PROBE_INTERVAL_S = 0.05
+_SHORTEST_PROMPT = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """What one client went through, tries in order."""
+
+    num_prompt: int
+    tries: tuple[Sample, ...]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the last try was answered in full, and with this client's own prompt."""
+        last = self.tries[-1]
+        return not last.error and last.num_prompt == self.num_prompt
+
+    @property
+    def is_told(self) -> bool:
+        """Whether every try but the served one was a 503 that says when to come back."""
+        refused = self.tries[:-1] if self.is_served else self.tries
+        return all(one.status == 503 and one.retry_after_s for one in refused)
+
+
+def come(target: Target, number: int, max_tokens: int, gate: threading.Barrier) -> Client:
+    """One client: connect, wait for everybody, ask; when refused, come back when told to."""
+    num_prompt = _SHORTEST_PROMPT + number % 300
+    text = text_of_tokens(num_prompt - NUM_TEMPLATE_TOKENS, number)
+    body = chat([{"role": "user", "content": text}], max_tokens)
+    connection = target.connect()
+    gate.wait()
+    tries = []
+    for _ in range(_MAX_TRIES):
+        tries.append(stream(target, connection, body))
+        if tries[-1].status != 503 or not tries[-1].retry_after_s:
+            break
+        time.sleep(tries[-1].retry_after_s + random.random() * 0.2)
+    connection.close()
+    return Client(num_prompt, tuple(tries))
+
+
+def crowd(target: Target, num_clients: int, max_tokens: int) -> list[Client]:
+    """All clients, each in a thread."""
+    target.headers()  # one login for all
+    clients: list[Client | None] = [None] * num_clients
+    gate = threading.Barrier(num_clients)
+
+    def run(number: int) -> None:
+        clients[number] = come(target, number, max_tokens, gate)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [client for client in clients if client is not None]
+
+
+def probe(port: int, certificate: str, stop: Event, found: multiprocessing.Queue[list[float]]) -> None:
+    """In a process of its own: how long ``/healthz`` takes; a wrong answer counts as for ever."""
+    tls = ssl.create_default_context(cafile=certificate)
+    connection = http.client.HTTPSConnection("localhost", port, context=tls, timeout=10)
+    connection.connect()
+    times: list[float] = []
+    while not stop.is_set():
+        started = time.perf_counter()
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        response.read()
+        times.append(time.perf_counter() - started if response.status == 200 else float("inf"))
+        time.sleep(_PROBE_INTERVAL_S)
+    found.put(times)
+
+
+def report(clients: list[Client], health: list[float]) -> dict[str, Any]:
+    """The sums, and whether every client was treated as promised."""
+    health.sort()
+    second = [client.tries[1].status for client in clients if len(client.tries) > 1]
+    return {
+        "num_clients": len(clients),
+        "num_served_at_once": sum(len(client.tries) == 1 and client.is_served for client in clients),
+        "num_served": sum(client.is_served for client in clients),
+        "num_refused_first": sum(client.tries[0].status == 503 for client in clients),
+        "num_served_on_second_try": second.count(200),
+        "num_refused_on_second_try": second.count(503),
+        "num_broken": sum(not (client.is_served or client.is_told) for client in clients),
+        "errors": Counter(one.error[:120] for client in clients for one in client.tries if one.status != 503)
+        - Counter({"": 10**6}),
+        "refusal_median_s": statistics.median(
+            [one.ended - one.started for client in clients for one in client.tries if one.status == 503] or [0]
+        ),
+        "retry_after_s": sorted({client.tries[0].retry_after_s for client in clients if client.tries[0].retry_after_s}),
+        "last_served_after_s": max(client.tries[-1].ended for client in clients)
+        - min(client.tries[0].started for client in clients),
+        "healthz_median_ms": statistics.median(health) * 1000,
+        "healthz_p99_ms": health[int(len(health) * 0.99)] * 1000,
+        "healthz_worst_ms": health[-1] * 1000,
+    }
+
+
+def main() -> None:
+    """Run and print one JSON object; exit code 1 when a client was neither served nor told."""
+    parser = argparse.ArgumentParser(prog="python -m bench.crowd", description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    arguments = parser.parse_args()
+    supply = Supply(arguments.cache)
+    home = arguments.cache / "home-int8"
+    context = multiprocessing.get_context("spawn")
+    with stack(StackOptions(home, supply.openvino("int8"), MODEL_NAME)) as target:
+        stop, found = context.Event(), context.Queue()
+        watcher = context.Process(target=probe, args=(target.port, str(home / "tls" / "cert.pem"), stop, found))
+        watcher.start()
+        clients = crowd(target, arguments.clients, arguments.max_tokens)
+        stop.set()
+        health = found.get(timeout=30)
+        watcher.join()
+        again = crowd(target, 16, arguments.max_tokens)  # afterwards everything is free
+    outcome = report(clients, health) | {"num_served_afterwards_of_16": sum(client.is_served for client in again)}
+    print(json.dumps(outcome, indent=1))
+    sys.exit(1 if outcome["num_broken"] or outcome["num_served_afterwards_of_16"] != 16 else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""``python -m bench.memory``: the whole service inside a memory cgroup, with sequences of 1000 tokens running.
+
+Engine, web process and supervisor count; the kernel's limit is real and there is no swap, so what does not fit is
+killed. Needs a writable memory controller (cgroup v1 or v2), which usually means root. Bounded: one burst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import cpu
+from bench.measure import ServerSubject
+from bench.scenarios import Scenario
+from bench.stack import StackOptions, stack
+from bench.supply import MODEL_NAME, Supply, default_cache
+
+_NUM_TOKENS = 1000
+_MIB = 1024 * 1024
+_SETTLE_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """A memory cgroup of either version; the two name the same things differently."""
+
+    path: Path
+    is_v1: bool
+
+    @classmethod
+    def make(cls, limit_mib: int) -> Cgroup:
+        """A new one with a limit and no swap.
+
+        Raises:
+            OSError: the controller is not writable here.
+        """
+        v1 = Path("/sys/fs/cgroup/memory")
+        is_v1 = (v1 / "memory.limit_in_bytes").exists()
+        path = (v1 if is_v1 else Path("/sys/fs/cgroup")) / f"chatsvc-bench-{os.getpid()}"
+        path.mkdir()
+        made = cls(path, is_v1)
+        (path / ("memory.limit_in_bytes" if is_v1 else "memory.max")).write_text(str(limit_mib * _MIB))
+        with contextlib.suppress(OSError):  # a kernel without swap accounting has no such file
+            (path / ("memory.swappiness" if is_v1 else "memory.swap.max")).write_text("0")
+        return made
+
+    def peak_mib(self) -> int:
+        """The most that was charged, page cache and all."""
+        return int((self.path / ("memory.max_usage_in_bytes" if self.is_v1 else "memory.peak")).read_text()) // _MIB
+
+    def anonymous_mib(self) -> int:
+        """What cannot be given back, now."""
+        stat = dict(line.split() for line in (self.path / "memory.stat").read_text().splitlines())
+        return int(stat["total_rss" if self.is_v1 else "anon"]) // _MIB
+
+    def num_killed(self) -> int:
+        """How many processes the kernel killed for want of memory."""
+        text = (self.path / ("memory.oom_control" if self.is_v1 else "memory.events")).read_text()
+        return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
+
+    def by_process(self) -> dict[str, int]:
+        """Anonymous MiB of each process, by what it is."""
+        sizes: dict[str, int] = {}
+        for pid in (self.path / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):  # it has just ended
+                role = cpu.role_of(int(pid))
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                anonymous = next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:"))
+                sizes[role] = sizes.get(role, 0) + anonymous // 1024
+        return sizes
+
+    def remove(self) -> None:
+        """Once its processes have ended."""
+        for _ in range(50):
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+                return
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run inside the limit came to."""
+
+    weight_format: str
+    limit_mib: int
+    num_sequences: int
+    num_served: int
+    num_killed: int
+    peak_mib: int
+    anonymous_mib: int
+    by_process_mib: dict[str, int]
+    problems: list[str]
+
+    @property
+    def lives(self) -> bool:
+        """Whether everything was served and nothing killed."""
+        return self.num_served == self.num_sequences and not self.num_killed
+
+
+@contextlib.contextmanager
+def limited(limit_mib: int) -> Iterator[Cgroup]:
+    """A cgroup for the length of the block."""
+    cgroup = Cgroup.make(limit_mib)
+    try:
+        yield cgroup
+    finally:
+        cgroup.remove()
+
+
+def run(supply: Supply, weight_format: str, limit_mib: int, num_sequences: int) -> Outcome:
+    """Start the service inside the limit and let it serve one burst of long sequences."""
+    scenario = Scenario("memory", num_prompt=_NUM_TOKENS - 64, max_tokens=64, streams=(num_sequences,))
+    with limited(limit_mib) as cgroup:
+        home = supply.cache / f"home-{weight_format}"
+        options = StackOptions(home, supply.openvino(weight_format), MODEL_NAME, cgroup=cgroup.path)
+        with stack(options) as target:
+            turns = list(scenario.turns(num_sequences, seed=7))
+            (samples,) = ServerSubject(target).run(turns)
+            time.sleep(_SETTLE_S)
+            return Outcome(
+                weight_format=weight_format,
+                limit_mib=limit_mib,
+                num_sequences=num_sequences,
+                num_served=sum(not one.error and one.num_completion == scenario.max_tokens for one in samples),
+                num_killed=cgroup.num_killed(),
+                peak_mib=cgroup.peak_mib(),
+                anonymous_mib=cgroup.anonymous_mib(),
+                by_process_mib=cgroup.by_process(),
+                problems=sorted({one.error for one in samples if one.error}),
+            )
+
+
+def main() -> None:
+    """Run and print one JSON object; exit code 1 when the service did not live."""
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
+    parser.add_argument("--weight-format", choices=["int8", "int4"], default="int8")
+    parser.add_argument("--limit-mib", type=int, default=1400)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    arguments = parser.parse_args()
+    outcome = run(Supply(arguments.cache), arguments.weight_format, arguments.limit_mib, arguments.sequences)
+    print(json.dumps({**asdict(outcome), "lives": outcome.lives}, indent=1))
+    sys.exit(0 if outcome.lives else 1)
+
+
+if __name__ == "__main__":
+    main()
