@@ -167,3 +167,29 @@ def test_of_several_gguf_files_the_eight_bit_one_is_taken(store: ModelStore, ggu
 )
 def test_a_name_is_made_of_the_source(path: str, name: str):
     assert suggested_name(Path(path)) == name
+
+
+def test_a_folder_of_another_store_is_taken_in_as_it_is(store: ModelStore, source: Path, tmp_path: Path):
+    _change(source / "tokenizer_config.json", bos_token="<|endoftext|>")
+    other = ModelStore(tmp_path / "other" / "models", tmp_path / "other" / "keys")
+    theirs = other.import_path(source, "theirs")
+    ours = store.import_path(theirs.path, "ours")
+    ours.verify(full=True)
+    card, expected = ours.card(), theirs.card()
+    assert (card.bos_token, card.eos_token, card.revision) == (expected.bos_token, expected.eos_token, expected.revision)
+    assert (ours.path / "config.json").exists()
+
+
+def test_a_damaged_description_of_another_store_is_refused(store: ModelStore, source: Path):
+    (source / "model.json").write_text("{}")
+    with pytest.raises(OperatorError, match="copy the folder again"):
+        store.import_path(source)
+
+
+def test_a_description_that_names_files_elsewhere_is_refused(store: ModelStore, source: Path, tmp_path: Path):
+    other = ModelStore(tmp_path / "other" / "models", tmp_path / "other" / "keys")
+    theirs = other.import_path(source, "theirs")
+    _change(theirs.path / "model.json", weights=["../keys/model-signing.key"])
+    with pytest.raises(OperatorError, match="cannot be a model's name"):
+        store.import_path(theirs.path, "ours")
+    assert store.list() == []

@@ -304,3 +304,23 @@ def test_on_a_read_only_disk_a_gguf_file_is_opened_from_memory(
     with tiny.weights() as path:
         assert path.parent.parent == Path("/dev/shm")
         assert path.read_bytes() == plaintext
+
+
+def test_a_sealed_folder_moves_to_another_store_under_its_name(
+    sealed_model: ModelFolder, tmp_path: Path, kek_file: Path, plaintext: bytes
+):
+    other = ModelStore(tmp_path / "other" / "models", tmp_path / "other" / "keys", kek_file)
+    with pytest.raises(OperatorError, match="sealed under the name 'tiny'"):
+        other.import_path(sealed_model.path, "renamed")
+    with other.import_path(sealed_model.path, "tiny").weights() as path:
+        assert path.read_bytes() == plaintext
+
+
+def test_a_sealed_safetensors_folder_moves_with_its_configuration(
+    store: ModelStore, tiny_folder: Path, kek: KeyEncryptionKey, tmp_path: Path, kek_file: Path
+):
+    folder = store.import_path(tiny_folder, "folder")
+    sealing.seal(store, "folder", kek)
+    other = ModelStore(tmp_path / "other" / "models", tmp_path / "other" / "keys", kek_file)
+    moved = other.import_path(folder.path, "folder")
+    assert {path.name for path in moved.path.iterdir()} == {path.name for path in folder.path.iterdir()}

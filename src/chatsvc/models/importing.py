@@ -14,10 +14,18 @@ from typing import Any
 
 import msgspec
 
-from chatsvc.errors import OperatorError
-from chatsvc.models import gguf, requantise
+from chatsvc.errors import ModelRefused, OperatorError
+from chatsvc.models import description, gguf, requantise, tokenizer
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
-from chatsvc.models.files import Progress, copy_file, no_progress, open_regular, write_file
+from chatsvc.models.files import (
+    Progress,
+    check_name,
+    copy_file,
+    no_progress,
+    open_regular,
+    write_file,
+)
+from chatsvc.models.sealed import SUFFIX
 from chatsvc.models.texts import Texts, read_texts, texts_of_gguf
 from chatsvc.models.tokenizer import PRE_KEY, family
 
@@ -67,12 +75,14 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     Raises:
         OperatorError: the source is not a model that can be served; the message names the remedy.
     """
+    if (source / DESCRIPTION_FILE).is_file():
+        return _adopt(folder, source, label, progress)
     plan = _plan(source)
     # A download cache holds links to its blobs; here the content counts, and only the copy is served.
     digests = [_copy_weights(plan, path.resolve(), folder / name, progress) for name, path in plan.weights.items()]
     for name, path in plan.others.items():
         copy_file(path.resolve(), folder / name)
-    description = ModelDescription(
+    made = ModelDescription(
         name=label.name,
         revision=label.revision or f"sha256:{digests[0]}",
         created=label.created,
@@ -84,10 +94,29 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
         eos_token=plan.texts.eos_token,
         source=label.source or source.name,
     )
-    write_file(folder / DESCRIPTION_FILE, description.encode())
+    write_file(folder / DESCRIPTION_FILE, made.encode())
     write_file(folder / TOKENIZER_FILE, plan.texts.tokenizer_json)
     write_file(folder / TEMPLATE_FILE, plan.texts.chat_template.encode())
-    return description
+    return made
+
+
+def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> ModelDescription:
+    """Take in a folder of another chatsvc store, sealed or not, as it is; its manifest is signed by another key."""
+    try:
+        theirs = description.decode((source / DESCRIPTION_FILE).read_bytes())
+    except ModelRefused as error:
+        raise OperatorError(f"{source / DESCRIPTION_FILE}: is damaged; copy the folder again") from error
+    if theirs.sealed and theirs.name != label.name:
+        raise OperatorError(f"the model is sealed under the name {theirs.name!r}; import it with --name {theirs.name}")
+    weights = [f"{name}{SUFFIX}" if theirs.sealed else name for name in theirs.weights]
+    graph = [name for name in OPENVINO_FILES if f"{name}{SUFFIX}" not in weights]
+    others = _existing(source, (*graph, *_CONFIG_FILES, _INDEX))
+    for name in dict.fromkeys([*weights, TOKENIZER_FILE, TEMPLATE_FILE, *others]):
+        copy_file((source / check_name(name)).resolve(), folder / name, progress)
+    ours: ModelDescription = msgspec.structs.replace(theirs, name=label.name, created=label.created)
+    write_file(folder / DESCRIPTION_FILE, ours.encode())
+    tokenizer.parse((folder / TOKENIZER_FILE).read_bytes())
+    return ours
 
 
 def _copy_weights(plan: _Plan, source: Path, target: Path, progress: Progress) -> str:
