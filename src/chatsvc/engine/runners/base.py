@@ -28,7 +28,7 @@ class RunnerOptions:
         dynamic_quantization_group: activations that share a scale, in converted models; larger is faster, less exact.
     """
 
-    kind: Literal["auto", "openvino", "torch"] = "auto"
+    kind: Literal["auto", "openvino", "torch", "torch-int8"] = "auto"
     max_num_seqs: int = 16
     cache_size_gb: float = 1.0
     prefill_chunk_tokens: int = 256

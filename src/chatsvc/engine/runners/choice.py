@@ -12,8 +12,8 @@ from chatsvc.models.card import ModelCard
 
 _log = logging.getLogger(__name__)
 
-_SERVES = {"openvino": ("gguf", "openvino"), "torch": ("safetensors",)}
-_MODULE = {"openvino": "openvino_genai", "torch": "torch"}
+_SERVES = {"openvino": ("gguf", "openvino"), "torch": ("safetensors",), "torch-int8": ("safetensors",)}
+_MODULE = {"openvino": "openvino_genai", "torch": "torch", "torch-int8": "torch"}
 
 
 def load_runner(path: Path, model_format: str, card: ModelCard, options: RunnerOptions) -> Runner:
@@ -49,9 +49,12 @@ def choose(model_format: str, wanted: str) -> tuple[str, str]:
         fitting = [wanted]
     installed = [kind for kind in fitting if importlib.util.find_spec(_MODULE[kind]) is not None]
     if not installed:
-        names = " or ".join(fitting) or "a runner"
+        if not fitting:
+            raise OperatorError(
+                f"No runner serves {model_format} weights; convert the model with 'chatsvc model convert'."
+            )
         raise OperatorError(
-            f"{model_format} weights need {names}, which is not installed: pip install 'chatsvc[torch]'"
+            f"{model_format} weights need {_MODULE[fitting[0]]}, which is not installed: pip install 'chatsvc[torch]'"
         )
     kind = installed[0]
     if wanted != "auto":

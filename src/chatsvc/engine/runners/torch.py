@@ -1,6 +1,7 @@
-"""The reference runner: torch and transformers, float32, exact. The truth that the fast runner is compared with.
+"""The reference runner: torch and transformers, continuous batching, float32 or int8.
 
-Each sequence has a cache and a forward pass of its own, so what shares the batch cannot change a token. Safetensors
+What a sequence gets does not depend on who shares its batch, to the last bit (:mod:`.torch_model` tells how), so it is
+the truth that the fast runner is compared with, and the way onto processors that OpenVINO does not serve. Safetensors
 only, nothing is fetched, and code that comes with a model is never run.
 """
 
@@ -15,15 +16,19 @@ from typing import Any
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.engine.runners.sampling import choose_token
+from chatsvc.engine.runners.torch_model import model_for
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
 _SEED_MASK = (1 << 63) - 1
+# A step of this runner takes about a second for 256 prompt tokens; chunks are of one size, because their shape matters.
+_MAX_CHUNK_TOKENS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -33,9 +38,14 @@ class _Sequence:
     pending_ids: list[int]
     sampling: Sampling
     generator: torch.Generator
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: Any
     counts: Counter[int] = field(default_factory=Counter)
+    num_held: int = 0
     num_generated: int = 0
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_generated == 0
 
 
 class TorchRunner:
@@ -44,21 +54,24 @@ class TorchRunner:
     Args:
         path: a directory with ``config.json`` and ``model.safetensors``.
         card: what the model is.
-        options: sizes.
+        options: sizes; kind ``torch-int8`` quantises the linear layers.
 
     Raises:
         OperatorError: it cannot be loaded.
     """
 
     def __init__(self, path: Path, card: ModelCard, options: RunnerOptions) -> None:
-        self.card = msgspec.structs.replace(card, runner="torch")
+        int8 = options.kind == "torch-int8"
+        self.card = msgspec.structs.replace(card, runner="torch-int8" if int8 else "torch")
         self.max_num_seqs = options.max_num_seqs
-        self._chunk = options.prefill_chunk_tokens
+        self._chunk = min(options.prefill_chunk_tokens, _MAX_CHUNK_TOKENS)
         self._eos = frozenset(card.eos_token_ids)
         self._sequences: dict[int, _Sequence] = {}
         if options.num_threads:
             torch.set_num_threads(options.num_threads)
-        self._model = _open(path)
+        loaded = _load(path)
+        self._num_embeddings = int(loaded.get_input_embeddings().num_embeddings)
+        self._model = model_for(loaded, max_num_seqs=options.max_num_seqs, int8=int8)
 
     def warm_up(self) -> None:
         """One short sequence; there is nothing to compile."""
@@ -69,25 +82,21 @@ class TorchRunner:
     def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
         """Take a sequence in."""
         del sharing_key  # nothing is shared
-        num_embeddings = self._model.get_input_embeddings().num_embeddings
-        if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < num_embeddings:
+        if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._num_embeddings:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         generator = torch.Generator().manual_seed(seed & _SEED_MASK)
-        self._sequences[sequence_id] = _Sequence(list(prompt_ids), sampling, generator)
+        self._sequences[sequence_id] = _Sequence(list(prompt_ids), sampling, generator, self._model.new_cache())
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._sequences.pop(sequence_id, None)
 
     def step(self) -> list[StepOutput]:
-        """A chunk of prefill or a token for every sequence."""
+        """A token for every sequence that has its prompt behind it, and a chunk for the first that has not."""
         with torch.inference_mode():
-            outputs = [
-                output
-                for sequence_id, sequence in self._sequences.items()
-                if (output := self._advance(sequence_id, sequence)) is not None
-            ]
+            decoding = [item for item in self._sequences.items() if not item[1].is_prefilling]
+            outputs = self._decode(decoding) + self._prefill()
         for output in outputs:
             if output.finish_reason is not None:
                 del self._sequences[output.sequence_id]
@@ -95,30 +104,50 @@ class TorchRunner:
 
     def cache_usage(self) -> float:
         """Tokens held, as a share of what all sequences could hold."""
-        held = sum(sequence.cache.get_seq_length() for sequence in self._sequences.values())
-        return float(held) / (self.max_num_seqs * self.card.context_length)
+        held = sum(sequence.num_held for sequence in self._sequences.values())
+        return held / (self.max_num_seqs * self.card.context_length)
 
-    def _advance(self, sequence_id: int, sequence: _Sequence) -> StepOutput | None:
-        ids, sequence.pending_ids = sequence.pending_ids[: self._chunk], sequence.pending_ids[self._chunk :]
-        is_last = not sequence.pending_ids
-        logits = self._model(
-            input_ids=torch.tensor([ids]), past_key_values=sequence.cache, use_cache=True, logits_to_keep=1
-        ).logits[0, -1]
-        if not is_last:
-            return None
-        token = choose_token(logits.float(), sequence.sampling, sequence.counts, sequence.generator)
+    def _decode(self, decoding: Sequence[tuple[int, _Sequence]]) -> list[StepOutput]:
+        if not decoding:
+            return []
+        ids = [sequence.pending_ids[0] for _, sequence in decoding]
+        logits = self._model.decode(ids, [sequence.cache for _, sequence in decoding])
+        return [self._choose(*item, row) for item, row in zip(decoding, logits, strict=True)]
+
+    def _prefill(self) -> list[StepOutput]:
+        """Chunks begin at multiples of their size whoever else is there, until the step's budget is spent."""
+        outputs = []
+        budget = self._chunk
+        for sequence_id, sequence in self._sequences.items():
+            if budget <= 0:
+                break
+            if sequence.is_prefilling:
+                ids, rest = sequence.pending_ids[: self._chunk], sequence.pending_ids[self._chunk :]
+                logits = self._model.prefill(ids, sequence.cache)
+                sequence.pending_ids = rest
+                sequence.num_held += len(ids)
+                budget -= len(ids)
+                if not rest:
+                    outputs.append(self._choose(sequence_id, sequence, logits))
+        return outputs
+
+    def _choose(self, sequence_id: int, sequence: _Sequence, logits: torch.Tensor) -> StepOutput:
+        sampling = sequence.sampling
+        token = choose_token(logits, sampling, sequence.counts, sequence.generator)
+        sequence.num_held += not sequence.is_prefilling
         sequence.counts[token] += 1
         sequence.num_generated += 1
         sequence.pending_ids = [token]
         reason: FinishReason | None = None
         if token in self._eos:
             reason = "stop"
-        elif sequence.num_generated >= sequence.sampling.max_tokens:
+        elif sequence.num_generated >= sampling.max_tokens:
             reason = "length"
         return StepOutput(sequence_id, [] if reason == "stop" else [token], 1, reason)
 
 
-def _open(path: Path) -> Any:
+def _load(path: Path) -> Any:
+    disable_progress_bar()  # the log is read by machines
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path,

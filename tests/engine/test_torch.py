@@ -1,0 +1,169 @@
+"""The reference runner over tiny random checkpoints: equal to transformers, and to itself in any company."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.runners.base import Runner, RunnerOptions
+from chatsvc.engine.runners.choice import load_runner
+from chatsvc.engine.runners.torch_int8 import Int8Linear
+from chatsvc.errors import OperatorError
+from tests.engine.conftest import run
+from tests.engine.filemodel import make_card
+
+GREEDY = Sampling(max_tokens=30, temperature=0)
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.3,
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "qwen2-sliding": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=16)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=32)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of an architecture, made on first use."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            torch.manual_seed(1)
+            made[name] = tmp_path_factory.mktemp(name)
+            MODELS[name]().save_pretrained(made[name])
+        return made[name]
+
+    return get
+
+
+def load(path: Path, kind: str = "torch", num_threads: int = 1) -> Runner:
+    options = RunnerOptions(kind=kind, max_num_seqs=5, prefill_chunk_tokens=32, num_threads=num_threads)  # type: ignore[arg-type]
+    runner = load_runner(path, "safetensors", make_card(), options)
+    runner.warm_up()
+    return runner
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in (1, 31, 32, 70, 300)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_says_what_transformers_says(checkpoint: Callable[[str], Path], name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32)
+    runner = load(checkpoint(name))
+    for prompt in prompts():
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=2)
+        ids = [token for token in expected[0, len(prompt) :].tolist() if token != 2]
+        assert run(runner, [(prompt, GREEDY)]) == [ids]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*[(name, "torch") for name in MODELS], ("qwen2", "torch-int8"), ("qwen2-sliding", "torch-int8")]
+)
+def test_batched_equals_solo_exactly(checkpoint: Callable[[str], Path], name: str, kind: str) -> None:
+    runner = load(checkpoint(name), kind)
+    seeded = Sampling(max_tokens=25, temperature=1.5, top_k=100, top_p=0.95, seed=11, frequency_penalty=0.5)
+    work = [(prompt, GREEDY if number % 2 else seeded) for number, prompt in enumerate(prompts())]
+    assert run(runner, work) == [run(runner, [one])[0] for one in work]
+
+
+@pytest.mark.parametrize("kind", ["torch", "torch-int8"])
+def test_company_changes_no_bit_of_the_logits(checkpoint: Callable[[str], Path], kind: str) -> None:
+    runner: Any = load(checkpoint("qwen2"), kind, num_threads=2)
+    model = runner._model
+    with torch.inference_mode():
+
+        def after(prompt: list[int]) -> Any:
+            cache = model.new_cache()
+            model.prefill(prompt, cache)
+            return cache
+
+        alone = [model.decode([7], [after(prompt)])[0] for prompt in prompts()]
+        together = model.decode([7] * 5, [after(prompt) for prompt in prompts()])
+        reversed_ = model.decode([7] * 5, [after(prompt) for prompt in reversed(prompts())]).flip(0)
+    assert torch.equal(torch.stack(alone), together)
+    assert torch.equal(together, reversed_)
+
+
+def test_sequences_join_and_leave_between_steps(checkpoint: Callable[[str], Path]) -> None:
+    runner = load(checkpoint("qwen2"))
+    first, second = prompts()[3], prompts()[1]
+    alone = [run(runner, [(first, GREEDY)])[0], run(runner, [(second, GREEDY)])[0]]
+    runner.add(1, first, GREEDY, "")
+    got: dict[int, list[int]] = {1: [], 2: [], 3: []}
+    for number in range(200):
+        if number == 6:
+            runner.add(2, second, GREEDY, "")
+            runner.add(3, prompts()[4], GREEDY, "")
+        if number == 12:
+            runner.cancel(3)
+        for output in runner.step():
+            got[output.sequence_id] += output.token_ids
+    assert [got[1], got[2]] == alone
+    assert runner.cache_usage() == 0
+
+
+def test_int8_stays_near_float32(checkpoint: Callable[[str], Path]) -> None:
+    torch.manual_seed(2)
+    linear = torch.nn.Linear(64, 48)
+    inputs = torch.randn(3, 7, 64)
+    with torch.inference_mode():
+        exact, close = linear(inputs), Int8Linear(linear)(inputs)
+        assert torch.allclose(exact, close, atol=0.03)
+        assert Int8Linear(torch.nn.Linear(64, 8, bias=False))(inputs).shape == (3, 7, 8)
+    assert load(checkpoint("qwen2"), "torch-int8").card.runner == "torch-int8"
+
+
+def test_a_seed_repeats_and_no_seed_does_not(checkpoint: Callable[[str], Path]) -> None:
+    runner = load(checkpoint("qwen2"))
+    seeded = Sampling(max_tokens=20, temperature=1.5, seed=-1)
+    free = Sampling(max_tokens=20, temperature=1.5, top_k=0)
+    assert run(runner, [([7, 8], seeded)]) == run(runner, [([7, 8], seeded)])
+    assert run(runner, [([7, 8], free)]) != run(runner, [([7, 8], free)])
+
+
+def test_ids_outside_the_vocabulary_are_refused(checkpoint: Callable[[str], Path]) -> None:
+    runner = load(checkpoint("qwen2"))
+    for bad in ([], [300], [-1]):
+        with pytest.raises(ValueError, match="vocabulary"):
+            runner.add(1, bad, GREEDY, "")
+    assert runner.step() == []
+
+
+def test_cancel_forgets(checkpoint: Callable[[str], Path]) -> None:
+    runner = load(checkpoint("qwen2"))
+    runner.add(1, prompts()[4], GREEDY, "")
+    runner.step()
+    assert runner.cache_usage() > 0
+    runner.cancel(1)
+    runner.cancel(1)
+    assert runner.step() == []
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(OperatorError):
+        load_runner(tmp_path, "safetensors", make_card(), RunnerOptions(num_threads=1))
