@@ -115,6 +115,7 @@ def _start(settings: Settings) -> Running:
     )
     health = ops.Health(engine, log, drain)
     metrics.add_gauges(ops.gauges(health, room))
+    gate.housekeep()  # what was done by command while we were away
     engine.start()
     return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
 

@@ -328,7 +328,7 @@ def test_old_rows_are_purged_once_an_hour(guard, options, clock, monkeypatch):
     gate = Gate(parts, options.gate, clock=clock)
     for seconds, expected in ((0, 0), (3601, 3), (10, 3), (3600, 6)):
         clock.advance(seconds)
-        gate._housekeep()
+        gate.housekeep()
         assert len(purged) == expected
 
 

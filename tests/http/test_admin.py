@@ -134,7 +134,7 @@ def test_roles_take_effect_on_tokens_that_are_out(call, client, alice):
         ("PUT", "/limits/alice", {"tokens_per_day": 10**30}, 400),
         ("POST", "/keys", {"account": "nobody", "name": "ci", "scopes": ["chat"]}, 404),
         ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["fly"]}, 400),
-        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 400),
+        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 409),
         ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": []}, 400),
         ("POST", "/keys/nothere/rotate", None, 404),
         ("POST", "/keys/nothere/rotate", {"grace_s": -1}, 400),

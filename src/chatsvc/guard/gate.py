@@ -121,7 +121,7 @@ class Gate:
         if requirement.kind == "public":
             return None
         principal = self._principal(credentials, "refresh" if requirement.refresh else "access")  # (2)
-        self._housekeep()
+        self.housekeep()
         if requirement.scope is not None and requirement.scope not in principal.scopes:  # (3)
             raise PermissionRefused(f"{principal.name} lacks scope {requirement.scope}")
         return principal
@@ -278,8 +278,8 @@ class Gate:
         of_key = [Bucket(f"key:{principal.key_id}", own)] if own is not None else []
         return QuotaOf(self._parts.quotas, [*of_key, Bucket(f"account:{principal.account_id}", limits.tokens_per_day)])
 
-    def _housekeep(self) -> None:
-        """Move administrative records into the log, and forget old rows now and then, on a verified request's time."""
+    def housekeep(self) -> None:
+        """Move administrative records into the log, and forget old rows now and then; called with verified requests."""
         # What cannot be done now is done with a later request; this one is not refused for it.
         with suppress(AuditUnavailable, StoreUnavailable):
             self._parts.outbox.drain_if_due()

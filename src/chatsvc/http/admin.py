@@ -189,7 +189,7 @@ class _Views:
 
     def rotate_key(self, key_id: str) -> Response:
         """Give a key a new secret; the old one works on for the grace."""
-        grace_s = parse_json(request, RotateBody).grace_s if request.content_length else RotateBody().grace_s
+        grace_s = parse_json(request, RotateBody).grace_s if request.get_data() else RotateBody().grace_s
         text, change = self._done_with_key("key.rotate", lambda: self._guard.api_keys.rotate(key_id, grace_s=grace_s))
         return jsonify({"key": text, **(change.after or {})})
 
