@@ -5,7 +5,9 @@ Knows both sides, and nothing about what either does with the values.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -43,7 +45,13 @@ def audit_options(settings: Settings) -> AuditOptions:
         witness_files=tuple(audit.witness_files),
         witness_syslog=str(audit.witness_syslog) if audit.witness_syslog else None,
         space_alarm=audit.space_alarm,
+        about={"version": version("chatsvc"), "configuration": _digest(settings)},
     )
+
+
+def _digest(settings: Settings) -> str:
+    """SHA-256 of the configuration without its secrets: the log shows at which start it had changed."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def guard_options(settings: Settings) -> GuardOptions:

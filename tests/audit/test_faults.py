@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+import sys
 import threading
 import time as real_time
 from dataclasses import replace
@@ -12,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from chatsvc.audit import layout
-from chatsvc.audit.facts import Result
+from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import AppendFile, Calls, DiskFailed, Lock
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verdict import CLEAN
@@ -268,6 +270,62 @@ def test_no_space_at_the_end_loses_only_the_stop(options, caplog):
     log.close()
     assert "closed without its last records" in caplog.text
     assert not found(options, action="audit.stop")
+
+
+def test_denials_without_space_are_counted(options):
+    disk = FaultyDisk("write", errno.ENOSPC, times=2)
+    log = AuditLog.open(replace(options, denial_window_s=0.01), calls=disk.calls())
+    disk.active = True
+    assert fails_to_write(log)
+    for _ in range(3):
+        log.count_denial(Facts("r", "request.denied", address="10.0.0.9"), "bad token")
+    wait_until(lambda: found(options, action="request.denied"))
+    log.close()
+    assert sum(each.get("suppressed", 1) for each in found(options, action="request.denied")) == 3
+
+
+STRACED = """
+import sys, time
+from pathlib import Path
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.audit.options import AuditOptions
+from chatsvc.errors import AuditUnavailable
+
+home = Path(sys.argv[1])
+log = AuditLog.open(AuditOptions(home / "audit", home / "keys", retry_s=0.05))
+for number in range(30):
+    try:
+        log.event(Facts(f"n{number}", "chat.generate"), Result("allowed"))
+        print(f"n{number}", flush=True)
+    except AuditUnavailable:
+        time.sleep(0.1)
+log.close()
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    "fault",
+    ["write:error=ENOSPC:when=6..9", "write:error=EIO:when=7", "fdatasync:error=EIO:when=8", "ftruncate:error=EIO"],
+)
+def test_faults_that_the_kernel_injects_lose_nothing_acknowledged(options, tmp_path, fault):
+    segment = options.directory / layout.segment_name(0)
+    options.directory.mkdir()
+    segment.touch()
+    segment.unlink()
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", segment, "-e", "trace=write,fdatasync,ftruncate"]
+    command = [*strace, "-e", f"inject={fault}", sys.executable, "-c", STRACED, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "ptrace" in done.stderr:
+        pytest.skip("tracing is not allowed here")
+    acknowledged = done.stdout.split()
+    assert acknowledged
+    assert len(acknowledged) < 30 or "ftruncate" in fault
+    assert no_torn_line(options)
+    AuditLog.open(options).close()
+    assert set(acknowledged) <= {each["request_id"] for each in found(options, stage="event")}
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
 
 
 @pytest.fixture

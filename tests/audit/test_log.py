@@ -218,3 +218,9 @@ def test_time_that_goes_back_does_not_go_back_in_the_log(options, time):
     time.wall_us -= 3_600_000_000
     write_some(options, time)
     assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+def test_a_start_tells_the_version_and_the_configuration(options):
+    for digest in ("a" * 64, "b" * 64):
+        AuditLog.open(replace(options, about={"configuration": digest})).close()
+    assert [each["details"]["configuration"][0] for each in found(options, action="audit.start")] == ["a", "b"]

@@ -196,10 +196,14 @@ def test_a_second_device_without_space_at_the_start_is_behind(two, time, disks):
     assert same(two)
 
 
-def test_a_file_system_that_is_nearly_full_alarms(options):
-    log = AuditLog.open(replace(options, space_alarm=0.0000001))
+def test_a_file_system_that_is_nearly_full_alarms_and_says_so_once(options, caplog):
+    log = AuditLog.open(replace(options, space_alarm=0.0000001, checkpoint_records=1))
     assert "full" in log.alarms()[0]
+    for _ in range(5):
+        log.event(CHAT, Result("allowed"))
+    wait_until(lambda: caplog.text)
     log.close()
+    assert caplog.text.count("% full") == 1
 
 
 def test_a_second_device_that_cannot_be_written_at_the_start_is_left_out(two, time):

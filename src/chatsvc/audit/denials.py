@@ -21,16 +21,16 @@ class Denials:
         self._since: float | None = None
         self._counts: dict[_Kind, int] = {}
 
-    def is_news(self, facts: Facts, reason: str, now: float) -> bool:
-        """Whether this one deserves a record of its own; else it is counted."""
+    def is_news(self, facts: Facts, reason: str, now: float, *, can_write: bool) -> bool:
+        """Whether this one gets a record of its own; else it is counted."""
         if self._since is None:
             self._since = now
         kind = (replace(facts, request_id="", jti=None, attempted_name=None), reason)
-        if kind not in self._counts and len(self._counts) < self._max_kinds:
+        if kind not in self._counts and len(self._counts) >= self._max_kinds:
+            kind = (Facts("", facts.action), reason)  # too many kinds: only what was asked for and why
+        elif kind not in self._counts and can_write:
             self._counts[kind] = 0
             return True
-        if kind not in self._counts:  # too many kinds: only what was asked for and why
-            kind = (Facts("", facts.action), reason)
         self._counts[kind] = self._counts.get(kind, 0) + 1
         return False
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey, parse_vkey
+from chatsvc.audit.files import make_durable
 from chatsvc.audit.record import MAX_LINE_BYTES, decode, encode, format_time, parse_time
 from chatsvc.audit.replay import Replay, read_notes
 from chatsvc.audit.tree import cover, leaf_hash, root_of
@@ -147,6 +148,7 @@ class _Stretch:
         frontier = self._replay.walk.position.frontier
         note = self._notes.get(frontier.size)
         if note is None:
+            make_durable(self._segments[-1])  # nothing is signed that a power failure could still take back
             note = self._signer.sign(format_checkpoint(Checkpoint(self._key.name, frontier.size, frontier.root())))
         right, place = [], 0
         for level in cover(size, frontier.size):

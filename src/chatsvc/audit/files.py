@@ -141,6 +141,15 @@ def fill_of(path: Path) -> float:
     return 1 - state.f_bavail / state.f_blocks if state.f_blocks else 0.0
 
 
+def make_durable(path: Path) -> None:
+    """Wait until what others wrote to a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: Path, calls: Calls = SYSTEM) -> None:
     """Make names inside a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -66,6 +66,7 @@ class AuditLog:
         self._batch = _Batch()
         self._owed: list[Entry] = []  # ends that found no space
         self._num_refused = 0
+        self._told: set[str] = set()
         self._state: Literal["open", "full", "dead", "closed"] = "open"
         self._why: str | None = None
         self._committing_since: float | None = None
@@ -120,7 +121,7 @@ class AuditLog:
         Waits for nothing, so that a flood of refusals costs neither time nor disk.
         """
         with self._wake:
-            if self._denials.is_news(facts, reason, time.monotonic()) and self._state == "open":
+            if self._denials.is_news(facts, reason, time.monotonic(), can_write=self._state == "open"):
                 self._batch.entries.append(self._journal.entry("event", facts, Result("denied", reason=reason)))
                 self._wake.notify()
 
@@ -230,6 +231,13 @@ class AuditLog:
             batch.done.set()
         if self._journal.checkpoint_is_due():
             self._journal.checkpoint()
+            self._tell_alarms()
+
+    def _tell_alarms(self) -> None:
+        alarms = set(self.alarms())
+        for alarm in sorted(alarms - self._told):
+            _log.error("audit log: %s", alarm)
+        self._told = alarms
 
     def _commit_all(self, entries: list[Entry], owed: list[Entry]) -> None:
         try:

@@ -87,7 +87,7 @@ def _begin(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
     contents = Contents(options.level, options.auditor_key)
     journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
     journal.start_segment()
-    journal.commit([journal.own("audit.start", log="new", pid=os.getpid())])
+    journal.commit([journal.own("audit.start", log="new", pid=os.getpid(), **options.about)])
     journal.checkpoint()
     _name_key(mirror, signer)
     return journal
@@ -153,7 +153,14 @@ def _replayed(segment: Path, signer: Signer) -> tuple[Replay, Notes]:
 def _tidy(journal: Journal, torn_bytes: int) -> None:
     journal.keep_up()
     orphans = [_orphan(journal, seq, about) for seq, about in sorted(journal.position.open.items())]  # (5)
-    start = journal.own("audit.start", log="resumed", pid=os.getpid(), torn_bytes=torn_bytes, num_orphans=len(orphans))
+    start = journal.own(
+        "audit.start",
+        log="resumed",
+        pid=os.getpid(),
+        torn_bytes=torn_bytes,
+        num_orphans=len(orphans),
+        **journal.options.about,
+    )
     journal.commit([*orphans, start])
     journal.checkpoint()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ class AuditOptions:
         witness_files, witness_syslog: where checkpoints are sent: files on other mounts, the socket of a system log.
         level: how much of a content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
         space_alarm: a file system that is fuller than this alarms.
+        about: said at every start: version and a digest of the configuration, so that a change of them is in the log.
     """
 
     directory: Path
@@ -50,3 +52,4 @@ class AuditOptions:
     level: Level = "metadata"
     auditor_key: Path | None = None
     space_alarm: float = 0.8
+    about: Mapping[str, str] = field(default_factory=dict)
