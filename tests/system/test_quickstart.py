@@ -92,22 +92,25 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def test_two_homes_serve_side_by_side(quickstart) -> None:
-    _, first, one = quickstart()
-    _, second, other = quickstart(CHATSVC_GUARD__ALLOWED_NETWORKS='["127.0.0.0/8"]', CHATSVC_ENGINE__MAX_NUM_SEQS="2")
-    for address in (one, other):
-        assert httpx.get(f"{address}/readyz").status_code == 200
-    assert first.stop() == 0
-    assert httpx.get(f"{other}/readyz").status_code == 200
-    assert second.stop() == 0
-
-
-def test_the_environment_overrides_the_list_that_quickstart_wrote(quickstart) -> None:
-    _, program, address = quickstart(CHATSVC_GUARD__ALLOWED_NETWORKS='["127.0.0.5/32"]')
+def test_two_homes_serve_side_by_side_each_with_its_own_list(quickstart, until) -> None:
+    home, first, one = quickstart()
+    _, second, other = quickstart(CHATSVC_GUARD__ALLOWED_NETWORKS='["127.0.0.5/32"]', CHATSVC_ENGINE__MAX_NUM_SEQS="2")
+    assert httpx.get(f"{one}/readyz").status_code == 200
+    assert httpx.get(f"{other}/readyz").status_code == 403, "the environment overrides the list that was written"
     with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.5")) as client:
-        assert client.get(f"{address}/healthz").status_code == 200
-    assert httpx.get(f"{address}/healthz").status_code == 403
-    assert program.stop() == 0
+        assert client.get(f"{other}/readyz").status_code == 200
+
+    refused = home.run("quickstart", check=False)
+    assert refused.returncode == 3
+    assert f"is served already by process {first.process.pid}" in refused.stderr
+
+    children = descendants(second.process.pid)
+    assert len(children) >= 3
+    os.kill(second.process.pid, signal.SIGKILL)
+    second.process.wait()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20, "the end of a killed one's children")
+    assert httpx.get(f"{one}/readyz").status_code == 200
+    assert first.stop() == 0
 
 
 def test_a_port_that_is_taken_is_said_in_one_sentence(quickstart) -> None:
@@ -125,14 +128,6 @@ def test_a_wrong_configuration_is_told_whole_before_anything_starts(quickstart) 
     assert "chat.deadline_s" in program.text
 
 
-def test_a_second_service_on_the_same_home_is_refused(quickstart) -> None:
-    home, program, _ = quickstart()
-    second = home.run("quickstart", check=False)
-    assert second.returncode == 3
-    assert f"is served already by process {program.process.pid}" in second.stderr
-    assert program.stop() == 0
-
-
 def test_weights_that_are_refused_at_start_end_it_with_an_error(make_home, quickstart) -> None:
     home = make_home("refused")
     home.bring_model()
@@ -144,15 +139,6 @@ def test_weights_that_are_refused_at_start_end_it_with_an_error(make_home, quick
     _, program, _ = quickstart(home, wait=False)
     assert program.process.wait(90) == 3
     assert "not loaded" in program.text, program.text
-
-
-def test_a_killed_supervisor_takes_its_children_with_it(quickstart, until) -> None:
-    _, program, _ = quickstart()
-    children = descendants(program.process.pid)
-    assert len(children) >= 3
-    os.kill(program.process.pid, signal.SIGKILL)
-    program.process.wait()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20)
 
 
 def test_a_stop_before_it_serves_is_a_clean_end(make_home, start, until) -> None:

@@ -33,14 +33,16 @@ _TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so lon
 @click.option(
     "--cacert", type=click.Path(exists=True, dir_okay=False), help="The authority of the server's certificate."
 )
-def command(url: str, name: str, password_file: Path | None, once: str | None, cacert: str | None) -> None:
+def command(
+    url: str, name: str, password_file: Path | None, once: str | None, max_tokens: int | None, cacert: str | None
+) -> None:
     """Chat in the terminal.
 
     Ctrl-C cancels the answer that is running, Ctrl-D ends.
     """
     password = _read_password(password_file) if password_file else click.prompt("Password", hide_input=True)
     with _connection(url, cacert) as http:
-        talk = Talk(http)
+        talk = Talk(http, max_tokens)
         talk.log_in(name, password)
         if once is not None:
             _show(talk.ask(once))
@@ -75,6 +77,7 @@ class Talk:
     """A login and a conversation."""
 
     http: httpx.Client
+    max_tokens: int | None = None
     _tokens: dict[str, str] = field(default_factory=dict, repr=False)
     _conversation_id: str | None = None
 
@@ -92,7 +95,8 @@ class Talk:
         Raises:
             OperatorError: the service refused, or the answer ended with an error.
         """
-        body = {"query": text, **({"conversation_id": self._conversation_id} if self._conversation_id else {})}
+        optional = {"conversation_id": self._conversation_id, "max_tokens": self.max_tokens}
+        body = {"query": text, **{name: value for name, value in optional.items() if value is not None}}
         for attempt in (1, 2):
             with self.http.stream("POST", "/chat/stream", json=body, headers=self._bearer("access_token")) as answer:
                 if answer.status_code == httpx.codes.UNAUTHORIZED and attempt == 1:
@@ -163,8 +167,8 @@ def _show_until_cancelled(pieces: Generator[str, None, None]) -> None:
         _show(pieces)
     except KeyboardInterrupt:
         click.echo("\n(cancelled)")
-    except OperatorError as error:
-        click.echo(f"\nchatsvc: {error.message}", err=True)
+    except (OperatorError, httpx.TransportError) as error:
+        click.echo(f"\nchatsvc: {error}", err=True)
 
 
 def _show(pieces: Generator[str, None, None]) -> None:
