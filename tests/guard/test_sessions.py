@@ -29,6 +29,13 @@ def test_a_login_gives_both_tokens_of_one_family(guard, pair):
     assert pair.as_dict()["expires_in"] == access.exp - access.iat == 600
 
 
+def test_an_account_disabled_or_removed_meanwhile_gets_no_session(guard, ada):
+    guard.accounts.set_disabled("ada", disabled=True)
+    for account_id in (ada["id"], "removed"):
+        with pytest.raises(AuthenticationFailed):
+            guard.sessions.start(account_id, "127.0.0.1")
+
+
 def test_a_refresh_gives_the_next_pair(guard, pair):
     following = guard.sessions.refresh(claims_of(guard, pair), "127.0.0.1")
     assert following.refresh_token != pair.refresh_token

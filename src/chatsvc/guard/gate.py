@@ -35,7 +35,7 @@ from chatsvc.store.database import AnyRow
 
 __all__ = ["Admission", "Credentials", "Gate", "GateOptions", "GateParts"]
 
-_PURGE_EVERY_S = 3600.0
+_PURGE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, NotFound
 from chatsvc.guard.changes import Change, OnChange, note_nothing
-from chatsvc.guard.tokens import Claims, Tokens
+from chatsvc.guard.tokens import Claims, TokenPair, Tokens
 from chatsvc.store.database import AnyRow, Database
 from chatsvc.store.tables import Account, RefreshToken, Session
 
 _GRACE_S = 10.0
+_PURGED_AT_ONCE = 1000
 
 # What every request with a token asks: one indexed lookup, whatever the number of sessions.
 _STATE = (
@@ -63,24 +64,6 @@ class RefreshTokenReused(AuthenticationFailed):
         super().__init__("refresh token reused; family ended")
         self.sid = sid
         self.account_id = account_id
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPair:
-    """What a login or a refresh gives."""
-
-    access_token: str
-    refresh_token: str
-    expires_in: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer on the wire."""
-        return {
-            "access_token": self.access_token,
-            "refresh_token": self.refresh_token,
-            "token_type": "Bearer",
-            "expires_in": self.expires_in,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +111,17 @@ class Sessions:
         self._clock = clock
 
     def start(self, account_id: str, address: str) -> tuple[str, TokenPair]:
-        """A new family; returns its ``sid`` and the first tokens."""
+        """A new family; returns its ``sid`` and the first tokens.
+
+        Raises:
+            AuthenticationFailed: the account was disabled or removed since its password was checked.
+        """
         now = self._clock()
         sid = uuid.uuid4().hex
         with self._database.session() as session:
+            owner = session.execute(_ACCOUNT_STATE, {"account_id": account_id}).first()
+            if owner is None or owner.disabled_at is not None:
+                raise AuthenticationFailed("account disabled or removed meanwhile")
             session.execute(
                 insert(Session).values(
                     sid=sid,
@@ -205,10 +195,11 @@ class Sessions:
             return session.scalar(select(RefreshToken.sid).where(RefreshToken.jti == jti))
 
     def purge(self) -> None:
-        """Forget sessions that no token can belong to any more."""
+        """Forget sessions that no token can belong to any more, so many at once that nobody waits for it."""
         over = self._clock() - self._tokens.options.leeway_s
+        some = select(Session.sid).where(Session.ends_at < over).limit(_PURGED_AT_ONCE)
         with self._database.session() as session:
-            session.execute(delete(Session).where(Session.ends_at < over))
+            session.execute(delete(Session).where(Session.sid.in_(some)))
 
     def _alive_family(self, session: StoreSession, claims: Claims) -> AnyRow:
         family = session.execute(_STATE, {"sid": claims.sid}).first()

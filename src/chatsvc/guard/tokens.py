@@ -67,6 +67,24 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenPair:
+    """What a login or a refresh gives."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer on the wire."""
+        return {
+            "access_token": self.access_token,
+            "refresh_token": self.refresh_token,
+            "token_type": "Bearer",
+            "expires_in": self.expires_in,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class _Signer:
     """What the library is given as an identity: it hands it back to each loader, so one key serves one token."""
 

@@ -22,8 +22,8 @@ from chatsvc.guard.keyring import KeyRing
 from chatsvc.guard.login import Login
 from chatsvc.guard.passwords import check_password_rules
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, ClientAddress
-from chatsvc.guard.sessions import RefreshTokenReused, Sessions, TokenPair
-from chatsvc.guard.tokens import Claims
+from chatsvc.guard.sessions import RefreshTokenReused, Sessions
+from chatsvc.guard.tokens import Claims, TokenPair
 from chatsvc.http import context, problems
 from chatsvc.http.routing import requires
 from chatsvc.http.schema import Body, Text, parse_json

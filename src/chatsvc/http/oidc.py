@@ -19,7 +19,8 @@ from chatsvc.errors import AuthenticationFailed
 from chatsvc.guard.directory import LoggedIn, VouchedAccounts
 from chatsvc.guard.oidc import Flow, OidcProvider
 from chatsvc.guard.principal import PUBLIC
-from chatsvc.guard.sessions import Sessions, TokenPair
+from chatsvc.guard.sessions import Sessions
+from chatsvc.guard.tokens import TokenPair
 from chatsvc.http import context
 from chatsvc.http.auth import recorded, token_answer
 from chatsvc.http.routing import requires
