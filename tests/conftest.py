@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ class Server:
     key: str
     settings: Settings
     log: Path
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -177,42 +179,53 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(engine_socket: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The application as it is served: gunicorn with its real configuration, and an API key of alice's."""
-    home = tmp_path_factory.mktemp("server")
-    port = free_port()
-    given = {
-        **CHEAP,
-        "CHATSVC_HOME": str(home),
-        "CHATSVC_ENGINE__SOCKET": str(engine_socket),
-        "CHATSVC_SERVER__HOST": "127.0.0.1",
-        "CHATSVC_SERVER__PORT": str(port),
-        "CHATSVC_SERVER__KEEP_ALIVE_S": "0.2",
-        "CHATSVC_SERVER__DRAIN_TIMEOUT_S": "5",
-        "CHATSVC_LIMITS__MAX_WAITING": "32",
-    }
-    settings = load(given)
-    key = _with_accounts(settings)
-    log = home / "web.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", str(_gunicorn_configuration())],
-            env={**os.environ, **given},
-            stdout=stream,
-            stderr=stream,
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        poll_until(lambda: _is_ready(url) or process.poll() is not None, 60, "gunicorn")
-        assert process.poll() is None, log.read_text()
-        yield Server(url, port, key, settings, log)
-    finally:
-        process.terminate()
+def serve(engine_socket: Path) -> Callable[..., AbstractContextManager[Server]]:
+    """``with serve(home, CHATSVC_X__Y="…") as server``: gunicorn with its real configuration, an API key of alice's."""
+
+    @contextmanager
+    def started(home: Path, **environment: str) -> Iterator[Server]:
+        port = free_port()
+        given = {
+            **CHEAP,
+            "CHATSVC_HOME": str(home),
+            "CHATSVC_ENGINE__SOCKET": str(engine_socket),
+            "CHATSVC_SERVER__HOST": "127.0.0.1",
+            "CHATSVC_SERVER__PORT": str(port),
+            "CHATSVC_SERVER__DRAIN_TIMEOUT_S": "5",
+            "CHATSVC_LIMITS__MAX_WAITING": "32",
+            **environment,
+        }
+        settings = load(given)
+        server = Server(f"http://127.0.0.1:{port}", port, _with_accounts(settings), settings, home / "web.log")
+        with server.log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gunicorn", "-c", str(_gunicorn_configuration())],
+                env={**os.environ, **given},
+                stdout=stream,
+                stderr=stream,
+            )
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            poll_until(lambda: _is_ready(server.url) or process.poll() is not None, 60, "gunicorn")
+            assert process.poll() is None, server.log.read_text()
+            yield dataclasses.replace(server, process=process)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def server(
+    serve: Callable[..., AbstractContextManager[Server]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The application as it is served, for the whole session."""
+    with serve(tmp_path_factory.mktemp("server"), CHATSVC_SERVER__KEEP_ALIVE_S="0.2") as started:
+        yield started
 
 
 def free_port() -> int:

@@ -236,3 +236,21 @@ def test_the_log_holds_no_prompt_and_no_token(server):
     assert server.key not in text
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert any(line["message"] == "request" and line["path"] == "/chat" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("chains", "status"),
+    [
+        (["127.0.0.5"], 200),
+        (["192.0.2.1, 127.0.0.5"], 200),
+        (["127.0.0.5", "127.0.0.5"], 403),
+        (["192.0.2.1", "127.0.0.5"], 403),
+        (["127.0.0.5", ""], 403),
+        ([], 403),
+    ],
+)
+def test_a_trusted_proxy_brings_exactly_one_forwarded_header(server, chains, status):
+    headers = "".join(f"X-Forwarded-For: {chain}\r\n" for chain in chains)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30, source_address=("127.0.0.8", 0)) as line:
+        line.sendall(f"GET /livez HTTP/1.1\r\nHost: here\r\n{headers}Connection: close\r\n\r\n".encode())
+        assert line.recv(64).split()[1] == str(status).encode()
