@@ -195,7 +195,7 @@ def test_records_behind_the_last_checkpoint_are_said_to_be_held_by_the_chain_onl
     )
     verdict = verify_log(small_log.directory, Trust())
     assert verdict.exit_code == CLEAN
-    assert "7 behind the last checkpoint" in verdict.message
+    assert "the last 7 are held by the chain" in verdict.message
 
 
 def test_a_log_without_any_checkpoint_is_not_clean(small_log):

@@ -87,7 +87,7 @@ def describe_line(record: Record) -> str:
         stage,
         f"{record.get('action')!s:<20}",
         f"{outcome:<8}",
-        f"{record.get('actor') or '-'!s:<14}",
+        f"{str(record.get('actor') or '-')[:14]:<14}",  # an id is long; --json shows all of it
         f"{record.get('address') or '-'!s:<15}",
     ]
     return " ".join(parts) + _rest(record)

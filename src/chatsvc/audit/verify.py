@@ -173,8 +173,8 @@ class _Reading:
         if not replay.covered:  # (4)
             return self.failed(TAMPERED, f"record {self._first_seq}: no checkpoint covers the log", self._first_seq)
         rest = seq - replay.covered
-        behind = f"; {rest} behind the last checkpoint are held by the chain" if rest else ""
-        message = f"clean: records {self._first_seq} to {seq - 1}, all signed{behind}"
+        signed = f"; the last {rest} are held by the chain until the next checkpoint" if rest else ", all signed"
+        message = f"clean: records {self._first_seq} to {seq - 1}{signed}"
         return replace(self.failed(CLEAN, message), seq=None)
 
     def failed(self, exit_code: int, message: str, seq: int | None = None) -> Verdict:
