@@ -154,7 +154,7 @@ def _register_oidc(app: Flask, running: Running) -> None:
 
 
 def _admin_parts(running: Running) -> admin.AdminParts:
-    return admin.AdminParts(running.guard, running.audit, guard_options(running.settings).gate)
+    return admin.AdminParts(running.guard, running.audit, guard_options(running.settings).gate, running.engine)
 
 
 def _audit_desk(running: Running) -> audit.AuditDesk:

@@ -63,6 +63,7 @@ ROUTES = [
     ("POST", "/keys/x/rotate"),
     ("DELETE", "/keys/x"),
     ("POST", "/signing-keys/rotate"),
+    ("GET", "/model"),
     ("GET", "/sessions"),
     ("DELETE", "/sessions/x"),
 ]
@@ -189,6 +190,19 @@ def test_who_is_in_is_listed_and_one_session_can_be_ended(call, client, alice, a
     assert client.get("/me", headers=alice).status_code == 401
     assert len(call("GET", "/sessions")[1]["sessions"]) == 1
     assert len(audited("admin.session.end")) == 1
+
+
+def test_an_engine_that_is_not_ready_is_shown_as_such(call):
+    shown = call("GET", "/model")[1]
+    assert (shown["model"], shown["engine"]["ready"]) == (None, False)
+
+
+def test_the_model_that_is_served_is_shown(app, login):
+    client = app.test_client()
+    shown = client.get("/admin/model", headers=login("admin", at=client)).json
+    assert shown["model"]["name"]
+    assert shown["engine"]["ready"] is True
+    assert shown["sequences"]["max"] > 0
 
 
 def test_signing_keys_are_rotated_live(call, client, alice, audited):

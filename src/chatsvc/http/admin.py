@@ -14,6 +14,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import Field
 
 from chatsvc.audit.log import AuditLog
+from chatsvc.engine.client import EngineClient
 from chatsvc.errors import InvalidRequest, NotFound
 from chatsvc.guard.accounts import AccountUpdate
 from chatsvc.guard.api_keys import NewKey
@@ -86,6 +87,7 @@ class AdminParts:
     guard: Guard
     audit: AuditLog
     limits: GateOptions
+    engine: EngineClient
 
 
 def blueprint(parts: AdminParts) -> Blueprint:
@@ -106,6 +108,7 @@ def blueprint(parts: AdminParts) -> Blueprint:
         ("POST", "/keys/<string(maxlength=64):key_id>/rotate", views.rotate_key),
         ("DELETE", "/keys/<string(maxlength=64):key_id>", views.revoke_key),
         ("POST", "/signing-keys/rotate", views.rotate_signing_key),
+        ("GET", "/model", views.model),
         ("GET", "/sessions", views.sessions),
         ("DELETE", "/sessions/<string(maxlength=64):sid>", views.end_session),
     ):
@@ -120,6 +123,7 @@ class _Views:
         self._guard = parts.guard
         self._audit = parts.audit
         self._limits = parts.limits
+        self._engine = parts.engine
 
     def accounts(self) -> Response:
         """A page of accounts by name; ``after`` names the last one of the page before."""
@@ -202,6 +206,19 @@ class _Views:
         """Sign tokens with a new key from now on; nobody is logged out."""
         change = self._done("signing_key.rotate", lambda: Change(None, {"kid": self._guard.rotate_signing_key()}))
         return _created(change.after)
+
+    def model(self) -> Response:
+        """What is being served, and how the engine is; another model is put in by `chatsvc model activate`."""
+        status = self._engine.status()
+        card = self._engine.card() if status.ready else None
+        shown = ("name", "digest", "revision", "created", "context_length", "runner")
+        return jsonify(
+            {
+                "model": {name: getattr(card, name) for name in shown} if card else None,
+                "engine": {"ready": status.ready, "reason": status.reason, "draining": status.draining},
+                "sequences": {"running": status.num_running, "waiting": status.num_waiting, "max": status.max_num_seqs},
+            }
+        )
 
     def sessions(self) -> Response:
         """Who is in, or the sessions of ``account``."""

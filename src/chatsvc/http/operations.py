@@ -130,6 +130,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("DELETE", "/admin/keys/{key_id}"): Operation("admin", "Revoke a key", status=204),
     ("POST", "/admin/signing-keys/rotate"): Operation("admin", "Sign tokens with a new key", "Object", status=201),
+    ("GET", "/admin/model"): Operation("admin", "The model that is served, and how its engine is", "Object"),
     ("GET", "/admin/sessions"): Operation("admin", "Who is logged in", "Object", query=(_ACCOUNT,)),
     ("DELETE", "/admin/sessions/{sid}"): Operation("admin", "End a session", status=204),
     ("GET", "/admin/audit/export"): Operation(
