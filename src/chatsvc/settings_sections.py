@@ -139,6 +139,7 @@ class AuditSection(Section):
     second_directory: Path | None = None
     witness_files: Paths = []
     witness_syslog: Path | None = None
+    witness_url: SecretStr | None = None
     space_alarm: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 

@@ -44,6 +44,7 @@ def audit_options(settings: Settings) -> AuditOptions:
         second_directory=audit.second_directory,
         witness_files=tuple(audit.witness_files),
         witness_syslog=str(audit.witness_syslog) if audit.witness_syslog else None,
+        witness_url=audit.witness_url.get_secret_value() if audit.witness_url else None,
         space_alarm=audit.space_alarm,
         about={"version": version("chatsvc"), "configuration": _digest(settings)},
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import text
 
 from chatsvc.audit import layout
 from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, Signer, format_checkpoint
@@ -16,8 +18,11 @@ from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, Witn
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.audit.witness import Seen
+from chatsvc.audit.witness_database import DatabaseWitness
+from chatsvc.store.database import Database
 from tests.audit.logs import last_segment
 from tests.audit.test_log import CHAT, wait_until
+from tests.guard.test_replicas import postgres  # noqa: F401  (a fixture: a real server)
 
 SIGNER = Signer("log.example/00", Ed25519PrivateKey.generate())
 
@@ -121,3 +126,50 @@ def test_a_witness_that_never_answers_costs_only_an_alarm():
     publisher.stop()
     publisher.run()
     assert not publisher.alarms()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'witness.db'}"
+    server = request.getfixturevalue("postgres")
+    with closing(Database(server.url)) as database, database.session() as session:
+        session.execute(text("DROP TABLE IF EXISTS chatsvc_checkpoints"))
+    return server.url
+
+
+def notes_kept(url):
+    with closing(Database(url)) as database, database.reading() as session:
+        return session.execute(text("SELECT note FROM chatsvc_checkpoints ORDER BY origin, size")).scalars().all()
+
+
+def test_a_database_elsewhere_keeps_checkpoints_that_confirm_the_log(options, tmp_path, database_url):
+    log = AuditLog.open(replace(options, witness_url=database_url, checkpoint_records=2))
+    for _ in range(7):
+        log.event(CHAT, Result("allowed"))
+    log.close()
+    assert not log.alarms()
+    (tmp_path / "kept").write_text("".join(f"{note}\n" for note in notes_kept(database_url)))
+    verdict = verify_log(options.directory, Trust(witness=Seen.read(tmp_path / "kept")))
+    assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
+
+
+def test_a_database_refuses_a_log_that_became_shorter_or_another(database_url):
+    with closing(DatabaseWitness(database_url)) as witness:
+        witness.publish(note_of(5))
+        witness.publish(note_of(5))
+        for refused in (note_of(4), note_of(5, b"\x01" * 32)):
+            with pytest.raises(WitnessRefuses):
+                witness.publish(refused)
+        witness.publish(note_of(6))
+    assert notes_kept(database_url) == [note_of(5), note_of(6)]
+
+
+def test_a_database_that_is_away_alarms_and_stops_nothing(options, tmp_path):
+    url = f"sqlite:///{tmp_path / 'none' / 'witness.db'}"
+    log = AuditLog.open(replace(options, witness_url=url, checkpoint_records=1))
+    log.event(CHAT, Result("allowed"))
+    wait_until(log.alarms)
+    assert log.problem() is None
+    assert "none" not in repr(replace(options, witness_url=url))
+    log.close()

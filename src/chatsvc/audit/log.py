@@ -18,9 +18,9 @@ from chatsvc.audit.denials import Denials
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
 from chatsvc.audit.journal import Clock, Entry, Journal, system_clock
-from chatsvc.audit.opening import open_journal, open_mirror
+from chatsvc.audit.opening import open_journal, open_mirror, witnesses_of
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.publishing import Publisher, witnesses_of
+from chatsvc.audit.publishing import Publisher
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)

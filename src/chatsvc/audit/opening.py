@@ -21,10 +21,12 @@ from chatsvc.audit.files import Calls
 from chatsvc.audit.journal import Clock, Entry, Journal, Secrets, Since
 from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.publishing import FileWitness, SyslogWitness, Witness
 from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
 from chatsvc.audit.replay import Notes, Replay, read_notes
 from chatsvc.audit.seal import Epochs, SealKey
 from chatsvc.audit.walk import Tampered, Walk, position_at
+from chatsvc.audit.witness_database import DatabaseWitness
 from chatsvc.errors import OperatorError
 
 _MICRO = 1_000_000
@@ -46,6 +48,16 @@ def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirro
     if not devices:
         raise missing[options.directory]
     return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
+
+
+def witnesses_of(options: AuditOptions) -> list[Witness]:
+    """The witnesses that a log is told to have."""
+    witnesses: list[Witness] = [FileWitness(path) for path in options.witness_files]
+    if options.witness_syslog:
+        witnesses.append(SyslogWitness(options.witness_syslog))
+    if options.witness_url:
+        witnesses.append(DatabaseWitness(options.witness_url))
+    return witnesses
 
 
 def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from chatsvc.audit.checkpoint import NoteInvalid, parse_checkpoint
-from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.witness import Seen
-from chatsvc.errors import ChatsvcError
+from chatsvc.audit.checkpoint import NoteInvalid
+from chatsvc.audit.witness import Seen, checkpoint_in
+from chatsvc.errors import ChatsvcError, StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _MAX_WAITING = 256
@@ -32,12 +31,15 @@ class WitnessRefuses(ChatsvcError):
 
 
 class Witness(Protocol):
-    """Keeps checkpoints. ``publish`` raises OSError or WitnessRefuses."""
+    """Keeps checkpoints. ``publish`` raises OSError, StoreUnavailable or WitnessRefuses."""
 
     name: str
 
     def publish(self, note: str) -> None:
         """Keep a signed note."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
 
 
 class FileWitness:
@@ -49,7 +51,7 @@ class FileWitness:
 
     def publish(self, note: str) -> None:
         """Append the note, durably."""
-        checkpoint = parse_checkpoint(note.rpartition("\n\n")[0] + "\n")
+        checkpoint = checkpoint_in(note)
         known = [each for each, _ in self._seen().notes if each.origin == checkpoint.origin]
         if checkpoint in known:
             return
@@ -62,6 +64,9 @@ class FileWitness:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def _seen(self) -> Seen:
         try:
@@ -83,6 +88,9 @@ class SyslogWitness:
             sender.settimeout(1)
             sender.connect(self._address)
             sender.send(f"<{_PRIORITY}>chatsvc-checkpoint {json.dumps(note)}".encode())
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
 
 class Publisher:
@@ -114,19 +122,15 @@ class Publisher:
             self._why.pop("queue", None)
             for witness in self._witnesses:
                 self._publish(witness, note)
+        for witness in self._witnesses:
+            witness.close()
 
     def _publish(self, witness: Witness, note: str) -> None:
         try:
             witness.publish(note)
-        except (OSError, WitnessRefuses) as error:
+        except (OSError, WitnessRefuses, StoreUnavailable) as error:
             if witness.name not in self._why:
                 _log.error("the witness %s does not take checkpoints: %s", witness.name, error)
             self._why[witness.name] = str(error)
         else:
             self._why.pop(witness.name, None)
-
-
-def witnesses_of(options: AuditOptions) -> list[Witness]:
-    """The witnesses that a log is told to have."""
-    files: list[Witness] = [FileWitness(path) for path in options.witness_files]
-    return files + ([SyslogWitness(options.witness_syslog)] if options.witness_syslog else [])

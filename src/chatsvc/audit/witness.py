@@ -24,6 +24,11 @@ from chatsvc.audit.checkpoint import (
 _SYSLOG = re.compile(rb'chatsvc-checkpoint ("(?:[^"\\]|\\.)*")')
 
 
+def checkpoint_in(note: str) -> Checkpoint:
+    """The checkpoint of a note whose signature is somebody else's business."""
+    return parse_checkpoint(note.rpartition("\n\n")[0] + "\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Notes as a witness keeps them, of one or many logs."""
@@ -41,7 +46,7 @@ class Seen:
             raise NoteInvalid(f"{path} holds a damaged checkpoint.") from None
         if not notes:
             raise NoteInvalid(f"{path} holds no checkpoint.")
-        return cls(tuple((parse_checkpoint(note.rpartition("\n\n")[0] + "\n"), note) for note in notes))
+        return cls(tuple((checkpoint_in(note), note) for note in notes))
 
     def sizes(self, log_id: str) -> list[int]:
         """The sizes at which it has seen a log."""
