@@ -150,9 +150,12 @@ def _answers(operation: Operation, rule: Rule, requirement: Requirement) -> dict
 
 def _error_answers() -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    return {
+    answers: dict[str, Any] = {
         f"Error{status}": {"description": description, "content": content} for status, description in _ERRORS.items()
     }
+    # What is no HTTP at all is refused by the server in front of the application, in its own words.
+    answers["Error400"]["content"] = {**content, "text/html": {"schema": {"type": "string"}}}
+    return answers
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
