@@ -115,6 +115,13 @@ def test_keys_that_others_can_read_are_fatal(settings: Settings) -> None:
     assert finding.remedy == f"chmod go-rwx '{key}'"
 
 
+def test_a_public_key_may_be_read_by_others(settings: Settings) -> None:
+    key = settings.keys_directory / "model-signing.pub"
+    key.touch()
+    key.chmod(0o444)
+    assert levels(checks.files(settings))["permissions"] == "good"
+
+
 def test_a_missing_home_and_a_missing_key_are_told(settings: Settings, tmp_path: Path) -> None:
     missing = settings.model_copy(update={"home": tmp_path / "none"})
     assert levels(checks.files(missing)) == {"home": "warning"}

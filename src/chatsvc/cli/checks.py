@@ -147,7 +147,8 @@ def files(settings: Settings) -> Iterator[Finding]:
     if not os.access(settings.home, os.W_OK | os.X_OK):
         remedy = "Run as the account that owns it, or give it to that account."
         yield Finding("home", "fatal", f"{settings.home} cannot be written", remedy)
-    secrets = [settings.home, settings.keys_directory, *_files(settings.keys_directory)]
+    keys = [path for path in _files(settings.keys_directory) if path.suffix != ".pub"]  # a public key is for everybody
+    secrets = [settings.home, settings.keys_directory, *keys]
     secrets += [path for path in (settings.models.kek_file, settings.home / "admin-password") if path]
     open_to_others = [path for path in secrets if path.exists() and stat.S_IMODE(path.stat().st_mode) & _SECRET_MODE]
     for path in open_to_others:
