@@ -29,6 +29,9 @@ _TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so lon
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Its first line is the password; asked for when not given.",
 )
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), help="The longest answer; the service's default when not given."
+)
 @click.option("--once", metavar="TEXT", help="Ask this, print the answer, end.")
 @click.option(
     "--cacert", type=click.Path(exists=True, dir_okay=False), help="The authority of the server's certificate."
