@@ -20,7 +20,7 @@ from bench import machine, report
 from bench.inprocess import InProcess
 from bench.load import Target
 from bench.measure import EngineSubject, Measurement, ServerSubject, Subject, measure
-from bench.processes import free_port, running, wait_for
+from bench.processes import end_on_sigterm, free_port, running, wait_for
 from bench.scenarios import SCENARIOS, Scenario
 from bench.stack import StackOptions, stack
 from bench.supply import MODEL_NAME, Supply, default_cache
@@ -31,6 +31,7 @@ _LLAMA_CONTEXT = 16 * 2048
 
 def main() -> None:
     """Measure and write."""
+    end_on_sigterm()
     arguments = _arguments()
     head = machine.describe(["python", "-m", "bench", *map(shlex.quote, sys.argv[1:])])
     head |= {"load_before": machine.load_average(), "weight_format": arguments.weight_format}

@@ -1,8 +1,8 @@
 """``python -m bench.crowd``: 500 clients at once on sixteen slots, while another process watches ``/healthz``.
 
 Every client is to be served in full or told 503 with a Retry-After; who is told so comes back after exactly that time,
-which shows whether it was true. Each prompt has a length of its own, so that an answer to another's question would
-show in its usage. Bounded: so many clients, so many tries, so many tokens.
+which shows whether it was true. No two clients ask for the same lengths of prompt and answer, so that an answer to
+another's question would show in its usage. Bounded: so many clients, so many tries, so many tokens.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import Sample, Target, chat, stream
+from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
 from bench.stack import StackOptions, stack
 from bench.supply import MODEL_NAME, Supply, default_cache
@@ -31,6 +32,7 @@ from bench.supply import MODEL_NAME, Supply, default_cache
 _MAX_TRIES = 4
 _PROBE_INTERVAL_S = 0.05
 _SHORTEST_PROMPT = 40
+_SHORTEST_ANSWER = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,15 @@ class Client:
     """What one client went through, tries in order."""
 
     num_prompt: int
+    num_completion: int
     tries: tuple[Sample, ...]
 
     @property
     def is_served(self) -> bool:
         """Whether the last try was answered in full, and with this client's own prompt."""
         last = self.tries[-1]
-        return not last.error and last.num_prompt == self.num_prompt
+        lengths = (last.num_prompt, last.num_completion)
+        return not last.error and lengths == (self.num_prompt, self.num_completion)
 
     @property
     def is_told(self) -> bool:
@@ -53,31 +57,32 @@ class Client:
         return all(one.status == 503 and one.retry_after_s for one in refused)
 
 
-def come(target: Target, number: int, max_tokens: int, gate: threading.Barrier) -> Client:
+def come(target: Target, number: int, gate: threading.Barrier) -> Client:
     """One client: connect, wait for everybody, ask; when refused, come back when told to."""
-    num_prompt = _SHORTEST_PROMPT + number % 300
+    num_prompt = _SHORTEST_PROMPT + number % 100
+    max_tokens = _SHORTEST_ANSWER + number % 9
     text = text_of_tokens(num_prompt - NUM_TEMPLATE_TOKENS, number)
     body = chat([{"role": "user", "content": text}], max_tokens)
     connection = target.connect()
     gate.wait()
-    tries = []
-    for _ in range(_MAX_TRIES):
-        tries.append(stream(target, connection, body))
-        if tries[-1].status != 503 or not tries[-1].retry_after_s:
-            break
-        time.sleep(tries[-1].retry_after_s + random.random() * 0.2)
+    tries = [stream(target, connection, body)]
     connection.close()
-    return Client(num_prompt, tuple(tries))
+    while len(tries) < _MAX_TRIES and tries[-1].status == 503 and tries[-1].retry_after_s:
+        time.sleep(tries[-1].retry_after_s + random.random() * 0.2)
+        connection = target.connect()  # a wait may be longer than nginx keeps an idle connection
+        tries.append(stream(target, connection, body))
+        connection.close()
+    return Client(num_prompt, max_tokens, tuple(tries))
 
 
-def crowd(target: Target, num_clients: int, max_tokens: int) -> list[Client]:
+def crowd(target: Target, num_clients: int) -> list[Client]:
     """All clients, each in a thread."""
     target.headers()  # one login for all
     clients: list[Client | None] = [None] * num_clients
     gate = threading.Barrier(num_clients)
 
     def run(number: int) -> None:
-        clients[number] = come(target, number, max_tokens, gate)
+        clients[number] = come(target, number, gate)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(num_clients)]
     for thread in threads:
@@ -120,7 +125,7 @@ def report(clients: list[Client], health: list[float]) -> dict[str, Any]:
         "refusal_median_s": statistics.median(
             [one.ended - one.started for client in clients for one in client.tries if one.status == 503] or [0]
         ),
-        "retry_after_s": sorted({client.tries[0].retry_after_s for client in clients if client.tries[0].retry_after_s}),
+        "retry_after_s": _range([client.tries[0].retry_after_s or 0 for client in clients if len(client.tries) > 1]),
         "last_served_after_s": max(client.tries[-1].ended for client in clients)
         - min(client.tries[0].started for client in clients),
         "healthz_median_ms": statistics.median(health) * 1000,
@@ -129,25 +134,30 @@ def report(clients: list[Client], health: list[float]) -> dict[str, Any]:
     }
 
 
+def _range(values: list[float]) -> list[float]:
+    return [min(values), statistics.median(values), max(values)] if values else []
+
+
 def main() -> None:
     """Run and print one JSON object; exit code 1 when a client was neither served nor told."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.crowd", description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, default=500)
-    parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     supply = Supply(arguments.cache)
     home = arguments.cache / "home-int8"
     context = multiprocessing.get_context("spawn")
     with stack(StackOptions(home, supply.openvino("int8"), MODEL_NAME)) as target:
+        crowd(target, 32)  # so that the room knows at which rate it serves, as it does in a service that is in use
         stop, found = context.Event(), context.Queue()
         watcher = context.Process(target=probe, args=(target.port, str(home / "tls" / "cert.pem"), stop, found))
         watcher.start()
-        clients = crowd(target, arguments.clients, arguments.max_tokens)
+        clients = crowd(target, arguments.clients)
         stop.set()
         health = found.get(timeout=30)
         watcher.join()
-        again = crowd(target, 16, arguments.max_tokens)  # afterwards everything is free
+        again = crowd(target, 16)  # afterwards everything is free
     outcome = report(clients, health) | {"num_served_afterwards_of_16": sum(client.is_served for client in again)}
     print(json.dumps(outcome, indent=1))
     sys.exit(1 if outcome["num_broken"] or outcome["num_served_afterwards_of_16"] != 16 else 0)

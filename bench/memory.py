@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench import cpu
 from bench.measure import ServerSubject
+from bench.processes import end_on_sigterm
 from bench.scenarios import Scenario
 from bench.stack import StackOptions, stack
 from bench.supply import MODEL_NAME, Supply, default_cache
@@ -140,6 +141,7 @@ def run(supply: Supply, weight_format: str, limit_mib: int, num_sequences: int) 
 
 def main() -> None:
     """Run and print one JSON object; exit code 1 when the service did not live."""
+    end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
     parser.add_argument("--weight-format", choices=["int8", "int4"], default="int8")
     parser.add_argument("--limit-mib", type=int, default=1400)

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,11 @@ from pathlib import Path
 from bench.load import Target
 
 _END_TIMEOUT_S = 60
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM run the ``finally`` blocks that take servers down."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def free_port() -> int:
