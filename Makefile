@@ -51,6 +51,6 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	@echo "==> installing the reference runner, conversion and test tools"
-	@$(PIP) install --progress-bar on -c constraints.txt -e '.[torch,postgres,redis,directory,dev]'
+	@$(PIP) install --progress-bar on -c constraints.txt -e '.[torch,postgres,redis,directory,kit,dev]'
 	@$(PIP) install --no-deps optimum-intel==2.2.0
 	@touch $@
