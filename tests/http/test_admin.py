@@ -69,10 +69,10 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_only_an_administrator_may(client, alice, method, path):
-    assert client.open(f"/admin{path}", method=method, json={}).status_code == 401
-    assert client.open(f"/admin{path}", method=method, json={}, headers=alice).status_code == 403
+def test_only_an_administrator_may(client, alice):
+    for method, path in ROUTES:
+        assert client.open(f"/admin{path}", method=method, json={}).status_code == 401, path
+        assert client.open(f"/admin{path}", method=method, json={}, headers=alice).status_code == 403, path
 
 
 def test_accounts_are_made_listed_changed_and_removed(call, client, audited):
@@ -113,42 +113,42 @@ def test_roles_take_effect_on_tokens_that_are_out(call, client, alice):
     assert client.get("/admin/accounts", headers=alice).status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "status"),
-    [
-        ("POST", "/accounts", {"name": "alice", "password": PASSWORD}, 409),
-        ("POST", "/accounts", {"name": "a b", "password": PASSWORD}, 400),
-        ("POST", "/accounts", {"name": "carol", "password": "short"}, 400),
-        ("POST", "/accounts", {"name": "carol", "password": PASSWORD, "roles": ["root"]}, 400),
-        ("POST", "/accounts", {"name": "carol"}, 400),
-        ("PATCH", "/accounts/nobody", {"roles": []}, 404),
-        ("PATCH", "/accounts/alice", {"password": "short"}, 400),
-        ("PATCH", "/accounts/alice", {"roles": ["root"]}, 400),
-        ("PATCH", "/accounts/alice", {"name": "eve"}, 400),
-        ("DELETE", "/accounts/nobody", None, 404),
-        ("DELETE", "/accounts/%00", None, 404),
-        ("GET", "/accounts?limit=0", None, 400),
-        ("GET", "/accounts?limit=x", None, 400),
-        ("GET", "/accounts?after=%00", None, 400),
-        ("PUT", "/limits/nobody", {}, 404),
-        ("PUT", "/limits/alice", {"tokens_per_day": 0}, 400),
-        ("PUT", "/limits/alice", {"tokens_per_day": 10**30}, 400),
-        ("POST", "/keys", {"account": "nobody", "name": "ci", "scopes": ["chat"]}, 404),
-        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["fly"]}, 400),
-        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 409),
-        ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": []}, 400),
-        ("POST", "/keys/nothere/rotate", None, 404),
-        ("POST", "/keys/nothere/rotate", {"grace_s": -1}, 400),
-        ("DELETE", "/keys/nothere", None, 404),
-        ("DELETE", "/sessions/nothere", None, 404),
-        ("GET", "/nothing", None, 404),
-        ("PUT", "/accounts", None, 405),
-    ],
-)
-def test_what_cannot_be_done_says_why(call, method, path, body, status):
-    answered, json_body = call(method, path, body)
-    assert answered == status
-    assert set(json_body["error"]) == {"message", "type", "param", "code"}
+REFUSED = [
+    ("POST", "/accounts", {"name": "alice", "password": PASSWORD}, 409),
+    ("POST", "/accounts", {"name": "a b", "password": PASSWORD}, 400),
+    ("POST", "/accounts", {"name": "carol", "password": "short"}, 400),
+    ("POST", "/accounts", {"name": "carol", "password": PASSWORD, "roles": ["root"]}, 400),
+    ("POST", "/accounts", {"name": "carol"}, 400),
+    ("PATCH", "/accounts/nobody", {"roles": []}, 404),
+    ("PATCH", "/accounts/alice", {"password": "short"}, 400),
+    ("PATCH", "/accounts/alice", {"roles": ["root"]}, 400),
+    ("PATCH", "/accounts/alice", {"name": "eve"}, 400),
+    ("DELETE", "/accounts/nobody", None, 404),
+    ("DELETE", "/accounts/%00", None, 404),
+    ("GET", "/accounts?limit=0", None, 400),
+    ("GET", "/accounts?limit=x", None, 400),
+    ("GET", "/accounts?after=%00", None, 400),
+    ("PUT", "/limits/nobody", {}, 404),
+    ("PUT", "/limits/alice", {"tokens_per_day": 0}, 400),
+    ("PUT", "/limits/alice", {"tokens_per_day": 10**30}, 400),
+    ("POST", "/keys", {"account": "nobody", "name": "ci", "scopes": ["chat"]}, 404),
+    ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["fly"]}, 400),
+    ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 409),
+    ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": []}, 400),
+    ("POST", "/keys/nothere/rotate", None, 404),
+    ("POST", "/keys/nothere/rotate", {"grace_s": -1}, 400),
+    ("DELETE", "/keys/nothere", None, 404),
+    ("DELETE", "/sessions/nothere", None, 404),
+    ("GET", "/nothing", None, 404),
+    ("PUT", "/accounts", None, 405),
+]
+
+
+def test_what_cannot_be_done_says_why(call):
+    for method, path, body, status in REFUSED:
+        answered, json_body = call(method, path, body)
+        assert answered == status, (method, path, body)
+        assert set(json_body["error"]) == {"message", "type", "param", "code"}
 
 
 def test_limits_are_set_and_shown(call, client, alice, audited):

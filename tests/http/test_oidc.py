@@ -140,21 +140,21 @@ def test_both_steps_are_audited(app, client):
     assert b'"auth.login"' in text
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda query: {**query, "state": "another"},
-        lambda query: {**query, "code": "another"},
-        lambda query: {"state": query["state"], "error": "access_denied"},
-        lambda query: {"code": query["code"]},
-        lambda query: {},
-    ],
-)
-def test_an_answer_that_is_not_to_this_login_is_refused(client, change):
-    back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
-    query = {name: values[0] for name, values in parse_qs(back.query).items()}
-    assert client.get("/oidc/callback", query_string=change(query)).status_code == 401
-    assert client.post("/oidc/tokens").status_code == 401
+CHANGED_ANSWERS = [
+    lambda query: {**query, "state": "another"},
+    lambda query: {**query, "code": "another"},
+    lambda query: {"state": query["state"], "error": "access_denied"},
+    lambda query: {"code": query["code"]},
+    lambda query: {},
+]
+
+
+def test_an_answer_that_is_not_to_this_login_is_refused(client):
+    for change in CHANGED_ANSWERS:
+        back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
+        query = {name: values[0] for name, values in parse_qs(back.query).items()}
+        assert client.get("/oidc/callback", query_string=change(query)).status_code == 401
+        assert client.post("/oidc/tokens").status_code == 401
 
 
 def test_an_answer_in_another_browser_is_refused(app, client):
@@ -218,18 +218,19 @@ def forged(header, claims, key):
     return jwt.encode(header, claims, key, algorithms=[header["alg"]])
 
 
-@pytest.mark.parametrize("kind", ["RS256", "Ed25519", "HS256"])
-def test_tokens_that_somebody_else_signed_are_refused(client, provider_url, kind):
+def test_tokens_that_somebody_else_signed_are_refused(client, provider_url):
     now = int(time.time())
-    claims = {"iss": provider_url, "aud": "chatsvc-api", "sub": "x", "iat": now, "exp": now + 60,
-              "preferred_username": "admin"}  # fmt: skip
+    claims = {"iss": provider_url, "aud": "chatsvc-api", "sub": "x", "iat": now, "exp": now + 60}
     published = httpx.get(f"{provider_url}/jwks").json()["keys"][0]
-    if kind == "HS256":
-        key = OctKey.import_key(json.dumps(published).encode())
-    else:
-        key = RSAKey.generate_key(2048) if kind == "RS256" else OKPKey.generate_key("Ed25519")
-    for header in ({"alg": kind}, {"alg": kind, "kid": published.get("kid", "1")}, {"alg": kind, "kid": "unknown"}):
-        assert client.get("/me", headers=bearer(forged(header, claims, key))).status_code == 401
+    keys = {
+        "RS256": RSAKey.generate_key(2048),
+        "Ed25519": OKPKey.generate_key("Ed25519"),
+        "HS256": OctKey.import_key(json.dumps(published).encode()),
+    }
+    for kind, key in keys.items():
+        for named in ({}, {"kid": published.get("kid", "1")}, {"kid": "unknown"}):
+            token = forged({"alg": kind, **named}, {**claims, "preferred_username": "admin"}, key)
+            assert client.get("/me", headers=bearer(token)).status_code == 401
 
 
 def test_a_token_of_another_issuer_asks_nobody_for_keys(provider_url, monkeypatch):
