@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit import layout
+from chatsvc.audit import keys, layout
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import AppendFile, Calls, DiskFailed, Lock
+from chatsvc.audit.files import AppendFile, Calls, DiskFailed, DiskFull, Lock, write_whole
 from chatsvc.audit.log import AuditLog
+from chatsvc.audit.seal import parse_seal_key
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import AuditUnavailable
@@ -270,6 +271,38 @@ def test_no_space_at_the_end_loses_only_the_stop(options, caplog):
     log.close()
     assert "closed without its last records" in caplog.text
     assert not found(options, action="audit.stop")
+
+
+def test_no_space_for_the_next_sealing_key_is_tried_again(options, time, monkeypatch):
+    log = AuditLog.open(replace(options, epoch_s=60), clock=time.clock())
+    real, tries = keys.save_seal_key, []
+
+    def failing(directory, key):
+        tries.append(key.epoch)
+        if len(tries) <= 2:
+            raise DiskFull("no space")
+        real(directory, key)
+
+    monkeypatch.setattr(keys, "save_seal_key", failing)
+    time.pass_us(61_000_000)
+    wait_until(lambda: len(tries) == 3 and log.problem() is None)
+    log.event(CHAT, Result("allowed"))
+    log.close()
+    (present,) = options.keys.glob("audit-seal-*.key")
+    assert parse_seal_key(present.read_text()).epoch == 1
+    (first,) = keys.initial_seals(options.keys)
+    trust = Trust(seal_keys=(parse_seal_key(first.read_text()),))
+    assert verify_log(options.directory, trust).exit_code == CLEAN
+
+
+def test_a_small_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match="small"):
+        write_whole(tmp_path / "small", b"x", 0o600, replace=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_denials_without_space_are_counted(options):

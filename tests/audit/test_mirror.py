@@ -14,10 +14,11 @@ from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
 from chatsvc.audit.files import Calls
 from chatsvc.audit.log import AuditLog
+from chatsvc.audit.prune import prune
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import write_segments, write_some
+from tests.audit.logs import DAY_US, write_segments, write_some
 from tests.audit.test_faults import fails_to_write
 from tests.audit.test_log import CHAT, wait_until
 
@@ -216,3 +217,14 @@ def test_a_second_device_that_cannot_be_written_at_the_start_is_left_out(two, ti
     assert len(log.alarms()) == 1
     log.close()
     assert is_clean(two.directory)
+
+
+def test_a_device_that_was_pruned_alone_still_leads(two, time):
+    write_segments(two, time, 5, days_between=60)
+    assert prune(two.directory, two.keys, 180, time.wall_us)
+    time.pass_us(-60 * DAY_US)
+    log = AuditLog.open(two)
+    assert not log.alarms()
+    log.close()
+    assert is_clean(two.directory)
+    assert is_clean(two.second_directory)

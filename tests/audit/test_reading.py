@@ -75,7 +75,27 @@ def test_logs_are_merged_by_time(options, time):
     aside = replace(options, directory=options.directory / "commands")
     write_some(aside, time, 1)
     AuditLog.open(options, clock=time.clock()).close()
-    merged_records = list(merged([Tail(options.directory), Tail(aside.directory)]))
+    merged_records = list(merged(Tail(each.directory).read() for each in (options, aside)))
     times = [each["ts"] for each in merged_records]
     assert times == sorted(times)
     assert len({each["log_id"] for each in merged_records}) == 2
+
+
+def test_the_last_records_are_found_without_reading_all_segments(options, time):
+    daily = write_segments(options, time, 4)
+    everything = [each["seq"] for each in Tail(options.directory).read()]
+    for count in (1, 3, 9, 1000):
+        tail = Tail(options.directory)
+        assert [each["seq"] for each in tail.last(Filter(), count)] == everything[-count:]
+        assert list(tail.read()) == []
+    begins = [each["stage"] for each in tail.last(Filter(action="chat.generate"), 5)]
+    assert begins == ["end", "begin", "end", "begin", "end"]
+    write_some(daily, time, 0)
+    assert next(tail.read())["seq"] == len(everything)
+    assert Tail(options.directory / "none").last(Filter(), 3) == []
+
+
+def test_what_is_json_but_no_object_is_passed_over(small_log):
+    segment = last_segment(small_log)
+    segment.write_bytes(b"[]\n" + segment.read_bytes() + b"[" * 100_000 + b"\n")
+    assert len(list(Tail(small_log.directory).read())) == 9

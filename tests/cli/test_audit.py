@@ -102,6 +102,7 @@ def test_show_filters_and_prints(options, time):
     record = json.loads(run("show", "--json", "--outcome", "allowed", "--actor", "alice", "-n", "1"))
     assert (record["stage"], record["seq"]) == ("end", 7)
     assert run("show", "--since", "2027") == ""
+    assert run("show", "-n", "0", "--actor", "alice").count("\n") == 6
 
 
 def test_show_follows(options, time, home):

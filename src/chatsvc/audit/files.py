@@ -165,13 +165,15 @@ def write_whole(path: Path, data: bytes, mode: int, *, replace: bool) -> bool:
     """Put a small file in place in one step, durably. False if it exists and ``replace`` is not set.
 
     A replaced file's old content is overwritten before its name goes: it may have been a key.
+
+    Raises:
+        DiskFull, DiskFailed: it is not there, or not durably.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with contextlib.suppress(FileNotFoundError):
-        draft.unlink()
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    draft.unlink(missing_ok=True)
     try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -186,6 +188,8 @@ def write_whole(path: Path, data: bytes, mode: int, *, replace: bool) -> bool:
         sync_directory(path.parent)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise _named(error, path) from error
     finally:
         draft.unlink(missing_ok=True)
     return True

@@ -85,6 +85,7 @@ class Journal:
         self._contents = secrets.contents
         self._signer = secrets.signer
         self._sealing = secrets.sealing
+        self._kept_epoch = secrets.sealing.epoch
         self._since = Since()
         self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
 
@@ -105,6 +106,8 @@ class Journal:
     def keep_up(self) -> None:
         """Turn the epoch and rotate the segment, if it is time."""
         now = max(self.clock.wall_us(), self.position.last_us)
+        if self._kept_epoch < self._sealing.epoch:
+            self.forget_old_key()
         if self.position.epochs.at(now) > self.position.epoch:
             self._turn_epoch(now)
         since = self._since
@@ -191,9 +194,10 @@ class Journal:
         self.forget_old_key()
 
     def forget_old_key(self) -> None:
-        """The ratchet's file follows the log."""
+        """The ratchet's file follows the log; where there is no space for it, the next time."""
         self._sealing = self._sealing.forward(self.position.epoch)
         keys.save_seal_key(self.options.keys, self._sealing)
+        self._kept_epoch = self._sealing.epoch
 
     def start_segment(self) -> None:
         """Begin a segment with its header."""

@@ -135,6 +135,8 @@ class Mirror:
     def _copy(self, device: Device, leader: Device) -> bool:
         """Bring a device up to the leader. False if what it holds is not the beginning of what the leader holds."""
         ours, theirs = layout.segments(leader.directory), layout.segments(device.directory)
+        oldest = layout.first_seq(ours[0]) or 0
+        theirs = [path for path in theirs if (layout.first_seq(path) or 0) >= oldest]  # ours may have been pruned alone
         names = [path.name for path in ours]
         if any(path.name not in names for path in theirs):
             return False

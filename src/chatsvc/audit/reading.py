@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from chatsvc.audit import layout
-from chatsvc.audit.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
+from chatsvc.audit.record import MAX_LINE_BYTES, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +60,50 @@ class Tail:
         for segment in layout.segments(self._directory):
             if self._segment is not None and segment < self._segment:
                 continue
-            if segment != self._segment:
-                self._segment, self._offset = segment, 0
-            yield from self._lines(segment)
+            start = self._offset if segment == self._segment else 0
+            self._segment = segment
+            yield from self._lines(segment, start)
 
-    def _lines(self, segment: Path) -> Iterator[Record]:
+    def _lines(self, segment: Path, start: int) -> Iterator[Record]:
+        self._offset = start
         with segment.open("rb") as file:
-            file.seek(self._offset)
+            file.seek(start)
             while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
                 self._offset += len(line)
-                try:
-                    yield decode(line[:-1])
-                except RecordInvalid:
-                    continue
+                record = _read(line)
+                if record is not None:
+                    yield record
+
+    def last(self, chosen: Filter, count: int) -> list[Record]:
+        """The last so many records that a filter takes, without reading more segments than that needs.
+
+        :meth:`read` then goes on behind them.
+        """
+        found: list[Record] = []
+        segments = layout.segments(self._directory)
+        for segment in reversed(segments):
+            taken = (each for each in self._lines(segment, 0) if chosen.takes(each))
+            found = [*deque(taken, maxlen=count - len(found)), *found]
+            if segment == segments[-1]:
+                end = self._offset
+            if len(found) >= count:
+                break
+        if segments:
+            self._segment, self._offset = segments[-1], end
+        return found
 
 
-def merged(tails: Iterable[Tail]) -> Iterator[Record]:
-    """All logs' records by time."""
-    yield from heapq.merge(*(tail.read() for tail in tails), key=lambda record: str(record.get("ts")))
+def _read(line: bytes) -> Record | None:
+    try:
+        record = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def merged(records: Iterable[Iterable[Record]]) -> Iterator[Record]:
+    """Records of several logs by time."""
+    yield from heapq.merge(*records, key=lambda record: str(record.get("ts")))
 
 
 def describe_line(record: Record) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chatsvc.audit.prune import Pruned
-    from chatsvc.audit.reading import Filter, Tail
     from chatsvc.audit.record import Record
     from chatsvc.audit.verdict import Verdict
     from chatsvc.audit.verify import Trust
@@ -117,19 +115,16 @@ def show(last: int, follow: bool, as_json: bool, **wanted: str | None) -> None:
 
     tails = [Tail(each) for each in logs(configuration.load().audit_directory)]
     chosen = Filter(**wanted)
-    for record in deque((each for each in merged(tails) if chosen.takes(each)), maxlen=last or None):
-        _show(record, as_json=as_json)
-    while follow:
-        time.sleep(_FOLLOW_S)
-        _show_new(tails, chosen, as_json=as_json)
-
-
-def _show_new(tails: list[Tail], chosen: Filter, *, as_json: bool) -> None:
-    from chatsvc.audit.reading import merged
-
-    for record in merged(tails):
-        if chosen.takes(record):
+    if last:
+        for record in list(merged(tail.last(chosen, last) for tail in tails))[-last:]:
             _show(record, as_json=as_json)
+    while follow or not last:
+        for record in merged(tail.read() for tail in tails):
+            if chosen.takes(record):
+                _show(record, as_json=as_json)
+        if not follow:
+            return
+        time.sleep(_FOLLOW_S)
 
 
 def _show(record: Record, *, as_json: bool) -> None:
