@@ -136,7 +136,7 @@ def _register(app: Flask, running: Running) -> None:
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
-    app.register_blueprint(ui.blueprint())
+    app.register_blueprint(ui.blueprint(single_sign_on=running.provider is not None))
     configured = openapi.Configured(settings.chat.max_tokens_cap, running.guard.roles.names())
     openapi.install(app, __version__, configured)
 

@@ -254,3 +254,33 @@ def test_a_trusted_proxy_brings_exactly_one_forwarded_header(server, chains, sta
     with socket.create_connection(("127.0.0.1", server.port), timeout=30, source_address=("127.0.0.8", 0)) as line:
         line.sendall(f"GET /livez HTTP/1.1\r\nHost: here\r\n{headers}Connection: close\r\n\r\n".encode())
         assert line.recv(64).split()[1] == str(status).encode()
+
+
+def test_me_tells_where_ones_requests_stand(server, wait_until):
+    def busy():
+        with open_client(server) as client, client.stream("POST", "/chat/stream", json=LONG) as answer:
+            next(answer.iter_raw())
+            told.append(client_requests())
+
+    def client_requests():
+        with open_client(server) as client:
+            return client.get("/me").json()["requests"]
+
+    told = []
+    busy()
+    assert {"position": 0} | {"estimate_s": told[0][0]["estimate_s"]} == told[0][0]
+    wait_until(lambda: client_requests() == [])
+
+
+def test_on_sigterm_a_running_stream_ends_with_an_error_event_and_the_process_ends(serve, tmp_path, events):
+    with serve(tmp_path) as server, open_client(server) as client:
+        received = b""
+        with client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 4000}) as answer:
+            for chunk in answer.iter_raw():
+                if not received:
+                    server.process.terminate()
+                received += chunk
+        name, data = events(received)[-1]
+        assert (name, data["error"]["code"]) == ("error", "draining")
+        server.process.wait(20)
+        assert '"end"' in "".join(path.read_text() for path in (tmp_path / "audit").rglob("*.jsonl"))

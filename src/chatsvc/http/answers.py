@@ -97,8 +97,10 @@ SCHEMAS: dict[str, Any] = {
             "scopes": _list(_TEXT),
             "limits": _OBJECT,
             "remaining": _OBJECT,
+            # one's requests that run (position 0) or wait for their turn
+            "requests": _list(_object(position=_COUNT, estimate_s=_or_null("number"))),
         },
-        "required": ["principal", "roles", "scopes", "limits", "remaining"],
+        "required": ["principal", "roles", "scopes", "limits", "remaining", "requests"],
     },
     "Jwks": _object(keys=_list(_OBJECT)),
 }

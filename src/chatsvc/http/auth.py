@@ -149,6 +149,10 @@ class _Views:
                 "expires_at": caller.expires_at,
                 "limits": limits,
                 "remaining": remaining,
+                "requests": [
+                    {"position": place.position(), "estimate_s": place.estimate_s()}
+                    for place in self._parts.gate.room.places_of(caller.account_id)
+                ],
             }
         )
 

@@ -30,12 +30,9 @@ class ChatDesk:
     def call(self) -> Call:
         """Steps 4–6 of the gate for the request being answered; the service releases the admission."""
         caller = context.principal()
-        return Call(
-            admission=self.gate.admit(caller),
-            account_id=caller.account_id,
-            facts=context.facts("chat.generate"),
-            is_gone=connection.is_gone(request.environ),
-        )
+        facts, is_gone = context.facts("chat.generate"), connection.is_gone(request.environ)
+        # Last: nothing may come between the admission and the service that releases it.
+        return Call(self.gate.admit(caller), caller.account_id, facts, is_gone)
 
     def stream(self, chat_request: ChatRequest, encoder: sse.Encoder) -> Response:
         """A streaming answer."""

@@ -49,7 +49,7 @@ class Operation:
 
     def answer(self) -> dict[str, Any]:
         """The answer when all goes well."""
-        if self.status == 204:
+        if self.status in {204, 302}:
             return {"description": "Done."}
         kind = "Event" if self.media_type == "text/event-stream" else self.schema
         schema: dict[str, Any] = {"$ref": f"#/components/schemas/{kind}"} if kind else {"type": "string"}
@@ -104,6 +104,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/password"): Operation(
         "session", "Change one's password", body=PasswordBody, status=204, errors=(409, 429)
     ),
+    ("GET", "/oidc/login"): Operation("session", "Away to the identity provider", status=302),
+    ("GET", "/oidc/callback"): Operation("session", "Back from the identity provider", status=302, errors=(401,)),
+    ("POST", "/oidc/tokens"): Operation("session", "The tokens of that login", "Tokens", errors=(401,)),
     ("GET", "/me"): Operation("session", "Who am I, and what is left of my limits", "Me"),
     ("GET", "/.well-known/jwks.json"): Operation("session", "Public keys of tokens; none with HS256", "Jwks"),
     ("GET", "/healthz"): Operation("health", "Is the whole service able to answer?", "Healthy", own_answers=_NOT_OK),

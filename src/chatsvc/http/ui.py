@@ -44,10 +44,12 @@ class Page:
     etag: str
 
 
-def blueprint() -> Blueprint:
-    """The routes."""
+def blueprint(*, single_sign_on: bool = False) -> Blueprint:
+    """The routes. ``single_sign_on``: the page offers to log in by the identity provider."""
     routes = Blueprint("ui", __name__)
     pages = read_pages()
+    if single_sign_on:
+        pages["index.html"] = _page(pages["index.html"].content.replace(b'data-sso="no"', b'data-sso="yes"'), "html")
 
     @routes.get("/")
     @requires(PUBLIC)
@@ -73,11 +75,14 @@ def read_pages() -> dict[str, Page]:
     """Every file of the pages, once."""
     found = {}
     for file in resources.files("chatsvc.http").joinpath("pages").iterdir():
-        content_type = _TYPES.get(file.name.rpartition(".")[2])
-        if content_type is not None:
-            content = file.read_bytes()
-            found[file.name] = Page(content, content_type, hashlib.sha256(content).hexdigest()[:32])
+        kind = file.name.rpartition(".")[2]
+        if kind in _TYPES:
+            found[file.name] = _page(file.read_bytes(), kind)
     return found
+
+
+def _page(content: bytes, kind: str) -> Page:
+    return Page(content, _TYPES[kind], hashlib.sha256(content).hexdigest()[:32])
 
 
 def _send(page: Page) -> Response:

@@ -225,8 +225,22 @@ $("log-out").addEventListener("click", async () => { await api.logOut(); leave()
 for (const node of document.querySelectorAll("[data-action=language]")) {
   node.addEventListener("click", () => { page.language = page.language === "zh" ? "en" : "zh"; translate(); });
 }
+
+async function comeBack() {
+  history.replaceState(null, "", location.pathname);
+  try {
+    await api.takeOver();
+  } catch (error) {
+    $("login-error").textContent = error instanceof api.Failure ? error.message : say("lost");
+    return;
+  }
+  await attempt(enter);
+}
+
+$("sso").hidden = document.body.dataset.sso !== "yes";
 translate();
 show();
+if (location.hash === "#oidc") comeBack();
 if (location.hash === "#oidc") {
   history.replaceState(null, "", location.pathname);
   attempt(async () => { await api.takeTokens(); await enter(); });

@@ -3,6 +3,7 @@ export const TEXTS = {
   en: {
     loginHint: "Log in with the account of your organisation.",
     username: "User name", password: "Password", logIn: "Log in", logOut: "Log out",
+    sso: "Single sign-on",
     other: "中文", skip: "Skip to the message field", conversations: "Conversations",
     newConversation: "New conversation", messages: "Messages", message: "Message",
     placeholder: "Ask something. Enter sends, Shift+Enter begins a line.",
@@ -16,6 +17,7 @@ export const TEXTS = {
   zh: {
     loginHint: "请使用本单位账号登录。",
     username: "用户名", password: "密码", logIn: "登录", logOut: "退出登录",
+    sso: "单点登录",
     other: "English", skip: "跳到输入框", conversations: "会话",
     newConversation: "新会话", messages: "消息", message: "消息",
     placeholder: "请输入问题。回车发送，Shift+回车换行。",
