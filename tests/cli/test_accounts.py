@@ -175,12 +175,19 @@ def test_signing_keys_are_rotated_without_logging_anybody_out(run, ada, web):
     assert "from now on" in run("key", "rotate-signing")[1]
 
 
-@pytest.mark.parametrize("how", ["sid", "refresh", "account", "stdin"])
+@pytest.mark.parametrize("how", ["sid", "jti", "refresh", "account", "stdin"])
 def test_a_session_is_ended_by_whatever_is_known_of_it(run, ada, web, how):
     guard, gate = web
     sid, pair = guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")
     jti = guard.tokens.check(pair.refresh_token, "refresh").jti
-    arguments = {"sid": [sid], "refresh": [jti], "account": ["--account", "ada"], "stdin": ["--stdin"]}[how]
+    access = guard.tokens.check(pair.access_token, "access").jti
+    arguments = {
+        "sid": [sid],
+        "jti": [access],
+        "refresh": [jti],
+        "account": ["--account", "ada"],
+        "stdin": ["--stdin"],
+    }[how]
     assert run("token", "list")[1].startswith(sid)
     assert run("token", "revoke", *arguments, given=pair.access_token if how == "stdin" else None)[0] == 0
     with pytest.raises(Exception, match="Authentication failed"):

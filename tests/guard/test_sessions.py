@@ -141,10 +141,11 @@ def test_who_is_in_is_listed_and_all_of_an_account_end_together(guard, ada):
     assert [session.account for session in guard.sessions.list_sessions()] == ["bob"]
 
 
-def test_the_session_of_a_refresh_token_can_be_told(guard, pair):
+def test_the_session_of_a_token_can_be_told(guard, pair):
     claims = claims_of(guard, pair)
-    assert guard.sessions.sid_of_refresh_token(claims.jti) == claims.sid
-    assert guard.sessions.sid_of_refresh_token("unknown") is None
+    assert guard.sessions.sid_of(claims.jti) == claims.sid
+    assert guard.sessions.sid_of(guard.tokens.check(pair.access_token, "access").jti) == claims.sid
+    assert guard.sessions.sid_of("unknown") == "unknown"
 
 
 def test_purging_forgets_sessions_that_are_over_and_no_other(guard, pair, clock, ada):

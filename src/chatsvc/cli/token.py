@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--stdin", "from_stdin", is_flag=True, help="Read a token that was found somewhere; ends its session.")
 @_AS_JSON
 def revoke(ids: tuple[str, ...], account: str | None, from_stdin: bool, as_json: bool) -> None:
-    """End sessions, by their ID, by an account, or by a token on standard input.
+    """End sessions, by their ID or a token's (jti), by an account, or by a token on standard input.
 
     Every token of a session is dead at once, in every web process, and its running answers end.
     """
@@ -61,10 +61,9 @@ def list_(account: str | None, as_json: bool) -> None:
 
 
 def _end(guard: Guard, given: str) -> bool:
-    """End the session of that id, or the one that a refresh token of that id belongs to."""
-    sid = guard.sessions.sid_of_refresh_token(given) or given
+    """End the session of that id, or the one that a token of that id belongs to."""
     try:
-        guard.sessions.end(sid, "command")
+        guard.sessions.end(guard.sessions.sid_of(given), "command")
     except NotFound:
         return False
     return True

@@ -189,10 +189,11 @@ class Sessions:
         with self._database.reading() as session:
             return self._views(session, Account.name == account_name if account_name else Session.sid != "")
 
-    def sid_of_refresh_token(self, jti: str) -> str | None:
-        """The family of a refresh token."""
+    def sid_of(self, token_id: str) -> str:
+        """The family that a token of that id would belong to, whether there is one or not."""
         with self._database.reading() as session:
-            return session.scalar(select(RefreshToken.sid).where(RefreshToken.jti == jti))
+            of_refresh_token = session.scalar(select(RefreshToken.sid).where(RefreshToken.jti == token_id))
+        return of_refresh_token or token_id.partition("-")[0]
 
     def purge(self) -> None:
         """Forget sessions that no token can belong to any more, so many at once that nobody waits for it."""
@@ -258,7 +259,8 @@ class Sessions:
         # All of it follows from the successor, so that a retry gets the very same pair.
         now = successor.issued_at
         lifetime_s = max(1, min(self._tokens.options.access_lifetime_s, int(successor.ends_at) - now))
-        access_jti = uuid.uuid5(uuid.UUID(hex=successor.jti), "access").hex
+        # It begins with the session's id: nothing is stored of an access token, and yet it can be revoked by its id.
+        access_jti = f"{successor.sid}-{uuid.uuid5(uuid.UUID(hex=successor.jti), 'access').hex[:16]}"
         access = Claims(successor.account_id, successor.sid, access_jti, now, now + lifetime_s)
         refresh = Claims(successor.account_id, successor.sid, successor.jti, successor.issued_at, successor.expires_at)
         return TokenPair(
