@@ -29,7 +29,7 @@ fix: setup-dev ## let ruff mend and format what it can
 	@$(BIN)/ruff format .
 
 bench: setup-dev ## measure this machine: throughput and time to the first token
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.everything
 
 docs: setup-dev ## write the pages that are made from the code
 	@$(BIN)/python tools/pages.py

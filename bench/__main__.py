@@ -1,7 +1,8 @@
 """``python -m bench``: chatsvc's whole stack beside its engine alone and llama.cpp's server, in one run.
 
 Every server is up for the whole run and is measured in turn at each number of streams, so that what else the machine
-does meets them all alike; a table shows medians over the rounds. Writes results.json, results.md and the plots.
+does meets them all alike; a table shows medians over the rounds. Writes results.json and
+the plots below docs/bench, and the tables of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from bench import machine, report
+from bench import machine, page, report
 from bench.inprocess import InProcess
 from bench.load import Target
 from bench.measure import EngineSubject, Measurement, ServerSubject, Subject, measure
@@ -27,6 +28,7 @@ from bench.supply import MODEL_NAME, Supply, default_cache
 
 _SUBJECTS = ("chatsvc", "engine", "llama.cpp-Q8_0", "llama.cpp-Q4_0")
 _LLAMA_CONTEXT = 16 * 2048
+_KEPT = Path("docs/bench")
 
 
 def main() -> None:
@@ -48,6 +50,8 @@ def main() -> None:
                         measurements.append(measure(subject, scenario, num_streams, number))
                         print(_line(measurements[-1]), flush=True)
                 report.write(arguments.output, head, measurements)
+    if arguments.output == _KEPT:
+        page.embed("throughput", report.markdown(head, measurements))
     print(f"==> wrote {arguments.output}")
     if any(one.problems for one in measurements):
         sys.exit("some measurements have problems; they are in results.json")
@@ -63,7 +67,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--weight-format", choices=["int8", "int4"], default="int8", help="of our model")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="keys of chatsvc.toml")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where models and llama.cpp are kept")
-    parser.add_argument("--output", type=Path, default=Path("docs/bench"))
+    parser.add_argument("--output", type=Path, default=_KEPT)
     return parser.parse_args()
 
 

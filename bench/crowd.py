@@ -18,11 +18,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+from bench import page
 from bench.load import Sample, Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
@@ -134,6 +136,14 @@ def report(clients: list[Client], health: list[float]) -> dict[str, Any]:
     }
 
 
+def _table(outcome: Mapping[str, Any]) -> str:
+    lines = ["| what | |", "|---|---|"]
+    for name, value in outcome.items():
+        shown = f"{value:.3g}" if isinstance(value, float) else json.dumps(value)
+        lines.append(f"| {name.removeprefix('num_').replace('_', ' ')} | {shown} |")
+    return "\n".join(lines)
+
+
 def _range(values: list[float]) -> list[float]:
     return [min(values), statistics.median(values), max(values)] if values else []
 
@@ -160,6 +170,7 @@ def main() -> None:
         again = crowd(target, 16)  # afterwards everything is free
     outcome = report(clients, health) | {"num_served_afterwards_of_16": sum(client.is_served for client in again)}
     print(json.dumps(outcome, indent=1))
+    page.save("crowd", outcome, _table(outcome))
     sys.exit(1 if outcome["num_broken"] or outcome["num_served_afterwards_of_16"] != 16 else 0)
 
 

@@ -12,11 +12,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import cpu
+from bench import cpu, page
 from bench.measure import ServerSubject
 from bench.processes import end_on_sigterm
 from bench.scenarios import Scenario
@@ -26,6 +26,7 @@ from bench.supply import MODEL_NAME, Supply, default_cache
 _NUM_TOKENS = 1000
 _MIB = 1024 * 1024
 _SETTLE_S = 1
+_CASES = (("int8", 1400, 8), ("int4", 1200, 8), ("int8", 2000, 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +141,32 @@ def run(supply: Supply, weight_format: str, limit_mib: int, num_sequences: int) 
 
 
 def main() -> None:
-    """Run and print one JSON object; exit code 1 when the service did not live."""
+    """Run every case (or the one that is asked for), write, and end with 1 when the service did not live in one."""
     end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
-    parser.add_argument("--weight-format", choices=["int8", "int4"], default="int8")
-    parser.add_argument("--limit-mib", type=int, default=1400)
-    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--case", nargs=3, metavar=("FORMAT", "MIB", "SEQUENCES"), help="only this one; not written")
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
-    outcome = run(Supply(arguments.cache), arguments.weight_format, arguments.limit_mib, arguments.sequences)
-    print(json.dumps({**asdict(outcome), "lives": outcome.lives}, indent=1))
-    sys.exit(0 if outcome.lives else 1)
+    cases = [(arguments.case[0], int(arguments.case[1]), int(arguments.case[2]))] if arguments.case else _CASES
+    outcomes = []
+    for weight_format, limit_mib, num_sequences in cases:
+        outcomes.append(run(Supply(arguments.cache), weight_format, limit_mib, num_sequences))
+        print(json.dumps({**asdict(outcomes[-1]), "lives": outcomes[-1].lives}), flush=True)
+    if not arguments.case:
+        page.save("memory", {"outcomes": [asdict(one) for one in outcomes]}, _table(outcomes))
+    sys.exit(0 if all(one.lives for one in outcomes) else 1)
+
+
+def _table(outcomes: Sequence[Outcome]) -> str:
+    lines = [
+        "| weights | limit MiB | sequences of 1000 tokens | served | killed | peak MiB | anonymous MiB by process |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for one in outcomes:
+        sizes = ", ".join(f"{role} {size}" for role, size in one.by_process_mib.items())
+        counts = f"{one.limit_mib} | {one.num_sequences} | {one.num_served} | {one.num_killed} | {one.peak_mib}"
+        lines.append(f"| {one.weight_format} | {counts} | {sizes} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,10 @@ _OPPONENTS = ("llama.cpp-Q8_0", "llama.cpp-Q4_0")
 
 
 def write(folder: Path, head: Mapping[str, Any], measurements: Results) -> None:
-    """results.json, results.md, and two plots a scenario, below ``folder``."""
+    """results.json and a plot a scenario, below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": head, "measurements": [asdict(one) for one in measurements]}
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(markdown(head, measurements), encoding="utf-8")
     for scenario in _in_order(measurements, lambda one: one.scenario):
         those = [one for one in measurements if one.scenario == scenario]
         _plot(folder / f"{scenario}.svg", scenario, those)
@@ -49,7 +48,7 @@ def markdown(head: Mapping[str, Any], measurements: Results) -> str:
     parts = [_machine(head)]
     for scenario in _in_order(measurements, lambda one: one.scenario):
         those = [one for one in measurements if one.scenario == scenario]
-        parts.append(f"### {_TITLES[scenario]}\n\n{_table(those)}")
+        parts.append(f"### {_TITLES[scenario]}\n\n{_table(those)}\n\n![{_TITLES[scenario]}](bench/{scenario}.svg)")
     parts += [_ratios(measurements), _layers(measurements), _processors(measurements)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

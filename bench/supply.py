@@ -41,12 +41,15 @@ class Supply:
 
     def openvino(self, weight_format: str) -> Path:
         """The model converted for the default runner: ``int8`` or ``int4``."""
-        folder = self.cache / f"openvino-{weight_format}"
+        return self.converted(self.hugging_face(), weight_format)
+
+    def converted(self, source: Path, weight_format: str) -> Path:
+        """A safetensors folder as OpenVINO, by the same program as ``chatsvc model convert``."""
+        folder = self.cache / f"{source.name}-{weight_format}"
         if not (folder / "openvino_model.bin").exists():
-            _say(f"converting it to OpenVINO {weight_format}")
-            exporter = Path(sys.executable).parent / "optimum-cli"
-            task = ["--task", "text-generation-with-past", "--weight-format", weight_format]
-            _run([exporter, "export", "openvino", "-m", self.hugging_face(), *task, folder], self.cache / "export.log")
+            _say(f"converting {source.name} to OpenVINO {weight_format}")
+            program = [sys.executable, "-m", "chatsvc.models.converter"]
+            _run([*program, source, folder, weight_format], self.cache / "convert.log")
         return folder
 
     def gguf(self, kind: str) -> Path:

@@ -86,7 +86,7 @@ def _windows(folder: ModelFolder, num_tokens: int, window_size: int, text: Path 
 
     from chatsvc.engine.runners.quality import windows_of
 
-    whole = text.read_text(encoding="utf-8") if text else _manual()
+    whole = text.read_text(encoding="utf-8") if text else manual()
     tokenizer = Tokenizer.from_str(folder.card().tokenizer_json.decode())
     ids = tokenizer.encode(whole, add_special_tokens=False).ids[:num_tokens]
     if len(ids) < window_size:
@@ -94,7 +94,8 @@ def _windows(folder: ModelFolder, num_tokens: int, window_size: int, text: Path 
     return windows_of(ids, window_size), hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _manual() -> str:
+def manual() -> str:
+    """Python's own pages on a few topics."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[topic] for topic in _TOPICS)

@@ -1,0 +1,23 @@
+"""``make bench``: all measurements one after the other, each in a process of its own. About half an hour, alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd")
+
+
+def main() -> None:
+    """Run them all; what fails is named at the end."""
+    failed = []
+    for program in _PROGRAMS:
+        print(f"==> python -m {program}", flush=True)
+        if subprocess.run([sys.executable, "-m", program], check=False).returncode:
+            failed.append(program)
+    if failed:
+        sys.exit(f"missed or failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

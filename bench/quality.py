@@ -1,0 +1,94 @@
+"""``python -m bench.quality``: what each way of serving the embedded model costs against its weights in fp32.
+
+The same measurement as ``chatsvc bench quality``, over the formats and group sizes one could choose from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from bench import page
+from bench.processes import end_on_sigterm
+from bench.supply import Supply, default_cache
+from chatsvc.cli.bench import manual
+from chatsvc.engine.runners.quality import compare, forecast_fp32, forecast_openvino, windows_of
+from chatsvc.models import embedded
+from chatsvc.models.store import ModelStore
+
+_GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
+_WINDOW = 528
+# What says how the model is built; the rest of a configuration that came from GGUF says that it did.
+_CONFIG_KEYS = frozenset(
+    {
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
+        *("rope_parameters", "tie_word_embeddings", "head_dim", "bos_token_id", "eos_token_id", "pad_token_id"),
+    }
+)
+
+
+def main() -> None:
+    """Measure and write."""
+    end_on_sigterm()
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.partition("\n")[0])
+    parser.add_argument("--tokens", type=int, default=2 * _WINDOW)
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    arguments = parser.parse_args()
+    supply = Supply(arguments.cache)
+    store = ModelStore(supply.cache / "store" / "models", supply.cache / "store" / "keys")
+    served = embedded.ensure(store, cache=supply.cache)
+    (original,) = supply.cache.glob(f"{embedded.SHA256[:16]}-*.gguf")
+    tokenizer = Tokenizer.from_str(served.card().tokenizer_json.decode())
+    windows = windows_of(tokenizer.encode(manual(), add_special_tokens=False).ids[: arguments.tokens], _WINDOW)
+    truth = forecast_fp32(original, windows)
+    rows = []
+    for title, path, properties in _candidates(supply, original, served.path / "model.gguf"):
+        result = compare(truth, forecast_openvino(path, windows, properties))
+        rows.append({"served": title, **asdict(result)})
+        print(title, result, flush=True)
+    page.save("quality", {"rows": rows}, _table(rows))
+
+
+def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[str, Path, Mapping[str, object]]]:
+    yield "GGUF as imported (Q4_1 rewritten as Q8_0), group 32", served, {_GROUP_SIZE: 32}
+    yield "GGUF as imported, no dynamic quantisation", served, {_GROUP_SIZE: 0}
+    yield "GGUF Q4_1 as it was, group 32", original, {_GROUP_SIZE: 32}
+    source = _as_hugging_face(original, supply.cache / "smollm2")
+    for group in (0, 32, 64, 128):
+        title = f"converted int8, group {group}" if group else "converted int8, no dynamic quantisation"
+        yield title, supply.converted(source, "int8"), {_GROUP_SIZE: group}
+    yield "converted int4, group 64", supply.converted(source, "int4"), {_GROUP_SIZE: 64}
+
+
+def _as_hugging_face(original: Path, folder: Path) -> Path:
+    """The GGUF file's weights in fp32 as a safetensors folder, so that the converter has something to convert.
+
+    A model that was loaded from GGUF refuses to be saved; one made anew from a clean configuration does not.
+    """
+    if not (folder / "tokenizer_config.json").exists():
+        where = {"gguf_file": original.name, "local_files_only": True}
+        loaded = AutoModelForCausalLM.from_pretrained(original.parent, dtype=torch.float32, **where)
+        config = {key: value for key, value in loaded.config.to_dict().items() if key in _CONFIG_KEYS}
+        clean = LlamaForCausalLM(LlamaConfig(**config))
+        clean.load_state_dict(loaded.state_dict())
+        clean.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(original.parent, **where).save_pretrained(folder)
+    return folder
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    lines = ["| served as | top-1 agreement with fp32 | perplexity (fp32: {:.2f}) |", "|---|---|---|"]
+    lines[0] = lines[0].format(rows[0]["reference_perplexity"])
+    lines += [f"| {row['served']} | {row['agreement']:.3f} | {row['perplexity']:.2f} |" for row in rows]
+    return "\n".join(lines) + f"\n\n{rows[0]['num_tokens']} tokens of Python's own manual, windows of {_WINDOW}.\n"
+
+
+if __name__ == "__main__":
+    main()
