@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import itertools
 import json
+import socket
 import threading
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from bench.load import Sample, Streams, Target, chat
 from bench.measure import summarise
+from bench.page import embed
 from bench.report import markdown, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.shape import render
@@ -97,14 +99,24 @@ def test_a_refusal_and_a_cut_stream_are_told_apart_from_answers(target):
     assert cut.error == "the stream ended without [DONE]"
 
 
-def test_a_server_that_is_gone_is_a_sample_with_an_error(target):
-    streams = Streams(target, 1)
+def test_a_server_that_goes_away_is_a_sample_with_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        streams = Streams(Target("gone", "127.0.0.1", listener.getsockname()[1]), 1)
+        accepted, _ = listener.accept()
+        accepted.close()
+    (sample,) = streams.burst([chat([{"role": "user", "content": "whole"}], 2)])
     streams.close()
-    gone = Streams.__new__(Streams)
-    gone._target, gone._connections = Target("gone", "127.0.0.1", 1), streams._connections
-    gone._connections[0].port = 1
-    (sample,) = gone.burst([chat([{"role": "user", "content": "whole"}], 2)])
-    assert "ConnectionRefusedError" in sample.error
+    assert sample.status == 0
+    assert sample.error
+
+
+def test_a_table_is_put_between_its_marks_and_nowhere_else(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- bench:x -->\nold\n<!-- /bench:x -->\nafter\n")
+    embed("x", "| new |", path)
+    assert path.read_text() == "before\n<!-- bench:x -->\n\n| new |\n\n<!-- /bench:x -->\nafter\n"
+    with pytest.raises(ValueError, match="no place for y"):
+        embed("y", "", path)
 
 
 def test_prompts_have_the_length_that_was_asked_for_and_share_nothing():
