@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from chatsvc import __version__
+from chatsvc import __version__, pidfile
 from chatsvc.audit.log import AuditLog
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
@@ -22,8 +22,23 @@ from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.keyring import read_or_make_secret
 from chatsvc.guard.room import Room
-from chatsvc.http import admin, audit, auth, chat, conversations, hooks, openai, openapi, ops, problems, routing, ui
+from chatsvc.http import (
+    admin,
+    audit,
+    auth,
+    chat,
+    conversations,
+    hooks,
+    models,
+    openai,
+    openapi,
+    ops,
+    problems,
+    routing,
+    ui,
+)
 from chatsvc.http.chat_schema import Bounds
+from chatsvc.models.store import ModelStore
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings import Settings
 from chatsvc.wiring import (
@@ -133,6 +148,7 @@ def _register(app: Flask, running: Running) -> None:
     _register_oidc(app, running)
     app.register_blueprint(admin.blueprint(_admin_parts(running)))
     app.register_blueprint(audit.blueprint(_audit_desk(running)))
+    app.register_blueprint(models.blueprint(_models_desk(running)))
     app.register_blueprint(chat.blueprint(desk))
     app.register_blueprint(openai.blueprint(desk, running.engine))
     app.register_blueprint(conversations.blueprint(running.conversations))
@@ -159,6 +175,12 @@ def _admin_parts(running: Running) -> admin.AdminParts:
 
 def _audit_desk(running: Running) -> audit.AuditDesk:
     return audit.AuditDesk(running.audit, running.settings.audit_directory, running.settings.keys_directory)
+
+
+def _models_desk(running: Running) -> models.ModelsDesk:
+    settings = running.settings
+    store = ModelStore(settings.models_directory, settings.keys_directory)
+    return models.ModelsDesk(store, running.engine, running.audit, lambda: pidfile.tell_to_swap(settings.home))
 
 
 def _auth_parts(running: Running) -> auth.AuthParts:

@@ -136,6 +136,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/admin/model"): Operation("admin", "The model that is served, and how its engine is", "Object"),
     ("GET", "/admin/sessions"): Operation("admin", "Who is logged in", "Object", query=(_ACCOUNT,)),
     ("DELETE", "/admin/sessions/{sid}"): Operation("admin", "End a session", status=204),
+    ("GET", "/admin/models"): Operation("admin", "The models of the store, and the one that is served", "Object"),
+    ("POST", "/admin/models/{name}/activate"): Operation(
+        "admin", "Serve another model; nobody is interrupted", "Object", status=202, errors=(409,)
+    ),
     ("GET", "/admin/audit/export"): Operation(
         "admin", "A stretch of the audit log that verifies alone", media_type="application/jsonl", query=(_FROM, _TO)
     ),

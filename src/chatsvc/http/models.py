@@ -1,0 +1,99 @@
+"""``/admin/models``: which models there are, and which one is served. Knows nothing about what is in a model.
+
+Fetching and importing is the command line's: it is long work on files that this process may not be allowed to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Blueprint
+
+from chatsvc.audit.log import AuditLog
+from chatsvc.engine.client import EngineClient
+from chatsvc.errors import Conflict, EngineUnavailable, ModelRefused, NotFound, OperatorError
+from chatsvc.guard.principal import scope
+from chatsvc.http import context
+from chatsvc.http.auth import recorded
+from chatsvc.http.routing import requires
+from chatsvc.models.store import ModelFolder, ModelStore
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsDesk:
+    """What the routes need. ``tell_to_swap`` asks whoever runs the engine; False where nobody listens."""
+
+    store: ModelStore
+    engine: EngineClient
+    audit: AuditLog
+    tell_to_swap: Callable[[], bool]
+
+
+def blueprint(desk: ModelsDesk) -> Blueprint:
+    """The routes."""
+    routes = Blueprint("models", __name__, url_prefix="/admin/models")
+
+    @routes.get("")
+    @requires(scope("admin"))
+    def list_models() -> dict[str, Any]:
+        active = _active(desk.store)
+        return {
+            "models": [_described(folder, active=folder.name == active) for folder in desk.store.list()],
+            "active": active,
+            "served": _served(desk.engine),
+        }
+
+    @routes.post("/<name>/activate")
+    @requires(scope("admin"))
+    def activate(name: str) -> tuple[dict[str, Any], int]:
+        before = _active(desk.store)
+        recorded(
+            desk.audit,
+            context.facts("admin.model.activate"),
+            lambda: _activate(desk.store, name),
+            details=lambda _: {"before": before, "after": name},
+        )
+        return {"active": name, "swapping": desk.tell_to_swap()}, 202
+
+    return routes
+
+
+def _activate(store: ModelStore, name: str) -> None:
+    if name not in {folder.name for folder in store.list()}:
+        raise NotFound("There is no such model in the store; GET /admin/models lists them.")
+    try:
+        store.activate(name)
+    except ModelRefused as error:
+        raise Conflict(error.message, code=error.code) from error
+
+
+def _active(store: ModelStore) -> str | None:
+    try:
+        folder = store.active()
+    except OperatorError:  # it points to nothing that is there
+        return None
+    return folder.name if folder else None
+
+
+def _served(engine: EngineClient) -> str | None:
+    try:
+        return engine.card().name
+    except EngineUnavailable:
+        return None
+
+
+def _described(folder: ModelFolder, *, active: bool) -> dict[str, Any]:
+    try:
+        description = folder.description()
+    except ModelRefused:
+        return {"name": folder.name, "active": active, "ok": False}
+    return {
+        "name": folder.name,
+        "active": active,
+        "ok": True,
+        "format": description.format,
+        "context_length": description.context_length,
+        "sealed": description.sealed,
+    }
