@@ -38,6 +38,12 @@ def test_the_shape_is_read_from_a_gguf_file_and_from_a_config(smollm2: ModelFold
     assert shape_of(tmp_path) == ModelShape(num_layers=24, num_kv_heads=2, head_size=128)
 
 
+def test_the_shape_of_unsealed_weights_is_read_through_their_link(smollm2: ModelFolder, tmp_path: Path) -> None:
+    with smollm2.weights() as path:
+        (tmp_path / "model.gguf").symlink_to(path)
+        assert shape_of(tmp_path / "model.gguf") == shape_of(path)
+
+
 @pytest.mark.parametrize("content", ["{}", "nonsense", '{"num_attention_heads": 0}', "[]"])
 def test_a_config_that_says_nothing_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)

@@ -12,7 +12,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from chatsvc.errors import OperatorError
 from chatsvc.models.files import BLOCK_BYTES, Progress, new_file, no_progress, open_regular, sha256_of
@@ -74,15 +74,24 @@ def read_head(path: Path) -> GgufHead:
         OSError: it cannot be opened.
     """
     with open_regular(path) as file:
+        return head_of(file, path.name)
+
+
+def head_of(file: IO[bytes], name: str) -> GgufHead:
+    """The same, of a file that is open: one in memory has no path that ``read_head`` takes.
+
+    Raises:
+        GgufInvalid: see above.
+    """
+    try:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:  # an empty file
+        raise GgufInvalid(f"{name} is empty") from error
+    with content:
         try:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:  # an empty file
-            raise GgufInvalid(f"{path.name} is empty") from error
-        with content:
-            try:
-                return _Reader(content).head()
-            except (struct.error, IndexError, UnicodeDecodeError) as error:
-                raise GgufInvalid(f"{path.name} is damaged or cut off; fetch it again") from error
+            return _Reader(content).head()
+        except (struct.error, IndexError, UnicodeDecodeError) as error:
+            raise GgufInvalid(f"{name} is damaged or cut off; fetch it again") from error
 
 
 def copy_with_text(source: Path, target: Path, key: str, value: str, progress: Progress = no_progress) -> str:

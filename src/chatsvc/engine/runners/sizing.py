@@ -55,7 +55,8 @@ def shape_of(path: Path) -> ModelShape:
 
 
 def _shape_of_gguf(path: Path) -> ModelShape:
-    head = gguf.read_head(path)
+    with path.open("rb") as file:  # unsealed weights are a link to a file in memory
+        head = gguf.head_of(file, path.name)
     name = head.get("general.architecture", str)
     num_heads = head.get(f"{name}.attention.head_count", int)
     num_kv_heads = head.metadata.get(f"{name}.attention.head_count_kv", num_heads)
