@@ -133,6 +133,15 @@ def test_a_file_that_is_no_good_key_is_named_and_nothing_starts(tmp_path, clock,
         a_ring(tmp_path, clock, "HS256" if name.endswith("hs256") else "EdDSA")
 
 
+def test_a_file_that_is_no_good_key_and_is_put_there_later_is_passed_over(tmp_path, clock):
+    ring = a_ring(tmp_path, clock)
+    kid = ring.current().kid
+    (tmp_path / "keys" / "signing-9999999999-aa.hs256").write_bytes(b"short")
+    clock.advance(5)
+    assert ring.current().kid == kid
+    assert ring.find("9999999999-aa") is None
+
+
 def test_a_secret_is_made_once(tmp_path):
     path = tmp_path / "keys" / "throttle.key"
     assert read_or_make_secret(path) == read_or_make_secret(path)

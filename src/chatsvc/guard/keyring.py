@@ -117,7 +117,12 @@ class KeyRing:
         found: dict[str, SigningKey] = {}
         for path in sorted(self._directory.glob(f"signing-*{self._suffix}")):
             kid = path.name.removeprefix("signing-").removesuffix(self._suffix)
-            found[kid] = self._keys.get(kid) or _read(path, kid)
+            try:
+                found[kid] = self._keys.get(kid) or _read(path, kid)
+            except (OperatorError, OSError):
+                if not self._keys:
+                    raise  # at the start: nothing runs on half a ring
+                # Put there while we run: what is no key does not end the sessions of all the others.
         if found or not self._keys:  # an emptied directory must not end every session while we run
             self._keys = found
 
