@@ -19,6 +19,7 @@ from chatsvc.audit.record import (
     describe,
     encode,
     format_time,
+    mac_fits,
     parse_time,
     plain,
     seal,
@@ -108,6 +109,14 @@ def test_the_mac_covers_everything_but_itself():
     line = seal(record, b"key")
     assert decode(line)["mac"] == compute_mac(decode(line), b"key") == compute_mac(record, b"key")
     assert compute_mac(record | {"b": "y"}, b"key") != compute_mac(record, b"key")
+
+
+@given(st.dictionaries(names, scalars), free)
+def test_the_mac_of_a_line_is_the_mac_of_its_record(record, details):
+    line = seal({"method": None, **record, "details": details}, b"key")
+    assert mac_fits(line, decode(line)["mac"], b"key")
+    assert not mac_fits(line, decode(line)["mac"], b"other")
+    assert not mac_fits(line, "0" * 64, b"key")
 
 
 def test_names_token_ids_and_contents_are_only_keyed_hashes():

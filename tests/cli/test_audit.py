@@ -195,6 +195,18 @@ def test_the_auditor_takes_the_first_sealing_key_away(options, time, home, tmp_p
     run("seal-key", "--output", away, code=3)
 
 
+def test_a_seal_is_checked_without_being_asked_while_its_key_is_there(options, time, home, monkeypatch):
+    write_some(options, time)
+    (key,) = (home / "keys").glob("*.initial")
+    text = key.read_text()
+    key.chmod(0o600)
+    key.write_text(text[:-2] + ("0" if text[-2] != "0" else "1") + "\n")
+    assert "seal is not right" in run("verify", code=1)
+    assert "clean" in run("verify", options.directory)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    run("verify")
+
+
 def test_a_sealing_key_is_not_written_over_another(options, time, home, tmp_path):
     write_some(options, time)
     (key,) = (home / "keys").glob("*.initial")

@@ -84,6 +84,15 @@ def compute_mac(record: Record, mac_key: bytes) -> str:
     return hmac.digest(mac_key, encode(bare), "sha256").hex()
 
 
+def mac_fits(line: bytes, mac: str, mac_key: bytes) -> bool:
+    """Whether a canonical line carries the right MAC.
+
+    Members are sorted and ``mac`` is never the last, so the record without it is the line without that piece.
+    """
+    bare = line.replace(f'"mac":"{mac}",'.encode(), b"", 1)
+    return hmac.digest(mac_key, bare, "sha256").hex() == mac
+
+
 def format_time(microseconds: int) -> str:
     """``2026-11-22T12:00:00.000000Z`` of Unix microseconds."""
     return (_EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

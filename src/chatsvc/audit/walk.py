@@ -22,8 +22,8 @@ from chatsvc.audit.record import (
     VERSION,
     Record,
     RecordInvalid,
-    compute_mac,
     decode,
+    mac_fits,
     parse_time,
 )
 from chatsvc.audit.seal import EPOCH_ACTION, Epochs, SealKey
@@ -146,6 +146,7 @@ class Walk:
             microseconds = parse_time(record["ts"])
             self._check_sequence(record, microseconds)
             self._check_meaning(record, first=first)
+            self._check_seal(record, line)
             position.take(record, line, microseconds)
         except (RecordInvalid, KeyError, TypeError, ValueError, AttributeError):
             raise Tampered(position.seq, "the line is not a record in canonical JSON") from None  # (1)
@@ -172,8 +173,6 @@ class Walk:
             raise Tampered(position.seq, "the segment record does not repeat what came before it")
         if stage == "end" and record["begin"] not in position.open:  # (7)
             raise Tampered(position.seq, f"it ends record {record['begin']}, which is not open")
-        if self._seal is not None and not self._mac_fits(record, self._seal):  # (8)
-            raise Tampered(position.seq, "its seal is not right for its epoch")
 
     def _header_fits(self, header: Record) -> bool:
         return header_of(self.position, header["origin"], header["checkpoint"]) == header
@@ -185,11 +184,12 @@ class Walk:
             return bool(epoch == position.epoch and epoch < record["next_epoch"] == now)
         return bool(epoch == position.epoch == now and "next_epoch" not in record)
 
-    def _mac_fits(self, record: Record, key: SealKey) -> bool:
+    def _check_seal(self, record: Record, line: bytes) -> None:
+        if self._seal is None:
+            return
         epoch = record["epoch"]
-        if epoch < key.epoch:
-            return False
-        if epoch != self._mac_epoch:
-            self._seal = key.forward(epoch)
+        if epoch != self._mac_epoch and epoch >= self._seal.epoch:
+            self._seal = self._seal.forward(epoch)
             self._mac_key, self._mac_epoch = self._seal.mac_key, epoch
-        return bool(compute_mac(record, self._mac_key) == record["mac"])
+        if epoch != self._mac_epoch or not mac_fits(line, record["mac"], self._mac_key):  # (8)
+            raise Tampered(self.position.seq, "its seal is not right for its epoch")

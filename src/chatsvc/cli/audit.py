@@ -6,6 +6,7 @@ Reads only ``CHATSVC_HOME``, which may be a copy; no secret is needed to verify 
 from __future__ import annotations
 
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def command() -> None:
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--witness", type=_FILE, help="Checkpoints kept elsewhere.")
 @click.option("--key", type=_FILE, help="Believe only these public keys.")
-@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key: checks every record's MAC too.")
+@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; default: in keys/.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 @click.pass_context
 def verify(
@@ -56,13 +57,22 @@ def verify(
     """
     from chatsvc.audit.verdict import worst
 
-    verdicts = _verdicts(file, _trust(witness, key, seal_key))
+    verdicts = _verdicts(file, _trust(witness, key, seal_key or _own_seal_keys(file)))
     if as_json:
         click.echo(json.dumps({"exit_code": worst(verdicts), "logs": [each.as_json() for each in verdicts]}, indent=2))
     else:
         for each in verdicts:
             click.secho(f"{each.what}: {each.message}", fg="red" if each.exit_code else "green")
     ctx.exit(worst(verdicts))
+
+
+def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
+    """First sealing keys that nobody took away yet: then every record's MAC is checked without being asked."""
+    from chatsvc import settings as configuration
+    from chatsvc.audit.keys import initial_seals
+
+    found = initial_seals(configuration.load().keys_directory) if file is None else []
+    return tuple(path for path in found if os.access(path, os.R_OK))
 
 
 def _trust(witness: Path | None, key: Path | None, seal_keys: tuple[Path, ...]) -> Trust:
