@@ -16,7 +16,7 @@ from chatsvc.audit.facts import Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, WitnessRefuses
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import Trust, verify_log, verify_tree
 from chatsvc.audit.witness import Seen
 from chatsvc.audit.witness_database import DatabaseWitness
 from chatsvc.store.database import Database
@@ -110,7 +110,18 @@ def test_a_system_log_that_is_not_there_is_an_error_of_the_witness(tmp_path):
         SyslogWitness(str(tmp_path / "none")).publish(note_of(1))
 
 
-@pytest.mark.parametrize("data", [b"", b"nothing\n", b'chatsvc-checkpoint "\\x"\n', b'chatsvc-checkpoint "no note"\n'])
+def test_a_note_alone_and_an_older_copy_are_witnesses_too(small_log, tmp_path):
+    (tmp_path / "one").write_text(note_of(5))
+    assert Seen.read(tmp_path / "one").sizes("00") == [5]
+    (tmp_path / "torn").write_text(note_of(5) + "\n" + note_of(6)[:-9])
+    assert Seen.read(tmp_path / "torn").sizes("00") == [5]
+    (verdict,) = verify_tree(small_log.directory, Trust(witness=Seen.read(small_log.directory)))
+    assert (verdict.exit_code, verdict.witnessed) == (CLEAN, 9)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\n\n\xff\n", b"", b"nothing\n", b'chatsvc-checkpoint "\\x"\n', b'chatsvc-checkpoint "no note"\n']
+)
 def test_a_file_without_checkpoints_is_no_witness(tmp_path, data):
     (tmp_path / "w").write_bytes(data)
     with pytest.raises(NoteInvalid):

@@ -37,11 +37,14 @@ class Seen:
 
     @classmethod
     def read(cls, path: Path) -> Seen:
-        """Read a witness's file, or a system log with such lines; a note not written to its end is left out."""
-        data = path.read_bytes()
-        lines = _SYSLOG.findall(data)
+        """Read a witness's file, a system log with such lines, or a directory of ``*.checkpoints`` (an older copy).
+
+        Raises:
+            NoteInvalid: there is no checkpoint in it.
+        """
+        files = sorted(path.rglob("*.checkpoints")) if path.is_dir() else [path]
         try:
-            notes = [str(json.loads(line)) for line in lines] if lines else split_notes(data)[0]
+            notes = [note for file in files for note in _notes_in(file.read_bytes())]
         except ValueError:
             raise NoteInvalid(f"{path} holds a damaged checkpoint.") from None
         if not notes:
@@ -71,6 +74,16 @@ class Seen:
                 continue
             lost[checkpoint.origin] = max(lost.get(checkpoint.origin, 0), checkpoint.size)
         return sorted(lost.items())
+
+
+def _notes_in(data: bytes) -> list[str]:
+    lines = _SYSLOG.findall(data)
+    if lines:
+        return [str(json.loads(line)) for line in lines]
+    notes, rest = split_notes(data)
+    if rest.endswith(b"\n") and b"\n\n" in rest:  # one note alone need not be followed by an empty line
+        notes.append(rest.decode())
+    return notes
 
 
 def _log_id(checkpoint: Checkpoint) -> str:

@@ -35,7 +35,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--witness", type=_FILE, help="Checkpoints kept elsewhere.")
+@click.option("--witness", type=click.Path(exists=True, path_type=Path), help="Checkpoints kept elsewhere.")
 @click.option("--key", type=_FILE, help="Believe only these public keys.")
 @click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; default: in keys/.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
