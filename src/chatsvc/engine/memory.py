@@ -25,8 +25,8 @@ def drop_file_mapping(path: Path) -> int:
     Returns:
         how many bytes of mappings were dropped.
     """
-    files = [file.resolve() for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
-    names = {str(file) for file in files}
+    files = [file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file()]
+    names = {str(file.resolve()) for file in files}  # of unsealed weights: /memfd:…, which can only be opened by link
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     num_bytes = 0
