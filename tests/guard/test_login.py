@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
@@ -180,6 +181,34 @@ def test_who_is_no_local_account_is_asked_of_the_directory(guard, ada):
     guard.accounts.set_disabled("ada", disabled=True)
     with pytest.raises(AuthenticationFailed):
         login.verify("ada", "of the directory", ELSEWHERE)
+
+
+class HangingDirectory:
+    def __init__(self):
+        self.asked, self.released = threading.Semaphore(0), threading.Event()
+
+    def verify(self, name, password):
+        self.asked.release()
+        assert self.released.wait(30)
+
+
+def test_a_directory_that_hangs_does_not_keep_the_local_administrator_out(guard, ada):
+    directory = HangingDirectory()
+    login = Login(guard.database, guard.passwords, guard.throttle, directory)
+
+    def try_to_log_in(number):
+        with suppress(AuthenticationFailed):
+            login.verify(f"somebody{number}", PASSWORD, HERE)
+
+    threads = [threading.Thread(target=try_to_log_in, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert directory.asked.acquire(timeout=30)
+    assert login.verify("ada", PASSWORD, HERE)
+    directory.released.set()
+    for thread in threads:
+        thread.join()
 
 
 def test_unknown_account_and_wrong_password_take_the_same_work(guard, ada, monkeypatch):

@@ -58,8 +58,8 @@ def test_who_finds_too_many_waiting_is_refused_at_once():
         waiting = threading.Thread(target=wait_for_a_turn)
         waiting.start()
         waits.wait()
-        while passwords._places.acquire(blocking=False):  # until the other thread has its place
-            passwords._places.release()
+        while passwords._turns._places.acquire(blocking=False):  # until the other thread has its place
+            passwords._turns._places.release()
         with pytest.raises(Overloaded), passwords.turn():
             pytest.fail("no place")
     waiting.join()

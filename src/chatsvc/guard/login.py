@@ -4,7 +4,10 @@
 2. A slot for one hash; few may be made at once.
 3. Throttle again: what failed while we waited for the slot counts, so parallel guesses gain nothing.
 4. Look the account up and verify; for an unknown one the same work is done on a dummy.
-5. Count the failure or forget the failures, still in the slot; then renew the hash when its cost was changed.
+5. Renew the hash when its cost was changed. Count the failure or forget the failures, still in the slot.
+
+Who is no local account is asked of the directory, if there is one, in a slot of another kind and with (3) again: a
+directory that hangs must not take the slots that the local administrator needs.
 
 Unknown account, wrong password and disabled account are one outcome.
 """
@@ -16,13 +19,17 @@ from sqlalchemy import select, update
 from chatsvc.errors import AuthenticationFailed, PermissionRefused
 from chatsvc.guard.accounts import normal_name
 from chatsvc.guard.directory import Directory, LoggedIn
-from chatsvc.guard.passwords import Passwords
+from chatsvc.guard.passwords import Passwords, Turns
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.guard.throttle import LoginThrottle
 from chatsvc.store.database import Database
 from chatsvc.store.tables import Account
 
 LOGIN_REFUSED = "The user name or the password is wrong."
+
+_MAX_DIRECTORY_PARALLEL = 8
+_MAX_DIRECTORY_WAITING = 32
+_MAX_DIRECTORY_WAIT_S = 10.0
 
 
 class Login:
@@ -35,6 +42,7 @@ class Login:
         self._passwords = passwords
         self._throttle = throttle
         self._directory = directory
+        self._directory_turns = Turns(_MAX_DIRECTORY_PARALLEL, _MAX_DIRECTORY_WAITING, _MAX_DIRECTORY_WAIT_S)
 
     def verify(self, name: str, password: str, address: ClientAddress) -> LoggedIn:
         """Whose password it is.
@@ -49,12 +57,16 @@ class Login:
         self._throttle.check(counted_as, address)  # (1)
         with self._passwords.turn():  # (2)
             self._throttle.check(counted_as, address)  # (3)
-            found = self._verify_in_slot(known_as, password)  # (4)
-            if found is None:
-                self._throttle.failed(counted_as, address)  # (5)
-                raise AuthenticationFailed("wrong user name or password", message=LOGIN_REFUSED)
-            self._throttle.succeeded(counted_as, address)
-        return found
+            row = self._row(known_as)
+            is_local = row is not None and row.source == "local"
+            found = self._verify_local(row if is_local else None, password)  # (4)
+            if is_local or self._directory is None:
+                return self._counted(found, counted_as, address)  # (5)
+        with self._directory_turns.turn():
+            self._throttle.check(counted_as, address)
+            asked = known_as is not None and (row is None or row.disabled_at is None)
+            found = self._directory.verify(known_as or "", password) if asked else None
+            return self._counted(found, counted_as, address)
 
     def check_throttle(self, name: str, address: ClientAddress) -> None:
         """Step 1 alone, for who wants to know before anything is recorded.
@@ -75,19 +87,23 @@ class Login:
         except AuthenticationFailed:
             raise PermissionRefused("wrong current password", message="The current password is wrong.") from None
 
-    def _verify_in_slot(self, name: str | None, password: str) -> LoggedIn | None:
+    def _row(self, name: str | None) -> Account | None:
         with self._database.reading() as session:
-            row = session.scalar(select(Account).where(Account.name == (name or "")))
-        is_local = row is not None and row.source == "local"
-        matches = self._passwords.matches(password, row.password_hash if row is not None and is_local else None)
-        if row is not None and is_local:
-            if not matches or row.disabled_at is not None:
-                return None
-            self._renew(row, password)
-            return LoggedIn(row.id, row.name)
-        if self._directory is not None and name is not None and (row is None or row.disabled_at is None):
-            return self._directory.verify(name, password)
-        return None
+            return session.scalar(select(Account).where(Account.name == (name or "")))
+
+    def _verify_local(self, row: Account | None, password: str) -> LoggedIn | None:
+        matches = self._passwords.matches(password, row.password_hash if row is not None else None)
+        if row is None or not matches or row.disabled_at is not None:
+            return None
+        self._renew(row, password)
+        return LoggedIn(row.id, row.name)
+
+    def _counted(self, found: LoggedIn | None, counted_as: str, address: ClientAddress) -> LoggedIn:
+        if found is None:
+            self._throttle.failed(counted_as, address)
+            raise AuthenticationFailed("wrong user name or password", message=LOGIN_REFUSED)
+        self._throttle.succeeded(counted_as, address)
+        return found
 
     def _renew(self, row: Account, password: str) -> None:
         if self._passwords.is_outdated(row.password_hash):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 from argon2 import PasswordHasher, Type
@@ -36,21 +36,13 @@ class PasswordOptions:
     max_wait_s: float = 10.0
 
 
-class Passwords:
-    """Makes and checks hashes. Take a slot with :meth:`turn` around every call of the other methods."""
+class Turns:
+    """So many at once, so many waiting, and none longer than so long."""
 
-    def __init__(self, options: PasswordOptions | None = None) -> None:
-        self._options = options or PasswordOptions()
-        self._hasher = PasswordHasher(
-            time_cost=self._options.time_cost,
-            memory_cost=self._options.memory_kib,
-            parallelism=self._options.parallelism,
-            type=Type.ID,
-        )
-        self._slots = threading.BoundedSemaphore(self._options.max_parallel)
-        self._places = threading.BoundedSemaphore(self._options.max_parallel + self._options.max_waiting)
-        _give_memory_back()
-        self._dummy_hash = self._hasher.hash("what an unknown account is compared with")
+    def __init__(self, max_parallel: int, max_waiting: int, max_wait_s: float) -> None:
+        self._slots = threading.BoundedSemaphore(max_parallel)
+        self._places = threading.BoundedSemaphore(max_parallel + max_waiting)
+        self._max_wait_s = max_wait_s
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -62,7 +54,7 @@ class Passwords:
         if not self._places.acquire(blocking=False):
             raise Overloaded("Too many logins at once; try again after the time in Retry-After.")
         try:
-            if not self._slots.acquire(timeout=self._options.max_wait_s):
+            if not self._slots.acquire(timeout=self._max_wait_s):
                 raise Overloaded("Too many logins at once; try again after the time in Retry-After.")
             try:
                 yield
@@ -70,6 +62,30 @@ class Passwords:
                 self._slots.release()
         finally:
             self._places.release()
+
+
+class Passwords:
+    """Makes and checks hashes. Take a slot with :meth:`turn` around every call of the other methods."""
+
+    def __init__(self, options: PasswordOptions | None = None) -> None:
+        self._options = options or PasswordOptions()
+        self._hasher = PasswordHasher(
+            time_cost=self._options.time_cost,
+            memory_cost=self._options.memory_kib,
+            parallelism=self._options.parallelism,
+            type=Type.ID,
+        )
+        self._turns = Turns(self._options.max_parallel, self._options.max_waiting, self._options.max_wait_s)
+        _give_memory_back()
+        self._dummy_hash = self._hasher.hash("what an unknown account is compared with")
+
+    def turn(self) -> AbstractContextManager[None]:
+        """One of the few slots.
+
+        Raises:
+            Overloaded: too many are waiting already, or the wait was too long.
+        """
+        return self._turns.turn()
 
     def hash(self, password: str) -> str:
         """The PHC string to store."""
