@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 EXIT_DRAINED = 0
 EXIT_COULD_NOT_START = 3
+EXIT_FAILED = 3
 
 _PR_SET_DUMPABLE = 4
 _M_ARENA_MAX = -8
@@ -77,7 +78,11 @@ def run(options: EngineOptions) -> int:
         loop = Loop(runner, Clients(listener, hello), options.loop)
         signals.drain(loop)
         _log.info("serving %s with the %s runner", runner.card.name, runner.card.runner)
-        loop.run()
+        try:
+            loop.run()
+        except Exception:  # noqa: BLE001 - the process' edge: whatever it is, it is in the log, and the supervisor starts anew
+            _log.exception("the engine failed")
+            return EXIT_FAILED
     _log.info("drained")
     return EXIT_DRAINED
 
