@@ -81,7 +81,8 @@ def copy_file(source: Path, target: Path, progress: Progress = no_progress) -> s
             digest.update(block)
             writer.write(block)
             done += len(block)
-            progress(f"copying {target.name}", done, total)
+            if total > BLOCK_BYTES:
+                progress(f"copying {target.name}", done, total)
     return digest.hexdigest()
 
 
@@ -120,7 +121,8 @@ def sha256_of(file: BinaryIO, progress: Progress = no_progress, text: str = "has
     while block := file.read(BLOCK_BYTES):
         digest.update(block)
         done += len(block)
-        progress(text, done, total)
+        if total > BLOCK_BYTES:  # what is done at once needs no bar
+            progress(text, done, total)
     return digest.hexdigest()
 
 

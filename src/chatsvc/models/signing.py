@@ -18,17 +18,26 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from chatsvc.errors import OperatorError
 from chatsvc.models.files import make_private_folder, replace_file, write_file
 
-PRIVATE_FILE_NAME = "model-signing.key"
-PUBLIC_FILE_NAME = "model-signing.pub"
 _KEY_BYTES = 32
 _CREDENTIALS = Path("/run/credentials")
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """The folder of the keys; nothing is read or made before it is needed."""
+    """The keys of one purpose in the folder of keys; nothing is read or made before it is needed."""
 
     folder: Path
+    purpose: str = "model-signing"
+
+    @property
+    def private_file(self) -> Path:
+        """32 raw bytes, mode 0400."""
+        return self.folder / f"{self.purpose}.key"
+
+    @property
+    def public_file(self) -> Path:
+        """The public half in hex."""
+        return self.folder / f"{self.purpose}.pub"
 
     def ensure(self) -> Ed25519PrivateKey:
         """The private key, made when there is none yet; the public file is mended when it is not its half.
@@ -36,11 +45,11 @@ class SigningKeys:
         Raises:
             OperatorError: the key is damaged or open to others.
         """
-        path = self.folder / PRIVATE_FILE_NAME
+        path = self.private_file
         if not path.exists():
             self._make(path)
         key = Ed25519PrivateKey.from_private_bytes(read_secret(path, _KEY_BYTES))
-        public_path = self.folder / PUBLIC_FILE_NAME
+        public_path = self.public_file
         public = key.public_key().public_bytes_raw().hex().encode() + b"\n"
         if not public_path.exists() or public_path.read_bytes() != public:
             replace_file(public_path, public, 0o444)
@@ -57,13 +66,11 @@ class SigningKeys:
             OperatorError: there is none, or it is damaged.
         """
         try:
-            public = bytes.fromhex((self.folder / PUBLIC_FILE_NAME).read_text(encoding="ascii").strip())
+            public = bytes.fromhex((self.public_file).read_text(encoding="ascii").strip())
         except (OSError, ValueError) as error:
-            raise OperatorError(
-                f"{self.folder / PUBLIC_FILE_NAME}: cannot be read ({error}); restore it from a backup"
-            ) from error
+            raise OperatorError(f"{self.public_file}: cannot be read ({error}); restore it from a backup") from error
         if len(public) != _KEY_BYTES:
-            raise OperatorError(f"{self.folder / PUBLIC_FILE_NAME}: is no Ed25519 public key; restore it from a backup")
+            raise OperatorError(f"{self.public_file}: is no Ed25519 public key; restore it from a backup")
         return public
 
     def verify(self, signature: bytes, message: bytes) -> bool:

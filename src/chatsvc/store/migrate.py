@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 
 from chatsvc.store.database import Database
 
+_SCRIPTS = str(Path(__file__).parent / "migrations").replace("%", "%%")
 _ADVISORY_LOCK = 0x63_68_61_74  # "chat"
 
 
@@ -43,6 +44,14 @@ def is_current(database: Database) -> bool:
         return context.get_current_revision() == head
 
 
+def head() -> str:
+    """The revision that this version of the program needs."""
+    config = Config()
+    config.set_main_option("script_location", _SCRIPTS)
+    config.set_main_option("path_separator", "os")
+    return str(ScriptDirectory.from_config(config).get_current_head())
+
+
 def _lock(connection: Connection, *, is_sqlite: bool) -> None:
     if not is_sqlite:  # SQLite's BEGIN IMMEDIATE holds the only write lock already
         connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _ADVISORY_LOCK})
@@ -50,7 +59,7 @@ def _lock(connection: Connection, *, is_sqlite: bool) -> None:
 
 def _config(connection: Connection) -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", _SCRIPTS)
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config

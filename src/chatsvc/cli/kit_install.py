@@ -1,0 +1,182 @@
+"""Installs a chatsvc kit without a network, with Python's standard library alone: nothing else is there yet.
+
+``python3 kit_install.py install KIT.tar PUBLIC_KEY --prefix DIR``, then ``upgrade`` and ``rollback``; the commands
+under ``chatsvc bundle`` call the same code. Nothing of a kit is written before all of it verified.
+
+::
+
+    PREFIX/
+      current -> releases/<version>-<digest>     previous -> …     swapped in one step each
+      releases/<version>-<digest>/venv  config  nginx  systemd  docs …
+      home/                                      CHATSVC_HOME: keys, accounts, log, models; no release touches it
+      bin/chatsvc                                runs the current release on that home
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+try:
+    from chatsvc.cli.kit_verify import Kit, KitDiffers, KitError, guarded, read_public_key, report, verify
+except ImportError:  # beside it in the kit's folder, before chatsvc is installed
+    from kit_verify import Kit, KitDiffers, KitError, guarded, read_public_key, report, verify  # type: ignore[no-redef,import-not-found]
+
+_BLOCK = 1 << 20
+
+
+def install(kit: Kit, prefix: Path) -> Path:
+    """Make ``prefix`` a running-ready installation of the kit; an upgrade where one is there already.
+
+    Raises:
+        KitError: another Python is needed, or pip or the model import failed; the current release is untouched.
+    """
+    wanted, ours = kit.manifest["python"], f"{sys.version_info.major}.{sys.version_info.minor}"
+    if wanted != ours:
+        raise KitError(f"the kit's wheels are for Python {wanted}, this is {ours}: run it with python{wanted}")
+    release = prefix / "releases" / kit.release
+    if _target(prefix / "current") == release.name:
+        raise KitError(f"{release.name} is already the current release")
+    if release.exists():
+        shutil.rmtree(release)  # an installation that was interrupted, or a release rolled back from
+    for folder, mode in ((prefix / "releases", 0o755), (prefix / "home", 0o700), (prefix / "bin", 0o755)):
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    _extract(kit, release)
+    _say("making the Python environment, without any network")
+    _run([sys.executable, "-m", "venv", str(release / "venv")])
+    pip = [str(release / "venv" / "bin" / "python"), "-m", "pip", "--isolated", "--disable-pip-version-check"]
+    options = ["--no-index", "--no-cache-dir", "--require-hashes", "--find-links", str(release / "wheels")]
+    _run([*pip, "install", "--quiet", *options, "-r", str(release / "requirements.txt")])
+    _write_launcher(prefix)
+    _bring_model(kit, prefix, release)
+    shutil.rmtree(release / "wheels")
+    shutil.rmtree(release / "model", ignore_errors=True)
+    _switch(prefix, release.name)
+    return release
+
+
+def rollback(prefix: Path) -> str:
+    """Make the previous release the current one again; the database's tables go back with it.
+
+    Raises:
+        KitError: there is none.
+    """
+    current, previous = _target(prefix / "current"), _target(prefix / "previous")
+    if current is None or previous is None:
+        raise KitError(f"{prefix}: there is no previous release to go back to")
+    head = _schema(prefix, previous, "head").strip()
+    if head != _schema(prefix, current, "head").strip():
+        _say(f"taking the database's tables back to {head}")
+        _schema(prefix, current, "back", head)  # only the newer release knows the way back
+    _switch(prefix, previous)
+    return previous
+
+
+def _extract(kit: Kit, release: Path) -> None:
+    """Write the files, each hashed again as it is written: the archive may have changed since it was verified."""
+    expected = {entry["path"]: entry["sha256"] for entry in kit.manifest["files"]}
+    with tarfile.open(kit.archive, "r:") as tar:
+        for member in tar:
+            path = member.name.partition("/")[2]
+            if path not in expected or not member.isreg():
+                continue
+            reader = tar.extractfile(member)
+            assert reader is not None  # it is a regular file
+            target, digest = release / path, hashlib.sha256()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("xb") as writer:
+                while block := reader.read(_BLOCK):
+                    digest.update(block)
+                    writer.write(block)
+            if digest.hexdigest() != expected[path]:
+                raise KitDiffers(f"{path}: changed while it was installed")
+
+
+def _bring_model(kit: Kit, prefix: Path, release: Path) -> None:
+    name = kit.manifest["model"]
+    if name is None or (prefix / "home" / "models" / name).exists():
+        return
+    _say(f"bringing the model {name} in")
+    program = str(release / "venv" / "bin" / "chatsvc")
+    first = not (prefix / "home" / "models" / "current").is_symlink()
+    arguments = ["model", "import", str(release / "model" / name), "--name", name, *(["--activate"] if first else [])]
+    _run([program, *arguments], prefix)
+
+
+def _schema(prefix: Path, release: str, *arguments: str) -> str:
+    python = prefix / "releases" / release / "venv" / "bin" / "python"
+    return _run([str(python), "-m", "chatsvc.cli.schema", *arguments], prefix)
+
+
+def _write_launcher(prefix: Path) -> None:
+    home, program = shlex.quote(str(prefix / "home")), shlex.quote(str(prefix / "current" / "venv" / "bin" / "chatsvc"))
+    launcher = prefix / "bin" / "chatsvc"
+    launcher.write_text(f'#!/bin/sh\n: "${{CHATSVC_HOME:={home}}}"\nexport CHATSVC_HOME\nexec {program} "$@"\n')
+    launcher.chmod(0o755)
+
+
+def _switch(prefix: Path, release: str) -> None:
+    before = _target(prefix / "current")
+    if before is not None:
+        _swap(prefix / "previous", f"releases/{before}")
+    _swap(prefix / "current", f"releases/{release}")
+
+
+def _swap(link: Path, target: str) -> None:
+    beside = link.with_name(f".{link.name}.{secrets.token_hex(4)}")
+    beside.symlink_to(target)
+    beside.replace(link)
+
+
+def _target(link: Path) -> str | None:
+    return link.readlink().name if link.is_symlink() else None
+
+
+def _run(command: list[str], prefix: Path | None = None) -> str:
+    environment = {"CHATSVC_HOME": str(prefix / "home")} if prefix else {}
+    given = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+    done = subprocess.run(given, capture_output=True, text=True, check=False)  # noqa: S603  our own programs, no shell
+    if done.returncode != 0:
+        raise KitError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[-400:]}")
+    return done.stdout
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="kit_install.py", description="Install a chatsvc kit without a network.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("install", "upgrade", "rollback"):
+        command = commands.add_parser(name)
+        if name != "rollback":
+            command.add_argument("kit", type=Path)
+            command.add_argument("public_key", help="in hex, or a file that holds it")
+        command.add_argument("--prefix", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    prefix = given.prefix.absolute()
+    if given.command == "rollback":
+        return guarded(lambda: f"{rollback(prefix)} is the current release; restart the service")
+    return guarded(lambda: installed(given.kit, given.public_key, prefix))
+
+
+def installed(archive: Path, public_key: str, prefix: Path) -> str:
+    """Verify and install; returns what to say."""
+    kit = verify(archive, read_public_key(public_key))
+    _say(f"verified: {report(kit)}")
+    release = install(kit, prefix)
+    program = shlex.quote(str(prefix / "bin" / "chatsvc"))
+    return f"{release.name} is the current release; start it with: {program} quickstart"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
