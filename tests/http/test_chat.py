@@ -237,6 +237,12 @@ def test_the_export_of_the_log_verifies(app, client, login, tmp_path):
     assert client.get("/admin/audit/export", headers=login("alice")).status_code == 403
 
 
+@pytest.mark.parametrize(("name", "status"), [("admin", 200), ("audit", 200), ("metrics", 403)])
+def test_an_administrator_and_an_auditor_may_export_the_log(app, client, name, status):
+    key, _ = running_in(app).guard.api_keys.create(NewKey("admin", f"only {name}", [name]))
+    assert client.get("/admin/audit/export", headers={"X-Api-Key": key}).status_code == status
+
+
 @pytest.mark.parametrize(
     "query",
     [

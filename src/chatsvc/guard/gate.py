@@ -122,7 +122,8 @@ class Gate:
             return None
         principal = self._principal(credentials, "refresh" if requirement.refresh else "access")  # (2)
         self.housekeep()
-        if requirement.scope is not None and requirement.scope not in principal.scopes:  # (3)
+        will_do = {requirement.scope, requirement.other_scope}
+        if requirement.scope is not None and not will_do & principal.scopes:  # (3)
             raise PermissionRefused(f"{principal.name} lacks scope {requirement.scope}")
         return principal
 

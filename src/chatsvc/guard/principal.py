@@ -55,10 +55,14 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a route asks for: ``public``, ``token`` (any principal) or a scope's name. Every route declares one."""
+    """What a route asks for: ``public``, ``token`` (any principal) or a scope's name. Every route declares one.
+
+    ``other_scope``: one that opens the route as well.
+    """
 
     kind: str
     scope: str | None = None
+    other_scope: str | None = None
     refresh: bool = field(default=False)
 
 
@@ -67,6 +71,6 @@ ANY_PRINCIPAL = Requirement("token")
 REFRESH_TOKEN = Requirement("token", refresh=True)
 
 
-def scope(name: str) -> Requirement:
-    """The requirement of one scope, e.g. ``scope("chat")``."""
-    return Requirement("scope", scope=name)
+def scope(name: str, *, or_scope: str | None = None) -> Requirement:
+    """The requirement of a scope, e.g. ``scope("chat")``, or of one of two."""
+    return Requirement("scope", scope=name, other_scope=or_scope)

@@ -128,7 +128,8 @@ def _operation(operation: Operation, rule: Rule, requirement: Requirement, schem
         described["security"] = []
     else:
         described["security"] = [{"bearer": []}] if requirement.refresh else [{"bearer": []}, {"apiKey": []}]
-        described["description"] = f"Needs scope `{requirement.scope}`." if requirement.scope else "Needs a token."
+        scopes = [f"`{name}`" for name in (requirement.scope, requirement.other_scope) if name]
+        described["description"] = f"Needs scope {' or '.join(scopes)}." if scopes else "Needs a token."
     return described
 
 
