@@ -289,6 +289,20 @@ def test_an_engine_that_fails_on_a_sequence_is_an_error_of_ours(make_place):
     assert place.records()[-1]["outcome"] == "error"
 
 
+def test_an_engine_that_ends_a_sequence_by_itself_is_draining(make_place):
+    place = make_place(Script(ids=HELLO[:2], end="cancelled"))
+    with pytest.raises(Draining):
+        place.service.complete(place.call(), ask())
+    assert place.records()[-1]["reason"] == "draining"
+
+
+def test_a_client_that_leaves_before_the_first_word_leaves_no_conversation(place):
+    place.script.silent.set()
+    with pytest.raises(ClientGone):
+        place.service.complete(place.call(lambda: bool(place.script.prompts)), ask())
+    assert place.running.conversations.summaries(place.principal.account_id, limit=9, offset=0) == []
+
+
 def test_an_engine_that_drains_under_a_sequence_ends_it(make_place):
     place = make_place(Script(ids=HELLO * 50, step_s=0.02))
     events = place.service.stream(place.call(), ask(max_tokens=100))

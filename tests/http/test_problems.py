@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from werkzeug.exceptions import BadGateway, ImATeapot
 
@@ -97,3 +100,22 @@ def test_a_5xx_of_the_framework_is_a_server_error(broken, caplog):
 
     assert broken(BadGateway()).status_code == 500
     assert caplog.records
+
+
+def test_the_page_of_errors_names_every_code_that_goes_over_the_wire():
+    page = Path(__file__).parents[2].joinpath("docs", "errors.md").read_text(encoding="utf-8")
+
+    def subclasses(kind):
+        for each in kind.__subclasses__():
+            yield each
+            yield from subclasses(each)
+
+    codes = {
+        each.code
+        for family in (errors.RequestError, errors.Unavailable)
+        for each in (family, *subclasses(family))
+        if each.code is not None and each is not errors.ClientGone
+    }
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(problems.__file__).parent.glob("*.py"))
+    codes |= set(re.findall(r'code="([a-z_]+)"', source))
+    assert [code for code in sorted(codes) if f"`{code}`" not in page] == []
