@@ -1,9 +1,9 @@
-"""Processor seconds by process: where a token's time goes. Linux only (/proc). Knows nothing about what is measured."""
+"""Processor seconds and memory by process. Linux only (/proc). Knows nothing about what is measured."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -20,7 +20,7 @@ _ROLES = {
 def seconds_by_role(root: int) -> dict[str, float]:
     """User and system time so far of the processes below ``root``, itself left out, by role."""
     totals: dict[str, float] = {}
-    for pid in _descendants(root):
+    for pid in descendants(root):
         try:
             role = role_of(pid)
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -36,6 +36,20 @@ def difference(before: Mapping[str, float], after: Mapping[str, float]) -> dict[
     return {role: seconds for role, seconds in used.items() if seconds > 0}
 
 
+def anonymous_mib_by_role(pids: Iterable[int]) -> dict[str, int]:
+    """Memory that is the processes' own, by role."""
+    sizes: dict[str, int] = {}
+    for pid in pids:
+        try:
+            role = role_of(pid)
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue  # it has just ended
+        anonymous = next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:"))
+        sizes[role] = sizes.get(role, 0) + anonymous // 1024
+    return sizes
+
+
 def role_of(pid: int) -> str:
     """What a process is, from its command line."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -45,7 +59,8 @@ def role_of(pid: int) -> str:
     return "other"
 
 
-def _descendants(root: int) -> list[int]:
+def descendants(root: int) -> list[int]:
+    """All processes below one."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd")
+_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd", "bench.soak")
 
 
 def main() -> None:

@@ -69,14 +69,7 @@ class Cgroup:
 
     def by_process(self) -> dict[str, int]:
         """Anonymous MiB of each process, by what it is."""
-        sizes: dict[str, int] = {}
-        for pid in (self.path / "cgroup.procs").read_text().split():
-            with contextlib.suppress(OSError):  # it has just ended
-                role = cpu.role_of(int(pid))
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                anonymous = next(int(line.split()[1]) for line in rollup if line.startswith("Anonymous:"))
-                sizes[role] = sizes.get(role, 0) + anonymous // 1024
-        return sizes
+        return cpu.anonymous_mib_by_role(map(int, (self.path / "cgroup.procs").read_text().split()))
 
     def remove(self) -> None:
         """Once its processes have ended."""
