@@ -6,6 +6,7 @@ client, the chat, and the routes. What is made here is closed by :meth:`Running.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,15 @@ def create_app(settings: Settings) -> Flask:
         StoreUnavailable: the database cannot be reached.
         RuntimeError: a route declares no requirement.
     """
-    running = _start(settings)
+    with ExitStack() as on_failure:
+        running = _start(settings, on_failure)
+        app = _application(running)
+        on_failure.pop_all()
+    return app
+
+
+def _application(running: Running) -> Flask:
+    settings = running.settings
     app = Flask("chatsvc", static_folder=None)
     # One byte more than is taken, see http/schema.py: read_body.
     app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body_bytes + 1
@@ -110,10 +119,12 @@ def running_in(app: Flask) -> Running:
     return found
 
 
-def _start(settings: Settings) -> Running:
+def _start(settings: Settings, on_failure: ExitStack) -> Running:
     log = AuditLog.open(audit_options(settings))
+    on_failure.callback(log.close)
     options = guard_options(settings)
     guard = assemble(options, directory=ldap_directory(settings))
+    on_failure.callback(guard.close)
     provider = oidc_provider(settings)
     room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
     gate = guard.gate(options, room, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
@@ -132,6 +143,7 @@ def _start(settings: Settings) -> Running:
     metrics.add_gauges(ops.gauges(health, room))
     gate.housekeep()  # what was done by command while we were away
     engine.start()
+    on_failure.callback(engine.close)
     return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
 
 

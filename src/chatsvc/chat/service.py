@@ -23,7 +23,15 @@ from chatsvc.chat.watch import Watch
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.protocol import Finished
-from chatsvc.errors import AuditUnavailable, ChatsvcError, ClientGone, Draining, EngineUnavailable, StoreUnavailable
+from chatsvc.errors import (
+    AuditUnavailable,
+    ChatsvcError,
+    ClientGone,
+    Draining,
+    EngineUnavailable,
+    LimitExceeded,
+    StoreUnavailable,
+)
 from chatsvc.guard.gate import Admission
 from chatsvc.observe.metrics import Metrics
 
@@ -77,12 +85,12 @@ class ChatService:
     def complete(self, call: Call, request: ChatRequest) -> tuple[str, Finish]:
         """The whole completion at once."""
         pieces: list[str] = []
+        event: Event = Waiting()
         for event in self.stream(call, request):
             if isinstance(event, Delta):
                 pieces.append(event.text)
-            elif isinstance(event, Finish):
-                return "".join(pieces), event
-        raise AssertionError("a stream ends with Finish or an error")
+        assert isinstance(event, Finish), "a stream ends with Finish or an error"
+        return "".join(pieces), event
 
     def stream(self, call: Call, request: ChatRequest) -> Iterator[Event]:
         """What happens, as it happens; the last event is Finish. Close the iterator to cancel.
@@ -102,7 +110,7 @@ class ChatService:
             self._refuse_early()
             # (5) template -> prompt ids -> charge
             plan = self.planner.plan(call.account_id, request)
-            call.admission.charge(plan.cost_tokens)
+            self._charge(call, plan)
             while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
                 watch.check()
                 yield Waiting(call.admission.position(), call.admission.estimate_s())
@@ -112,6 +120,13 @@ class ChatService:
             # (9) whatever happened, the slot is free
             call.admission.release()
         yield self._finish(plan, progress)
+
+    def _charge(self, call: Call, plan: Plan) -> None:
+        try:
+            call.admission.charge(plan.cost_tokens)
+        except LimitExceeded as error:
+            self.audit.count_denial(call.facts, error.code or "limit_exceeded")
+            raise
 
     def _refuse_early(self) -> None:
         """What would refuse the request later anyway refuses it before it waits."""

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 
 from chatsvc.chat.service import Call, ChatService
 from chatsvc.chat.types import ChatRequest, Delta, Finish, Usage
-from chatsvc.errors import ChatsvcError
+from chatsvc.errors import ChatsvcError, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
 from chatsvc.http import connection, context, problems, sse
@@ -31,8 +31,13 @@ class ChatDesk:
         """Steps 4–6 of the gate for the request being answered; the service releases the admission."""
         caller = context.principal()
         facts, is_gone = context.facts("chat.generate"), connection.is_gone(request.environ)
-        # Last: nothing may come between the admission and the service that releases it.
-        return Call(self.gate.admit(caller), caller.account_id, facts, is_gone)
+        try:
+            admission = self.gate.admit(caller)
+        except LimitExceeded as error:
+            self.service.audit.count_denial(facts, error.code or "limit_exceeded")
+            raise
+        # Nothing may come between the admission and the service that releases it.
+        return Call(admission, caller.account_id, facts, is_gone)
 
     def stream(self, chat_request: ChatRequest, encoder: sse.Encoder) -> Response:
         """A streaming answer."""

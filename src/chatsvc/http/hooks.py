@@ -11,7 +11,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
@@ -19,7 +18,7 @@ from flask import Flask, Response, request
 from werkzeug.routing import RequestRedirect
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import AuditUnavailable, AuthenticationFailed, InvalidRequest, NotFound, PermissionRefused
+from chatsvc.errors import AuthenticationFailed, InvalidRequest, NotFound, PermissionRefused
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.http import context, routing
 from chatsvc.observe.metrics import Metrics
@@ -56,7 +55,8 @@ def install(app: Flask, door: Door) -> None:
         try:
             _admit(app, door)
         except (AuthenticationFailed, PermissionRefused) as error:
-            _record_denial(door.audit, error)
+            # Counted and summed up, so that a flood of them cannot fill the disk; a dead log makes it no less a denial.
+            door.audit.count_denial(context.facts("request.denied"), error.reason)
             raise
 
     def after(response: Response) -> Response:
@@ -105,13 +105,6 @@ def _admit(app: Flask, door: Door) -> None:
         api_key=tuple(request.headers.getlist("X-Api-Key")),
     )
     now.principal = door.gate.authenticate(credentials, requirement)
-
-
-def _record_denial(audit: AuditLog, error: AuthenticationFailed | PermissionRefused) -> None:
-    """Denials are counted and summed up, so that a flood of them cannot fill the disk."""
-    # A log that cannot be written does not turn a denial into anything else.
-    with suppress(AuditUnavailable):
-        audit.count_denial(context.facts("request.denied"), error.reason)
 
 
 def _log_line(response: Response) -> dict[str, object]:
