@@ -54,6 +54,14 @@ def vars_of(row):
     return {key: value for key, value in vars(row).items() if not key.startswith("_")}
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
+def test_a_postgresql_that_is_not_there_is_unavailable(scheme):
+    database = Database(f"{scheme}://nobody@127.0.0.1:1/nothing")
+    with pytest.raises(StoreUnavailable), database.session():
+        pytest.fail("there is no server")
+    database.close()
+
+
 def test_foreign_keys_hold(database):
     with pytest.raises(IntegrityError), database.session() as session:
         session.execute(

@@ -84,8 +84,7 @@ class VouchedAccounts:
             before = view(row).as_dict()
             row.roles = format_names(fresh.roles.split())
             change = Change(None if row.id == fresh.id else before, view(row).as_dict())
-            if change.before != change.after:
-                self._on_change(session, f"{source}.account", change)
+            self._on_change(session, f"{source}.account", change)
             return LoggedIn(row.id, row.name)
 
     def _unchanged(self, name: str, roles: str, source: str) -> LoggedIn | None:
