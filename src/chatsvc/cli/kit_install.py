@@ -118,7 +118,13 @@ def _schema(prefix: Path, release: str, *arguments: str) -> str:
 def _write_launcher(prefix: Path) -> None:
     home, program = shlex.quote(str(prefix / "home")), shlex.quote(str(prefix / "current" / "venv" / "bin" / "chatsvc"))
     launcher = prefix / "bin" / "chatsvc"
-    launcher.write_text(f'#!/bin/sh\n: "${{CHATSVC_HOME:={home}}}"\nexport CHATSVC_HOME\nexec {program} "$@"\n')
+    lines = [
+        "#!/bin/sh",
+        f'[ -n "$CHATSVC_HOME" ] || CHATSVC_HOME={home}',
+        "export CHATSVC_HOME",
+        f'exec {program} "$@"',
+    ]
+    launcher.write_text("\n".join(lines) + "\n")
     launcher.chmod(0o755)
 
 

@@ -86,7 +86,7 @@ def document(version: str, wheels: list[Wheel], model: tuple[str, dict[str, str]
 
 
 def _wheel_component(wheel: Wheel) -> Any:
-    from cyclonedx.factory.license import LicenseFactory  # noqa: PLC0415
+    from cyclonedx.contrib.license.factories import LicenseFactory  # noqa: PLC0415
     from cyclonedx.model.component import ComponentType  # noqa: PLC0415
     from packageurl import PackageURL  # noqa: PLC0415
 

@@ -1,0 +1,441 @@
+"""The kit: its verifier against RFC 8032 and forgeries, and its whole life without a network."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from chatsvc.cli import kit_install, kit_verify
+from chatsvc.cli.kit_verify import KitDiffers, KitError, verify, verify_signature
+from chatsvc.errors import OperatorError
+from chatsvc.models import bundle, embedded, sbom
+from chatsvc.models.signing import SigningKeys
+from chatsvc.models.store import ModelFolder, ModelStore
+from tests.models.ggufs import tiny_gguf
+
+# RFC 8032 section 7.1: public key, message, signature.
+RFC_8032 = [
+    (
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a",
+        "",
+        "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+    ),
+    (
+        "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c",
+        "72",
+        "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00",
+    ),
+    (
+        "fc51cd8e6218a1a38da47ed00230f0580816ed13ba3303ac5deb911548908025",
+        "af82",
+        "6291d657deec24024827e69c3abe01a30ce548a284743a445e3680d7db5ac3ac18ff9b538d16f290ae67f760984dc6594a7c15e9716ed28dc027beceea1ec40a",
+    ),
+]
+ORDER = 2**252 + 27742317777372353535851937790883648493
+
+
+@pytest.mark.parametrize(("key", "message", "signature"), RFC_8032)
+def test_the_standards_signatures_verify(key: str, message: str, signature: str):
+    assert verify_signature(bytes.fromhex(key), bytes.fromhex(signature), bytes.fromhex(message))
+
+
+def test_signatures_of_the_library_verify_and_flipped_ones_do_not():
+    private = Ed25519PrivateKey.generate()
+    public, message = private.public_key().public_bytes_raw(), b"a message"
+    signature = private.sign(message)
+    assert verify_signature(public, signature, message)
+    for position in range(0, 64, 3):
+        flipped = bytearray(signature)
+        flipped[position] ^= 4
+        assert not verify_signature(public, bytes(flipped), message)
+    assert not verify_signature(public, signature, b"another message")
+    assert not verify_signature(Ed25519PrivateKey.generate().public_key().public_bytes_raw(), signature, message)
+
+
+def test_malleable_and_malformed_signatures_are_refused():
+    key, message, signature = (bytes.fromhex(part) for part in RFC_8032[1])
+    shifted = int.from_bytes(signature[32:], "little") + ORDER
+    assert not verify_signature(key, signature[:32] + shifted.to_bytes(32, "little"), message)
+    assert not verify_signature(key[:31], signature, message)
+    assert not verify_signature(key, signature[:63], message)
+    not_on_the_curve = (2).to_bytes(32, "little")
+    assert not verify_signature(not_on_the_curve, signature, message)
+    not_canonical = (2**255 - 19 + 1).to_bytes(32, "little")
+    assert not verify_signature(not_canonical, signature, message)
+    minus_zero = (1 | 1 << 255).to_bytes(32, "little")
+    assert not verify_signature(minus_zero, signature, message)
+
+
+@pytest.fixture
+def keys(tmp_path: Path):
+    return bundle.signing_keys(tmp_path / "keys")
+
+
+@pytest.fixture(scope="session")
+def small_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A kit with one wheel without dependencies and a tiny model, and the public key."""
+    folder = tmp_path_factory.mktemp("kit")
+    store = ModelStore(folder / "models", folder / "keys")
+    model = store.import_path(tiny_gguf(folder / "tiny.gguf"), "tiny")
+    keys = bundle.signing_keys(folder / "keys")
+    templates = folder / "config"
+    templates.mkdir()
+    (templates / "chatsvc.toml").write_text("# a template\n")
+    contents = bundle.Contents(
+        wheel=make_wheel(folder, "chatsvc", "0.1.0"),
+        constraints=None,
+        model=model,
+        resources={"config": templates, "compose.yaml": templates / "chatsvc.toml"},
+        programs=[Path(kit_verify.__file__), Path(kit_install.__file__)],
+    )
+    bundle.build(folder / "kit.tar", contents, keys)
+    return folder / "kit.tar", keys.public_bytes()
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str] | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: Apache-2.0\n"
+    written = {
+        **(files or {f"{name}.py": ""}),
+        f"{info}/METADATA": metadata,
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}.program:main\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, content in written.items():
+            wheel.writestr(file, content)
+    return path
+
+
+# A program of three files that takes part in an installation: it notes what it is told in its home.
+PROGRAM = """
+import os, pathlib, sys
+def main():
+    home = pathlib.Path(os.environ["CHATSVC_HOME"])
+    with (home / "calls").open("a") as calls:
+        calls.write(" ".join(sys.argv[1:]) + "\\n")
+    if sys.argv[1:3] == ["model", "import"]:
+        (home / "models" / sys.argv[5]).mkdir(parents=True)
+    if "fail" in VERSION:
+        sys.exit("it failed on purpose")
+    print(VERSION)
+"""
+SCHEMA = """
+import os, pathlib, sys
+if sys.argv[1] == "head":
+    print("HEAD")
+else:
+    with (pathlib.Path(os.environ["CHATSVC_HOME"]) / "calls").open("a") as calls:
+        calls.write("schema back " + sys.argv[2] + "\\n")
+"""
+
+
+def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model: ModelFolder | None) -> Path:
+    """A kit of the program above."""
+    files = {
+        "chatsvc/__init__.py": "",
+        "chatsvc/program.py": f"VERSION = {version!r}\n{PROGRAM}",
+        "chatsvc/cli/__init__.py": "",
+        "chatsvc/cli/schema.py": SCHEMA.replace("HEAD", head),
+    }
+    contents = bundle.Contents(make_wheel(folder / version, "chatsvc", "0.1.0", files), None, model, {}, [])
+    bundle.build(folder / f"{version}.tar", contents, keys)
+    return folder / f"{version}.tar"
+
+
+def _changed(kit: Path, target: Path, change: Callable[[str, bytes], bytes | None], extra: dict[str, bytes]) -> Path:
+    """A copy of the archive in which files were changed, dropped (None) or added."""
+    with tarfile.open(kit) as old, tarfile.open(target, "w") as new:
+        for member in old:
+            if not member.isreg():
+                new.addfile(member)
+                continue
+            reader = old.extractfile(member)
+            assert reader is not None
+            content = change(member.name.partition("/")[2], reader.read())
+            if content is not None:
+                member.size = len(content)
+                new.addfile(member, io.BytesIO(content))
+        for name, content in extra.items():
+            added = tarfile.TarInfo(name)
+            added.size = len(content)
+            new.addfile(added, io.BytesIO(content))
+    return target
+
+
+def test_a_kit_verifies_and_holds_what_it_must(small_kit: tuple[Path, bytes]):
+    kit = verify(*small_kit)
+    paths = {entry["path"] for entry in kit.manifest["files"]}
+    assert {
+        "requirements.txt",
+        "sbom.cdx.json",
+        "CHECKLIST.md",
+        "kit_verify.py",
+        "kit_install.py",
+        "config/chatsvc.toml",
+        "compose.yaml",
+        "model/tiny/model.gguf",
+        "wheels/chatsvc-0.1.0-py3-none-any.whl",
+    } <= paths
+    assert kit.release.startswith("0.1.0-")
+    with tarfile.open(small_kit[0]) as tar:
+        assert {(member.uid, member.uname, member.mtime) for member in tar} == {(0, "", 0)}
+        parts = json.load(tar.extractfile(f"{kit.root}/sbom.cdx.json"))  # type: ignore[arg-type]
+        requirements = tar.extractfile(f"{kit.root}/requirements.txt").read().decode()  # type: ignore[union-attr]
+    assert parts["bomFormat"] == "CycloneDX"
+    assert {part["name"] for part in parts["components"]} == {"chatsvc", "tiny"}
+    assert "chatsvc==0.1.0 --hash=sha256:" in requirements
+
+
+def test_the_verifier_runs_alone(small_kit: tuple[Path, bytes], tmp_path: Path):
+    shutil.copy(kit_verify.__file__, tmp_path / "kit_verify.py")
+    command = [sys.executable, "-I", "-S", str(tmp_path / "kit_verify.py"), str(small_kit[0])]
+    good = subprocess.run([*command, small_kit[1].hex()], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "release 0.1.0-" in good.stdout
+    wrong = subprocess.run([*command, "00" * 32], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "not signed by this key" in wrong.stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("config/chatsvc.toml", b"evil", "config/chatsvc.toml: changed"),
+        ("config/chatsvc.toml", None, "config/chatsvc.toml: missing"),
+        ("model/tiny/model.gguf", b"GGUF", "model/tiny/model.gguf: changed"),
+        ("manifest.json", b"{}", "not signed by this key"),
+        ("manifest.sig", b"zz", "is not a signature"),
+        ("manifest.sig", None, "is missing"),
+    ],
+)
+def test_what_differs_is_named(
+    small_kit: tuple[Path, bytes], tmp_path: Path, path: str, content: bytes | None, message: str
+):
+    forged = _changed(small_kit[0], tmp_path / "forged.tar", lambda name, old: content if name == path else old, {})
+    with pytest.raises(KitDiffers, match=message):
+        verify(forged, small_kit[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chatsvc-kit-0.1.0/extra.py", "chatsvc-kit-0.1.0/../../etc/cron.d/x", "/etc/x", "other/root", "lonely"],
+)
+def test_added_files_are_named(small_kit: tuple[Path, bytes], tmp_path: Path, name: str):
+    forged = _changed(small_kit[0], tmp_path / "forged.tar", lambda _, old: old, {name: b"x"})
+    with pytest.raises(KitDiffers):
+        verify(forged, small_kit[1])
+
+
+def test_a_file_that_is_there_twice_is_named(small_kit: tuple[Path, bytes], tmp_path: Path):
+    name = "chatsvc-kit-0.1.0/config/chatsvc.toml"
+    forged = _changed(small_kit[0], tmp_path / "forged.tar", lambda _, old: old, {name: b"# a template\n"})
+    with pytest.raises(KitDiffers, match="twice"):
+        verify(forged, small_kit[1])
+
+
+def test_a_link_in_a_kit_is_named(small_kit: tuple[Path, bytes], tmp_path: Path):
+    forged = tmp_path / "forged.tar"
+    shutil.copy(small_kit[0], forged)
+    with tarfile.open(forged, "a") as tar:
+        link = tarfile.TarInfo("chatsvc-kit-0.1.0/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(KitDiffers, match="no plain file"):
+        verify(forged, small_kit[1])
+
+
+def test_what_is_no_kit_cannot_be_read(tmp_path: Path):
+    (tmp_path / "no.tar").write_bytes(b"nothing")
+    with pytest.raises(KitError, match="cannot be read"):
+        verify(tmp_path / "no.tar", bytes(32))
+    assert kit_verify.main([str(tmp_path / "no.tar"), "00" * 32]) == 3
+
+
+@pytest.mark.parametrize("text", ["zz", "00" * 31, "/etc/hostname"])
+def test_what_is_no_public_key_is_said(text: str, capsys: pytest.CaptureFixture[str], small_kit: tuple[Path, bytes]):
+    assert kit_verify.main([str(small_kit[0]), text]) == 3
+    assert "public key" in capsys.readouterr().err
+
+
+def test_a_public_key_may_be_a_file(small_kit: tuple[Path, bytes], tmp_path: Path):
+    (tmp_path / "key.pub").write_text(small_kit[1].hex() + "\n")
+    assert kit_verify.main([str(small_kit[0]), str(tmp_path / "key.pub")]) == 0
+
+
+def test_a_kit_for_another_python_is_refused(small_kit: tuple[Path, bytes], tmp_path: Path):
+    kit = verify(*small_kit)
+    other = kit_verify.Kit(kit.archive, kit.root, {**kit.manifest, "python": "3.99"}, kit.digest)
+    with pytest.raises(KitError, match=r"run it with python3\.99"):
+        kit_install.install(other, tmp_path / "prefix")
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_an_archive_that_changes_after_it_was_verified_is_not_installed(small_kit: tuple[Path, bytes], tmp_path: Path):
+    kit = verify(*small_kit)
+    forged = _changed(
+        small_kit[0], tmp_path / "forged.tar", lambda name, old: b"#" * len(old) if "toml" in name else old, {}
+    )
+    swapped = kit_verify.Kit(forged, kit.root, kit.manifest, kit.digest)
+    with pytest.raises(KitDiffers, match="changed while it was installed"):
+        kit_install.install(swapped, tmp_path / "prefix")
+    assert not (tmp_path / "prefix" / "current").exists()
+
+
+def test_rolling_back_without_a_previous_release_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert kit_install.main(["rollback", "--prefix", str(tmp_path)]) == 3
+    assert "no previous release" in capsys.readouterr().err
+
+
+def test_an_output_that_is_there_is_kept(small_kit: tuple[Path, bytes], keys, tmp_path: Path):
+    (tmp_path / "kit.tar").write_text("mine")
+    contents = bundle.Contents(tmp_path, None, None, {}, [])
+    with pytest.raises(OperatorError, match="there already"):
+        bundle.build(tmp_path / "kit.tar", contents, keys)
+    assert (tmp_path / "kit.tar").read_text() == "mine"
+
+
+def test_a_failed_build_leaves_nothing(keys, tmp_path: Path):
+    broken = tmp_path / "chatsvc-0-py3-none-any.whl"
+    broken.write_text("no wheel")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OperatorError):
+        bundle.build(tmp_path / "out" / "kit.tar", bundle.Contents(broken, None, None, {}, []), keys)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_no_wheel_is_named(tmp_path: Path):
+    (tmp_path / "x.whl").write_bytes(b"nothing")
+    with pytest.raises(OperatorError, match=r"x\.whl is not a wheel"):
+        sbom.read_wheel(tmp_path / "x.whl")
+
+
+def test_another_target_is_told_to_pip():
+    assert bundle.Target("3.12", "manylinux_2_28_x86_64").pip_options() == [
+        "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64"
+    ]  # fmt: skip
+    assert bundle.Target("3.12").python_version == "3.12"
+
+
+def test_the_life_of_an_installation(
+    small_kit: tuple[Path, bytes], tmp_path: Path, keys, capsys: pytest.CaptureFixture[str]
+):
+    home = small_kit[0].parent
+    model = ModelStore(home / "models", home / "keys").get("tiny")
+    first = _release(tmp_path, keys, "one", head="1", model=model)
+    second = _release(tmp_path, keys, "two", head="2", model=None)
+    failing = _release(tmp_path, keys, "fail", head="2", model=ModelStore(home / "models", home / "keys").get("tiny"))
+    key, prefix = keys.public_bytes().hex(), tmp_path / "a prefix"
+    program = prefix / "bin" / "chatsvc"
+
+    def installs(command: str, kit: Path) -> int:
+        return kit_install.main([command, str(kit), key, "--prefix", str(prefix)])
+
+    assert installs("install", first) == 0
+    assert "quickstart" in capsys.readouterr().out
+    assert subprocess.run([program, "hello"], capture_output=True, text=True, check=True).stdout == "one\n"
+    calls = (prefix / "home" / "calls").read_text().splitlines()
+    assert calls[0].endswith("--name tiny --activate")
+    assert calls[1] == "hello"
+    assert (prefix / "home").stat().st_mode & 0o777 == 0o700
+
+    assert installs("install", first) == 3  # it is there already
+    assert "already the current release" in capsys.readouterr().err
+
+    assert installs("upgrade", second) == 0
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "two\n"
+    assert (prefix / "home" / "models" / "tiny").is_dir()
+
+    shutil.rmtree(prefix / "home" / "models")  # so that the next release wants to bring the model in, and fails
+    assert installs("upgrade", failing) == 3
+    assert "on purpose" in capsys.readouterr().err
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "two\n"
+
+    assert kit_install.main(["rollback", "--prefix", str(prefix)]) == 0
+    assert (prefix / "home" / "calls").read_text().splitlines()[-1] == "schema back 1"
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "one\n"
+    assert kit_install.main(["rollback", "--prefix", str(prefix)]) == 0  # and forward again
+    assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "two\n"
+
+
+def test_a_wheel_that_is_not_locked_is_not_installed(small_kit: tuple[Path, bytes], tmp_path: Path):
+    forged = _changed(
+        small_kit[0],
+        tmp_path / "forged.tar",
+        lambda name, old: (
+            old.replace(b"--hash=sha256:", b"--hash=sha256:0")[:-1] if name == "requirements.txt" else old
+        ),
+        {},
+    )
+    with pytest.raises(KitDiffers, match=r"requirements\.txt: changed"):
+        verify(forged, small_kit[1])
+
+
+INSIDE = """
+set -e
+ip link set lo up
+test "$(ip -o link | wc -l)" = 1 || test -z "$(ip -o link show up | grep -v ' lo:')"
+"$PYTHON" "$WORK/kit_install.py" install "$WORK/kit.tar" "$KEY" --prefix "$WORK/prefix"
+"$WORK/prefix/bin/chatsvc" quickstart > "$WORK/log" 2>&1 &
+service=$!
+for attempt in $(seq 600); do
+    curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null && break
+    kill -0 $service
+    sleep 0.2
+done
+eval "$(grep '^curl ' "$WORK/log")" > "$WORK/answer"
+kill $service
+wait $service
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.system
+@pytest.mark.timeout(900)
+def test_a_kit_becomes_a_service_that_chats_where_there_is_no_network(tmp_path: Path, keys):
+    if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("needs root, unshare and ip to make a network namespace")
+    store = ModelStore(tmp_path / "models", tmp_path / "keys")
+    checkout = Path(__file__).parents[2]
+    contents = bundle.Contents(
+        wheel=checkout,
+        constraints=checkout / "constraints.txt",
+        model=embedded.ensure(store),
+        resources={},
+        programs=[],
+    )
+    bundle.build(tmp_path / "kit.tar", contents, keys)
+    for program in (kit_verify, kit_install):
+        shutil.copy(str(program.__file__), tmp_path)
+    python = str(Path(sys.base_prefix) / "bin" / "python3")  # not the one in which chatsvc is installed
+    given = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHON": python,
+        "WORK": str(tmp_path),
+        "KEY": keys.public_bytes().hex(),
+        "PORT": "18080",
+    }
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-c", INSIDE], env=given, capture_output=True, text=True, check=False, timeout=800
+    )
+    log = tmp_path / "log"
+    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
+    pieces = re.findall(r'"token": ?"([^"]*)"', (tmp_path / "answer").read_text())
+    assert "Paris" in "".join(pieces)
