@@ -10,11 +10,14 @@ import pytest
 from chatsvc.audit import keys, layout
 from chatsvc.audit.command import open_for_command
 from chatsvc.audit.contents import make_auditor_key
+from chatsvc.audit.export import Span, export
+from chatsvc.audit.export_check import verify_export
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.journal import Journal
+from chatsvc.audit.keys import signing_key
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.verdict import CLEAN
+from chatsvc.audit.verdict import CLEAN, TAMPERED
 from chatsvc.audit.verify import Trust, verify_log, verify_tree
 from chatsvc.errors import AuditUnavailable, OperatorError
 from tests.audit.logs import DAY_US, last_segment, write_segments, write_some
@@ -218,3 +221,27 @@ def test_a_log_of_another_boot_goes_on(small_log, time):
     write_some(small_log, time, 1)
     assert len(found(small_log, action="audit.start")) == 2
     assert is_clean(small_log)
+
+
+def test_another_signing_key_may_be_put_in_place_and_old_checkpoints_stay_good(options, time):
+    write_segments(options, time, 2)
+    path = options.keys / "audit-signing.pem"
+    old = path.read_bytes()
+    path.unlink()
+    elsewhere = options.keys.parent / "other keys"
+    signing_key(elsewhere, create=True)
+    shutil.copy(elsewhere / "audit-signing.pem", path)
+    assert path.read_bytes() != old
+    write_some(replace(options, segment_age_s=3600), time, 1)
+    assert is_clean(options)
+    assert len((options.directory / layout.VKEY).read_text().splitlines()) == 2
+    exported = options.directory.parent / "export"
+    exported.write_bytes(b"".join(export(options.directory, options.keys, Span(0, time.wall_us * 2, time.wall_us))))
+    assert verify_export(exported, Trust()).exit_code == CLEAN
+
+
+def test_a_damaged_public_key_is_no_start(small_log):
+    (small_log.directory / layout.VKEY).write_bytes(b"\xff no key\n")
+    with pytest.raises(OperatorError, match="damaged"):
+        AuditLog.open(small_log)
+    assert verify_log(small_log.directory, Trust()).exit_code == TAMPERED

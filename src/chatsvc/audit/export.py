@@ -24,10 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from chatsvc.audit import keys, layout
-from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey, parse_vkey
+from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
 from chatsvc.audit.files import make_durable
 from chatsvc.audit.record import MAX_LINE_BYTES, decode, encode, format_time, parse_time
-from chatsvc.audit.replay import Replay, read_notes
+from chatsvc.audit.replay import Replay, known_keys, read_notes
 from chatsvc.audit.tree import cover, leaf_hash, root_of
 from chatsvc.audit.walk import Position, Walk, header_of, position_at
 from chatsvc.errors import OperatorError
@@ -51,11 +51,11 @@ def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]
         OperatorError: there is no log or no signing key; nothing has been yielded then.
         Tampered, RecordInvalid: the log is damaged; what was yielded is no export without its signature.
     """
-    logs = [(each, _vkey(each)) for each in layout.logs(directory) if (each / layout.VKEY).exists()]
+    logs = [(each, known) for each in layout.logs(directory) if (known := known_keys(each))]
     if not logs:
         raise OperatorError(f"There is no audit log in {directory}.")
     signing = keys.signing_key(keys_directory, create=False)
-    return _lines(logs, [Signer(key.name, signing) for _, key in logs], span)
+    return _lines([_Stretch(each, known, Signer(known[-1].name, signing), span) for each, known in logs], span)
 
 
 def parse_moment(text: str) -> int:
@@ -74,26 +74,25 @@ def signature_text(name: str, digest: bytes) -> str:
     return f"{name}\nexport v1\n{digest.hex()}\n"
 
 
-def _lines(logs: Sequence[tuple[Path, VerifierKey]], signers: Sequence[Signer], span: Span) -> Iterator[bytes]:
+def _lines(stretches: Sequence[_Stretch], span: Span) -> Iterator[bytes]:
     total = hashlib.sha256()
     start, end, made_at = (format_time(each) for each in (span.start_us, span.end_us, span.made_at_us))
-    vkeys = [format_vkey(key) for _, key in logs]
+    vkeys = [format_vkey(key) for stretch in stretches for key in stretch.keys]
     head = encode({"export": {"v": VERSION, "from": start, "to": end, "made_at": made_at, "vkeys": vkeys}})
-    bodies = [_Stretch(log, signer, span).lines() for (log, _), signer in zip(logs, signers, strict=True)]
-    for line in itertools.chain([head], *bodies):
+    for line in itertools.chain([head], *(stretch.lines() for stretch in stretches)):
         total.update(line + b"\n")
         yield line + b"\n"
-    name = signers[0].verifier_key.name
-    yield encode({"signature": signers[0].sign(signature_text(name, total.digest()))}) + b"\n"
+    signer = stretches[0].signer
+    yield encode({"signature": signer.sign(signature_text(signer.verifier_key.name, total.digest()))}) + b"\n"
 
 
 class _Stretch:
     """One log's part of an export."""
 
-    def __init__(self, directory: Path, signer: Signer, span: Span) -> None:
+    def __init__(self, directory: Path, known: Sequence[VerifierKey], signer: Signer, span: Span) -> None:
         self._segments = _from(layout.segments(directory), span.start_us)
-        self._signer = signer
-        self._key = signer.verifier_key
+        self.signer = signer
+        self.keys = [*known, *({signer.verifier_key} - set(known))]
         self._span = span
         self._notes: dict[int, str] = {}
         with self._segments[0].open("rb") as file:
@@ -123,7 +122,7 @@ class _Stretch:
         """Lines from the span's start on, each checked; with the first, the position in front of it."""
         walk, started = self._replay.walk, False
         for segment in self._segments:
-            notes = read_notes(segment, [self._key])
+            notes = read_notes(segment, self.keys)
             self._notes |= {each.size: note for each, note in zip(notes.checkpoints, notes.notes, strict=True)}
             self._replay.expect(notes.checkpoints)
             for line in whole_lines(segment):
@@ -139,7 +138,7 @@ class _Stretch:
             "first_seq": before.seq,
             "prev": before.prev.hex(),
             "epoch": before.epoch,
-            "segment": header_of(before, self._key.name, None),
+            "segment": header_of(before, self.signer.verifier_key.name, None),
         }
         return encode({"log": head})
 
@@ -149,7 +148,9 @@ class _Stretch:
         note = self._notes.get(frontier.size)
         if note is None:
             make_durable(self._segments[-1])  # nothing is signed that a power failure could still take back
-            note = self._signer.sign(format_checkpoint(Checkpoint(self._key.name, frontier.size, frontier.root())))
+            note = self.signer.sign(
+                format_checkpoint(Checkpoint(self.signer.verifier_key.name, frontier.size, frontier.root()))
+            )
         right, place = [], 0
         for level in cover(size, frontier.size):
             right.append(root_of(behind[place : place + (1 << level)]).hex())
@@ -179,8 +180,3 @@ def whole_lines(path: Path) -> Iterator[bytes]:
 def is_header(line: bytes) -> bool:
     """Whether a line looks like a segment record; the rules decide whether it is one."""
     return b'"stage":"segment"' in line
-
-
-def _vkey(directory: Path) -> VerifierKey:
-    lines = (directory / layout.VKEY).read_text(encoding="utf-8").splitlines()
-    return parse_vkey(lines[-1])

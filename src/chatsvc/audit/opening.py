@@ -23,7 +23,7 @@ from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.publishing import FileWitness, SyslogWitness, Witness
 from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
-from chatsvc.audit.replay import Notes, Replay, read_notes
+from chatsvc.audit.replay import Notes, Replay, known_keys, read_notes
 from chatsvc.audit.seal import Epochs, SealKey
 from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness_database import DatabaseWitness
@@ -148,7 +148,7 @@ def _replayed(segment: Path, signer: Signer) -> tuple[Replay, Notes]:
     try:
         with segment.open("rb") as file:
             replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
-        notes = read_notes(segment, [signer.verifier_key])
+        notes = read_notes(segment, [*known_keys(segment.parent), signer.verifier_key])
         replay.expect(notes.checkpoints)
         for _ in replay.segment(segment):
             pass

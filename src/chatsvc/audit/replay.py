@@ -13,9 +13,10 @@ from chatsvc.audit.checkpoint import (
     VerifierKey,
     open_note,
     parse_checkpoint,
+    parse_vkey,
     split_notes,
 )
-from chatsvc.audit.layout import checkpoints_of
+from chatsvc.audit.layout import VKEY, checkpoints_of
 from chatsvc.audit.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
 from chatsvc.audit.tree import leaf_hash
 from chatsvc.audit.walk import ChainBroken, Tampered, Walk
@@ -28,6 +29,17 @@ class Notes:
     checkpoints: tuple[Checkpoint, ...]
     notes: tuple[str, ...]
     good_bytes: int
+
+
+def known_keys(directory: Path) -> list[VerifierKey]:
+    """The public keys beside a log; more than one after the operator has put another signing key in place.
+
+    Raises:
+        NoteInvalid: a line is no key.
+    """
+    path = directory / VKEY
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [parse_vkey(line) for line in lines if line.strip()]
 
 
 def read_notes(segment: Path, keys: Iterable[VerifierKey]) -> Notes:

@@ -21,10 +21,9 @@ from chatsvc.audit.checkpoint import (
     KeyUnknown,
     NoteInvalid,
     VerifierKey,
-    parse_vkey,
 )
 from chatsvc.audit.record import FIRST_PREV, MAX_LINE_BYTES, Record, RecordInvalid
-from chatsvc.audit.replay import Replay, read_checkpoint, read_notes
+from chatsvc.audit.replay import Replay, known_keys, read_checkpoint, read_notes
 from chatsvc.audit.seal import SealKey
 from chatsvc.audit.tombstone import Tombstone, read_tombstone
 from chatsvc.audit.tree import Frontier
@@ -46,11 +45,7 @@ class Trust:
 
     def keys_of(self, directory: Path) -> list[VerifierKey]:
         """Those given, else those beside the log."""
-        if self.keys:
-            return list(self.keys)
-        path = directory / layout.VKEY
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [parse_vkey(line) for line in lines if line.strip()]
+        return list(self.keys) or known_keys(directory)
 
     def seal_key_of(self, log_id: str) -> SealKey | None:
         """The sealing key of this log, if it was brought."""
