@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
 from chatsvc.guard.login import Login
+from chatsvc.guard.outbox import Outbox
 
 pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
 
@@ -211,6 +212,17 @@ def test_an_entry_of_the_directory_logs_in_and_its_groups_become_roles(login, gu
     assert (account.id, account.source) == (found.account_id, "ldap")
     assert account.roles == ("operator", "user")
     assert login.verify("carol", PASSWORD, HERE) == found
+
+
+def test_a_made_account_and_changed_roles_are_recorded(directory, layout, guard):
+    records = []
+    for _ in range(2):
+        directory.verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, roles={}), guard.vouched).verify("carol", PASSWORD)
+    Outbox(guard.database, lambda *record: records.append(record)).drain()
+    assert [(action, actor) for action, actor, _ in records] == [("ldap.account", "directory")] * 2
+    assert records[0][2]["before"] is None
+    assert (records[1][2]["before"]["roles"], records[1][2]["after"]["roles"]) == (["operator", "user"], [])
 
 
 def test_roles_are_those_of_today(directory, layout, guard):

@@ -17,7 +17,7 @@ from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
 from chatsvc.guard.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.login import Login
-from chatsvc.guard.outbox import Outbox, Recorder
+from chatsvc.guard.outbox import Outbox, Recorder, put_into_outbox
 from chatsvc.guard.passwords import PasswordOptions, Passwords
 from chatsvc.guard.quotas import Quotas
 from chatsvc.guard.rates import Rates
@@ -112,7 +112,8 @@ def assemble(
     passwords = Passwords(options.passwords)
     throttle = LoginThrottle(database, read_or_make_secret(options.keys_directory / "throttle.key"), clock=clock)
     accounts = Accounts(database, passwords, roles, on_change=on_change, clock=clock)
-    vouched = VouchedAccounts(database, accounts, roles, on_change=on_change)
+    # A login records itself; that it made an account or changed its roles is a record of its own.
+    vouched = VouchedAccounts(database, accounts, roles, on_change=put_into_outbox("directory", clock=clock))
     return Guard(
         database=database,
         ring=ring,

@@ -28,7 +28,7 @@ _BATCH = 100
 
 
 def put_into_outbox(actor: str, *, clock: Callable[[], float] = time.time) -> OnChange:
-    """For a command: adds the record of every change to the change's own transaction."""
+    """For who does not hold the log: adds the record of every change to the change's own transaction."""
 
     def note(session: Session, action: str, change: Change) -> None:
         text = json.dumps(change.as_details(), ensure_ascii=False, sort_keys=True)
