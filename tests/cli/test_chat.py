@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -60,8 +61,11 @@ def test_a_wrong_password_is_one_sentence(server, tmp_path: Path) -> None:
 
 
 def test_a_service_that_is_not_there_is_one_sentence(password_file: Path) -> None:
-    options = ["chat", "--url", "http://127.0.0.1:1", "--password-file", str(password_file), "--once", "x"]
-    result = CliRunner().invoke(main, options)
+    with socket.socket() as silent:  # bound, and nobody listens
+        silent.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        options = ["chat", "--url", url, "--password-file", str(password_file), "--once", "x"]
+        result = CliRunner().invoke(main, options)
     assert result.exit_code == 3
     assert "does not answer" in result.stderr
 
