@@ -183,6 +183,44 @@ def test_a_disk_that_does_not_answer_is_refused_and_what_was_begun_is_closed(opt
     log.close()
 
 
+def test_an_end_that_was_not_waited_for_is_written_once(options):
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def slow(descriptor):
+        if stuck.is_set():
+            go_on.wait(10)
+        os.fdatasync(descriptor)
+
+    log = AuditLog.open(replace(options, commit_timeout_s=0.1), calls=Calls(fdatasync=slow))
+    record = log.begin(CHAT)
+    stuck.set()
+    record.end(Result("allowed"))
+    assert log.problem() == "the disk of the audit log does not answer"
+    stuck.clear()
+    go_on.set()
+    wait_until(lambda: log.problem() is None)
+    log.event(CHAT, Result("allowed"))
+    log.close()
+    assert len(found(options, stage="end")) == 1
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+def test_ends_that_meet_a_full_disk_together_are_all_written_once(options):
+    disk = FaultyDisk("write", errno.ENOSPC, times=3)
+    log = AuditLog.open(options, calls=disk.calls())
+    records = [log.begin(replace(CHAT, request_id=f"r{number}")) for number in range(16)]
+    disk.active = True
+    threads = [threading.Thread(target=record.end, args=(Result("allowed", 200),)) for record in records]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: len(found(options, stage="end")) == 16)
+    log.close()
+    assert {each["outcome"] for each in found(options, stage="end")} == {"allowed"}
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
 def test_closing_while_the_disk_does_not_answer_does_not_wait_for_ever(options, caplog):
     stuck, go_on = threading.Event(), threading.Event()
 

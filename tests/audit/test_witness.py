@@ -19,6 +19,7 @@ from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
 from chatsvc.audit.verify import Trust, verify_log, verify_tree
 from chatsvc.audit.witness import Seen
 from chatsvc.audit.witness_database import DatabaseWitness
+from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
 from tests.audit.logs import last_segment
 from tests.audit.test_log import CHAT, wait_until
@@ -184,3 +185,10 @@ def test_a_database_that_is_away_alarms_and_stops_nothing(options, tmp_path):
     assert log.problem() is None
     assert "none" not in repr(replace(options, witness_url=url))
     log.close()
+
+
+@pytest.mark.parametrize("url", ["no url", "oracle+cx_oracle://x"])
+def test_a_url_that_is_no_database_is_no_start_and_leaves_the_log_free(options, url):
+    with pytest.raises(OperatorError, match="witness_url"):
+        AuditLog.open(replace(options, witness_url=url))
+    AuditLog.open(options).close()

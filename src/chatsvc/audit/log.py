@@ -91,11 +91,11 @@ class AuditLog:
         with ExitStack() as opened:
             try:
                 mirror = open_mirror(options, calls, opened)
-                journal = open_journal(options, clock or system_clock(), mirror)
+                log = cls(open_journal(options, clock or system_clock(), mirror))
             except (LockHeld, DiskFull, DiskFailed, OSError) as error:
                 raise AuditUnavailable(f"The audit log cannot be written: {error}") from error
             opened.pop_all()
-        return cls(journal)
+        return log
 
     # -- what callers do
 
@@ -122,8 +122,7 @@ class AuditLog:
         """
         with self._wake:
             if self._denials.is_news(facts, reason, time.monotonic(), can_write=self._state == "open"):
-                self._batch.entries.append(self._journal.entry("event", facts, Result("denied", reason=reason)))
-                self._wake.notify()
+                self._enqueued(self._journal.entry("event", facts, Result("denied", reason=reason)))
 
     def problem(self) -> str | None:
         """None while records can be written; else why not."""
@@ -165,23 +164,27 @@ class AuditLog:
         """Write the end of ``begin``."""
         entry = self._journal.entry("end", facts, result, begin=begin.seq)
         entry.fields["duration_ms"] = (entry.mono_us - begin.mono_us) // 1000
-        try:
-            self._commit(entry)
-        except AuditUnavailable as error:
-            with self._lock:
-                if self._state in ("open", "full"):
-                    self._owed.append(entry)
-                    return
-            _log.critical("the end of a record was lost: %s", error.message, extra={"request_id": facts.request_id})
+        with self._wake:
+            if self._state == "full":
+                self._owed.append(entry)
+                return
+            batch = self._enqueued(entry) if self._state == "open" else None
+        if batch is not None:
+            batch.done.wait(self._options.commit_timeout_s)  # it is the writer's now, also after that time
+        if batch is None or (entry.seq is None and self._state == "dead"):
+            _log.critical("the end of a record was lost", extra={"request_id": facts.request_id})
+
+    def _enqueued(self, entry: Entry) -> _Batch:
+        self._batch.entries.append(entry)
+        self._wake.notify()
+        return self._batch
 
     def _commit(self, entry: Entry) -> Entry:
         with self._wake:
             if self._state != "open":
                 self._num_refused += 1
                 raise AuditUnavailable  # why is in `problem`: it names paths, which no caller needs to know
-            batch = self._batch
-            batch.entries.append(entry)
-            self._wake.notify()
+            batch = self._enqueued(entry)
         batch.done.wait(self._options.commit_timeout_s)
         with self._lock:  # the writer looks at `abandoned` under the same lock: one of both sees the other
             entry.abandoned = entry.seq is None
@@ -202,6 +205,7 @@ class AuditLog:
                 if state in ("open", "closed"):
                     self._write(batch)
                 elif state == "full":
+                    self._keep(batch.entries)
                     self._try_again()
             except DiskFull as error:
                 self._set("full", error.message)
@@ -222,13 +226,10 @@ class AuditLog:
         if now >= self._retry_at:
             self._retry_at = now + self._options.retry_s
             self._journal.mirror.catch_up()
-        self._journal.keep_up()
         with self._lock:
             owed, self._owed = [*self._owed, *self._sums(now)], []
-        entries = [*owed, *batch.entries]
-        if entries:
-            self._commit_all(entries, owed)
-            batch.done.set()
+        self._commit_all([*owed, *batch.entries])
+        batch.done.set()
         if self._journal.checkpoint_is_due():
             self._journal.checkpoint()
             self._tell_alarms()
@@ -239,16 +240,24 @@ class AuditLog:
             _log.error("audit log: %s", alarm)
         self._told = alarms
 
-    def _commit_all(self, entries: list[Entry], owed: list[Entry]) -> None:
+    def _commit_all(self, entries: list[Entry]) -> None:
+        """Commit them; where there is no space, keep those that tell of what has happened already."""
         try:
-            self._journal.commit(entries)
+            self._journal.keep_up()
+            if entries:
+                self._journal.commit(entries)
         except DiskFull:
-            with self._lock:
-                self._owed[:0] = owed
+            self._keep(entries)
             raise
         with self._lock:
             abandoned = [each for each in entries if each.abandoned and each.fields["stage"] == "begin"]
             self._owed += [self._journal.end_of(each, _ABANDONED) for each in abandoned]
+
+    def _keep(self, entries: list[Entry]) -> None:
+        """What tells of things that have happened already waits for space; a begin or an event is refused."""
+        kept = [each for each in entries if each.fields["stage"] == "end" or "suppressed" in each.fields]
+        with self._lock:
+            self._owed[:0] = kept
 
     def _sums(self, now: float) -> list[Entry]:
         sums = self._denials.take_sums(now)
@@ -262,11 +271,10 @@ class AuditLog:
         if now < self._retry_at:
             return
         self._retry_at = now + self._options.retry_s
-        self._journal.keep_up()
         with self._lock:
             owed, self._owed = self._owed, []
             refused = self._num_refused
-        self._commit_all([*owed, self._journal.own("audit.resumed", num_refused=refused)], owed)
+        self._commit_all([*owed, self._journal.own("audit.resumed", num_refused=refused)])
         with self._lock:
             self._num_refused -= refused
             if self._state == "full":

@@ -11,9 +11,11 @@ The role that this service uses there needs INSERT and SELECT only. What it keep
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, DateTime, MetaData, String, Table, Text, func, insert, inspect, select
+from sqlalchemy.exc import ArgumentError
 
 from chatsvc.audit.publishing import WitnessRefuses
 from chatsvc.audit.witness import checkpoint_in
+from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
 
 _TABLE = Table(
@@ -32,7 +34,12 @@ class DatabaseWitness:
     name = "database"
 
     def __init__(self, url: str) -> None:
-        self._database = Database(url, pool_size=1)
+        try:
+            self._database = Database(url, pool_size=1)
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise OperatorError(
+                f"audit.witness_url is no database that can be used here: {type(error).__name__}."
+            ) from None
         self._is_ready = False
 
     def publish(self, note: str) -> None:
