@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import signal
+import socket
 import stat
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from chatsvc.settings import load
 _settings = load()
 _SPARE_CONNECTIONS = 512
 _PR_SET_PDEATHSIG = 1
+# As nginx's client_header_timeout, client_body_timeout and send_timeout, for where no nginx is in front.
+_RECEIVE_TIMEOUT_S, _SEND_TIMEOUT_S = 10, 15
 _host = _settings.server.host
 
 if _settings.server.socket:
@@ -70,10 +74,22 @@ class logger_class(glogging.Logger):  # noqa: N801  (gunicorn's name)
         self.error_log.handlers = [handler]
         self.error_log.propagate = False
 
+    def exception(self, msg: object, *args: object, **kwargs: object) -> None:
+        """A client that neither sends nor reads is closed, and is no error of ours."""
+        if isinstance(sys.exc_info()[1], BlockingIOError):
+            self.debug("a client was too slow and was closed")
+        else:
+            super().exception(msg, *args, **kwargs)
 
-def when_ready(server: object) -> None:
-    """Let the proxy's group connect; the directory around the socket decides who may come near."""
-    del server
+
+def when_ready(server: Any) -> None:
+    """Let the proxy's group connect; the directory around the socket decides who may come near.
+
+    Connections have the listener's time limits from birth: one half-sent request must not hold a thread for ever.
+    """
+    for listener in server.LISTENERS:
+        for option, limit_s in ((socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT_S), (socket.SO_SNDTIMEO, _SEND_TIMEOUT_S)):
+            listener.sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", limit_s, 0))
     path = Path(_settings.server.socket) if _settings.server.socket else None
     if path and stat.S_ISSOCK(path.stat().st_mode):
         path.chmod(0o660)

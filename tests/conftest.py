@@ -224,7 +224,8 @@ def server(
     serve: Callable[..., AbstractContextManager[Server]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """The application as it is served, for the whole session."""
-    with serve(tmp_path_factory.mktemp("server"), CHATSVC_SERVER__KEEP_ALIVE_S="0.2") as started:
+    given = {"CHATSVC_SERVER__KEEP_ALIVE_S": "0.2", "CHATSVC_GUARD__TRUSTED_PROXIES": '["127.0.0.8/32"]'}
+    with serve(tmp_path_factory.mktemp("server"), **given) as started:
         yield started
 
 

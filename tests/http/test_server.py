@@ -284,3 +284,12 @@ def test_on_sigterm_a_running_stream_ends_with_an_error_event_and_the_process_en
         assert (name, data["error"]["code"]) == ("error", "draining")
         server.process.wait(20)
         assert '"end"' in "".join(path.read_text() for path in (tmp_path / "audit").rglob("*.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", ["", "Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{"])
+def test_a_request_that_is_never_finished_is_closed(server, body):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
+        line.sendall(f"POST /login HTTP/1.1\r\nHost: here\r\n{body}".encode())
+        while line.recv(4096):  # an answer at most, then the end
+            pass
