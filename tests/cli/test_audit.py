@@ -154,6 +154,9 @@ def test_an_export_needs_times(options, time, tmp_path):
     assert "not a day or a time" in run(
         "export", "--from", "yesterday", "--to", "2026-11-23", "--output", tmp_path / "x", code=2
     )
+    assert "not be later" in run(
+        "export", "--from", "2026-11-23", "--to", "2026-11-22", "--output", tmp_path / "x", code=2
+    )
 
 
 @pytest.fixture

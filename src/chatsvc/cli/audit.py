@@ -159,6 +159,8 @@ def export(start: str, end: str, output: Path) -> None:
 
     settings = configuration.load()
     span = Span(_microseconds(start), _microseconds(end), time.time_ns() // 1000)
+    if span.start_us > span.end_us:
+        raise click.UsageError("--from must not be later than --to.")
     draft = output.with_name(f".{output.name}.part")
     pieces = pieces_of(settings.audit_directory, settings.keys_directory, span)
     with draft.open("wb") as file:
