@@ -68,7 +68,7 @@ def test_pieces_arrive_while_the_rest_is_still_being_made(server, events):
 
 def test_joined_pieces_are_byte_for_byte_the_result(server, events):
     for query in ("Count to ten in Chinese characters.", "Answer with three emoji.", "Write a haiku."):
-        body = {"query": query, "max_tokens": 60, "temperature": 0}
+        body = {"query": query, "max_tokens": 32, "temperature": 0}
         with open_client(server) as client:
             whole = client.post("/chat", json=body).json()
             stream = events(client.post("/chat/stream", json=body).content)
@@ -162,7 +162,7 @@ def test_health_answers_in_milliseconds_while_every_slot_is_busy(server):
     def busy():
         with (
             open_client(server) as client,
-            client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 150}) as answer,
+            client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 60}) as answer,
         ):
             for _ in answer.iter_raw():
                 pass
