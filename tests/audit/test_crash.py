@@ -29,7 +29,7 @@ def killed_after(home: Path, name: str, seconds: float) -> set[str]:
     return {line for line in (first + rest).splitlines(keepends=True) if line.endswith("\n")}
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(280)])])
+@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path, rounds):
     options = AuditOptions(tmp_path / "audit", tmp_path / "keys", lock_timeout_s=5)
     dice = random.Random(4711)

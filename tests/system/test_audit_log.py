@@ -13,7 +13,7 @@ from dataclasses import replace
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 QUERY = {"query": "What is the capital of France?", "max_tokens": 3, "temperature": 0}
 
