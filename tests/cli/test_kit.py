@@ -395,10 +395,11 @@ test "$(ip -o link | wc -l)" = 1 || test -z "$(ip -o link show up | grep -v ' lo
 "$WORK/prefix/bin/chatsvc" quickstart > "$WORK/log" 2>&1 &
 service=$!
 for attempt in $(seq 600); do
-    curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null && break
+    grep -q '^curl ' "$WORK/log" && break
     kill -0 $service
     sleep 0.2
 done
+curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null
 eval "$(grep '^curl ' "$WORK/log")" > "$WORK/answer"
 kill $service
 wait $service
@@ -438,4 +439,4 @@ def test_a_kit_becomes_a_service_that_chats_where_there_is_no_network(tmp_path: 
     log = tmp_path / "log"
     assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
     pieces = re.findall(r'"token": ?"([^"]*)"', (tmp_path / "answer").read_text())
-    assert "Paris" in "".join(pieces)
+    assert "Paris" in "".join(pieces), log.read_text() + (tmp_path / "answer").read_text()

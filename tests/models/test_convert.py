@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,13 @@ def test_nothing_but_the_two_models_is_left(converted: tuple[ModelFolder, ModelF
     assert sorted(path.name for path in converted[0].path.parent.iterdir()) == ["tiny", "tiny-int8"]
 
 
-def test_an_openvino_folder_is_imported_again(converted: tuple[ModelFolder, ModelFolder], store: ModelStore):
-    folder = store.import_path(converted[1].path, "again")
+def test_an_openvino_folder_of_somebody_else_is_imported(
+    converted: tuple[ModelFolder, ModelFolder], store: ModelStore, tmp_path: Path
+):
+    source = Path(shutil.copytree(converted[1].path, tmp_path / "exported"))
+    for name in ("model.json", "manifest.json"):
+        (source / name).unlink()
+    folder = store.import_path(source, "again")
     assert folder.format == "openvino"
     assert folder.description().weights == ["openvino_model.bin", "openvino_model.xml"]
     with folder.weights() as path:
@@ -77,6 +83,7 @@ def test_a_missing_package_names_the_remedy(
         convert(store, "plain", "int8")
 
 
+@pytest.mark.slow
 def test_a_failing_converter_leaves_nothing(store: ModelStore, tiny_folder: Path, tmp_path: Path):
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -176,7 +176,11 @@ def test_a_folder_of_another_store_is_taken_in_as_it_is(store: ModelStore, sourc
     ours = store.import_path(theirs.path, "ours")
     ours.verify(full=True)
     card, expected = ours.card(), theirs.card()
-    assert (card.bos_token, card.eos_token, card.revision) == (expected.bos_token, expected.eos_token, expected.revision)
+    assert (card.bos_token, card.eos_token, card.revision) == (
+        expected.bos_token,
+        expected.eos_token,
+        expected.revision,
+    )
     assert (ours.path / "config.json").exists()
 
 
