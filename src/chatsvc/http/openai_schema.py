@@ -110,7 +110,7 @@ class OpenAIBody(Body):
     prompt_cache_key: Text | None = None
     metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None  # a Literal takes true and 1.0 too
+    n: Annotated[int, Field(ge=1, le=1)] | None = None  # a Literal takes true too
     response_format: TextOnly = None
     modalities: TextOnly = None
     tool_choice: Literal["none", "auto"] | None = None
