@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from chatsvc import pidfile
 from chatsvc.cli.main import main
 from chatsvc.models.store import ModelStore
 from tests.models.ggufs import tiny_gguf
@@ -74,6 +76,18 @@ def test_activating_and_removing(model: str, gguf: Path):
     assert run("activate", "second").exit_code == 0
     assert run("remove", "tiny").exit_code == 0
     assert run("activate", "tiny").exit_code == 3
+
+
+def test_an_import_that_activates_tells_the_running_service(model: str, home: Path, gguf: Path):
+    told: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: told.append(number))
+    try:
+        with pidfile.hold(home):
+            result = run("import", str(gguf), "--name", "second", "--activate")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "The running service brings it up now" in result.stdout
+    assert told == [signal.SIGHUP]
 
 
 def test_a_model_that_does_not_verify_is_exit_code_one(model: str, home: Path):

@@ -57,7 +57,7 @@ def fetch(
     store = _store(settings)
     with ShownProgress() as progress:
         folder = fetch_model(store, model_id, name, chosen, progress)
-    _arrived(store, folder, activate_it, as_json)
+    _arrived(settings, store, folder, activate_it, as_json)
 
 
 @command.command("import")
@@ -67,10 +67,11 @@ def fetch(
 @_json_option
 def import_(path: Path, name: str | None, activate_it: bool, as_json: bool) -> None:
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
-    store = _store(load())
+    settings = load()
+    store = _store(settings)
     with ShownProgress() as progress:
         folder = store.import_path(path, name, progress=progress)
-    _arrived(store, folder, activate_it, as_json)
+    _arrived(settings, store, folder, activate_it, as_json)
 
 
 @command.command("list")
@@ -135,24 +136,19 @@ def convert(
     """Convert the safetensors model NAME to OpenVINO, which serves several times as fast; needs the torch extra."""
     from chatsvc.models.convert import convert as convert_model
 
-    store = _store(load())
+    settings = load()
+    store = _store(settings)
     with ShownProgress() as progress:
         folder = convert_model(store, name, weight_format, target, progress)
-    _arrived(store, folder, activate_it, as_json)
+    _arrived(settings, store, folder, activate_it, as_json)
 
 
 @command.command()
 @click.argument("name")
 def activate(name: str) -> None:
     """Verify NAME and make it the model that is served."""
-    from chatsvc.pidfile import tell_to_swap
-
     settings = load()
-    folder = _store(settings).activate(name)
-    if tell_to_swap(settings.home):
-        click.echo(f"{folder.name} is active. The running service brings it up now; nobody is interrupted.")
-    else:
-        click.echo(f"{folder.name} is active from the next start of the engine.")
+    click.echo(_activate(settings, _store(settings), name))
 
 
 @command.command()
@@ -246,13 +242,22 @@ def _store(settings: Settings) -> ModelStore:
     return ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
 
 
-def _arrived(store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:
-    if activate_it:
-        store.activate(folder.name)
+def _activate(settings: Settings, store: ModelStore, name: str) -> str:
+    """Make it the model that is served, tell whoever serves; what to say about it."""
+    from chatsvc.pidfile import tell_to_swap
+
+    store.activate(name)
+    if tell_to_swap(settings.home):
+        return f"{name} is active. The running service brings it up now; nobody is interrupted."
+    return f"{name} is active from the next start of the engine."
+
+
+def _arrived(settings: Settings, store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:
+    told = _activate(settings, store, folder.name) if activate_it else None
     if as_json:
         click.echo(json.dumps(_describe(folder, activate_it), ensure_ascii=False))
-    elif activate_it:
-        click.echo(f"{folder.name} is in the store and active.")
+    elif told:
+        click.echo(told)
     else:
         click.echo(f"{folder.name} is in the store; serve it with: chatsvc model activate {folder.name}")
 
