@@ -146,6 +146,31 @@ def test_a_web_process_that_cannot_start_ends_the_service_with_an_error(service:
     assert service.run(lambda: OVER.wait(20), plan) == EXIT_COULD_NOT
 
 
+def test_an_engine_that_is_killed_before_the_service_answers_gets_another_try(service: Service) -> None:
+    service.answers = False
+
+    def steps() -> None:
+        until((service.home / "engine.sock").exists)
+        os.kill(service.starts()[0], signal.SIGKILL)
+        until(lambda: len(service.starts()) == 2)
+        service.answers = True
+        assert service.ready.wait(10)
+
+    assert service.run(steps) == EXIT_STOPPED
+
+
+def test_an_engine_that_is_killed_again_and_again_at_start_ends_the_service(service: Service) -> None:
+    service.answers = False
+
+    def steps() -> None:
+        for number in range(3):
+            until(lambda number=number: len(service.starts()) > number)
+            os.kill(service.starts()[number], signal.SIGKILL)
+        OVER.wait(20)
+
+    assert service.run(steps) == EXIT_COULD_NOT
+
+
 def test_a_killed_engine_is_back_by_itself(service: Service, client: EngineClient) -> None:
     def steps() -> None:
         assert service.ready.wait(20)

@@ -275,8 +275,9 @@ def test_a_killed_engine_ends_streams_with_an_error_shows_in_health_and_comes_ba
 
 def test_a_killed_web_process_comes_back_and_nginx_says_503_meanwhile(service, until) -> None:
     headers = service.headers()
-    master = min(service.pids()["web"])
-    os.kill(master, signal.SIGKILL)
+    before = service.pids()["web"]
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), 20, "the end of the worker with its master")
     with service.client() as client:
         answers = []
 

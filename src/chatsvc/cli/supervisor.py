@@ -10,6 +10,7 @@ children are, and how to tell that the service answers, comes in as a :class:`Pl
 3. A child that ends is started again, at once the first time, then with growing pauses.
 4. An engine that hangs is killed, which is the case above.
 5. A child that fails before the service ever answered ends the service: weights that are refused are no reason to wait.
+   One that was killed, by the kernel or by hand, is started again, but not for ever.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _STEADY_S = 60.0  # who ran so long starts with the shortest pause again
 _WEB_MARGIN_S = 3.0  # of the drain deadline, kept for the web process to say its last words
 _HURRY_AFTER_S = 2.0  # `make` and a terminal may both pass one Ctrl-C on: that is not a second signal
 _PROBE_INTERVAL_S = 0.5
+_MAX_KILLED_EARLY = 3
 
 EXIT_STOPPED = 0
 EXIT_COULD_NOT = 3
@@ -106,6 +108,7 @@ class Supervisor:
         self._engine_start_at = self._web_start_at = 0.0
         self._probe_at = 0.0
         self._has_answered = False
+        self._num_killed_early = 0
         self._failure: int | None = None
 
     def run(self) -> int:
@@ -184,7 +187,9 @@ class Supervisor:
 
     def _note_end(self, what: str, code: int, ran_s: float, pauses: _Pauses) -> float:
         """Say that a child ended; before the service ever answered that is the end. Returns the pause."""
-        if not self._has_answered:
+        if not self._has_answered and code < 0:
+            self._num_killed_early += 1
+        if not self._has_answered and (code >= 0 or self._num_killed_early >= _MAX_KILLED_EARLY):
             _log.error("the %s ended with code %d before the service was ready", what, code)
             self._failure = EXIT_COULD_NOT
             return 0.0
