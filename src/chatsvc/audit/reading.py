@@ -27,24 +27,25 @@ class Filter:
     until: str | None = None
 
     def takes(self, record: Record) -> bool:
-        """Whether a record is to be shown. ``action`` may end in ``*``."""
+        """Whether a record is to be shown. ``action`` and ``actor`` may end in ``*``."""
         wanted = (
-            ("actor", self.actor),
             ("outcome", self.outcome),
             ("address", self.address),
             ("request_id", self.request_id),
         )
         if any(value is not None and record.get(name) != value for name, value in wanted):
             return False
-        return self._takes_action(str(record.get("action"))) and self._takes_time(str(record.get("ts")))
-
-    def _takes_action(self, action: str) -> bool:
-        if self.action is None:
-            return True
-        return action.startswith(self.action[:-1]) if self.action.endswith("*") else action == self.action
+        patterns = (self.action, record.get("action")), (self.actor, record.get("actor"))
+        return all(_fits(pattern, value) for pattern, value in patterns) and self._takes_time(str(record.get("ts")))
 
     def _takes_time(self, ts: str) -> bool:
         return (self.since is None or ts >= self.since) and (self.until is None or ts < self.until)
+
+
+def _fits(pattern: str | None, value: object) -> bool:
+    if pattern is None or value == pattern:
+        return True
+    return pattern.endswith("*") and isinstance(value, str) and value.startswith(pattern[:-1])
 
 
 class Tail:

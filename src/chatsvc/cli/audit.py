@@ -108,7 +108,7 @@ def _verdicts(file: Path | None, trust: Trust) -> list[Verdict]:
 
 @command.command()
 @click.option("--action", help="Such as chat.generate; a * at the end takes all that begin so.")
-@click.option("--actor", help="An account.")
+@click.option("--actor", help="An account's id (`chatsvc user list --json`) or cli:NAME; a * at the end as above.")
 @click.option("--outcome", type=click.Choice(["allowed", "denied", "error", "aborted"]))
 @click.option("--address", help="A client address.")
 @click.option("--request-id", help="An X-Request-Id.")

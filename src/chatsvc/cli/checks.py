@@ -129,7 +129,7 @@ def door(settings: Settings) -> Iterator[Finding]:
     where = settings.server.socket or f"{settings.server.host} port {settings.server.port}"
     serving = pidfile.serving_pid(settings.home)
     if serving is not None:
-        yield Finding("port", "good", f"process {serving} serves this home on {where}")
+        yield Finding("port", "good", f"process {serving} serves this home")
         return
     try:
         require_free_port(settings)
