@@ -149,3 +149,28 @@ def test_cancel_in_prefill_and_while_waiting_leaves_nothing(openvino: OpenVinoRu
     openvino.cancel(2)
     assert openvino.step() == []
     assert openvino.cache_usage() < 0.05
+
+
+def test_of_several_that_go_on_where_one_ended_one_goes_at_a_time(openvino: OpenVinoRunner) -> None:
+    ids = prompt(60, 49)
+    run(openvino, [(ids, FIRST)], ["alice"])
+    for number in range(3):
+        openvino.add(number, [*ids, *prompt(61 + number, 13)], Sampling(max_tokens=4, temperature=0), "alice")
+    order: list[int] = []
+    num_open = 3
+    while num_open:
+        for output in openvino.step():
+            order.append(output.sequence_id)
+            num_open -= output.finish_reason is not None
+    assert order == sorted(order)  # they would write over each other's cache
+
+
+def test_a_tail_is_found_by_what_goes_on_behind_it() -> None:
+    index = PrefixIndex(2)
+    index.add_tail(b"x", [1, 2, 3])
+    assert index.tail(b"x", [1, 2, 3, 4]) == (b"x", (1, 2, 3))
+    assert index.tail(b"x", [1, 2]) is None
+    assert index.tail(b"y", [1, 2, 3]) is None
+    index.add_tail(b"x", [1])
+    index.add_tail(b"x", [2])
+    assert index.tail(b"x", [1, 2, 3]) == (b"x", (1,))

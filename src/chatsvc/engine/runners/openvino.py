@@ -8,6 +8,8 @@ so a prompt goes in here as growing prefixes, each a request for one token whose
    long as computing them would take, then they count as its own.
 3. The rest is computed in chunks that follow from what the last steps took, so that running sequences do not stall.
 4. The last chunk is the request itself.
+5. A finished sequence leaves a last block that is not full. The library (2026.4.1) gives it to every prompt that goes
+   on where it ended, and those that have it at the same time write over each other. So one has it at a time.
 
 ``step()`` holds the GIL, which is why the engine is a process of its own with one thread.
 """
@@ -26,7 +28,7 @@ from chatsvc.engine.memory import drop_file_mapping, private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.engine.runners.pipeline import Pipeline, Request
-from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, block_names
+from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, Tail, block_names
 from chatsvc.engine.runners.sizing import MIB, num_kv_blocks, shape_of, weights_bytes
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.errors import OperatorError
@@ -53,6 +55,7 @@ class _Sequence:
     wait_until: float = 0.0
     chunk: Request | None = None
     request: Request | None = None
+    tail: Tail | None = None
 
 
 class OpenVinoRunner:
@@ -121,6 +124,8 @@ class OpenVinoRunner:
         for request in (sequence.chunk, sequence.request):
             if request is not None:
                 request.cancel()
+        self._leave_tail(sequence, len(sequence.ids))
+        self._leave_tail(sequence, len(sequence.ids) - 1)  # the last token may or may not have been through
         if not self._sequences:
             self._pipeline.step()  # frees its cache; with others running the next step does that
 
@@ -139,7 +144,8 @@ class OpenVinoRunner:
             self._sleep()
         for output in outputs:
             if output.finish_reason is not None:
-                del self._sequences[output.sequence_id]
+                sequence = self._sequences.pop(output.sequence_id)
+                self._leave_tail(sequence, len(sequence.ids) - 1)
         return outputs
 
     def cache_usage(self) -> float:
@@ -158,6 +164,8 @@ class OpenVinoRunner:
             left = self._steering.chunk(sequence.num_done, is_decoding=is_decoding) - num_tokens
             if left <= 0:
                 break
+            if not self._takes_tail(sequence):
+                continue
             try:
                 taken = self._submit_chunk(sequence, left)
             except RuntimeError as error:  # the library's own class, for whatever it finds wrong with a request
@@ -197,6 +205,23 @@ class OpenVinoRunner:
             wait_s = self._steering.prefill_s(end - num_foreign * BLOCK_TOKENS, end, is_decoding=is_decoding)
             sequence.wait_until = max(sequence.wait_until, self._clock()) + wait_s
         self._index.add(sequence.names[: sequence.num_done // BLOCK_TOKENS], sequence.key)
+
+    def _takes_tail(self, sequence: _Sequence) -> bool:
+        """Step 5: whether the prompt may go in now, with the tail it goes on behind, if there is one, for itself."""
+        start = sequence.num_done
+        before = sequence.names[start // BLOCK_TOKENS - 1] if start else b""
+        tail = self._index.tail(before, sequence.ids[start : sequence.num_prompt])
+        if tail is not None and any(one.tail == tail for one in self._sequences.values() if one is not sequence):
+            return False
+        sequence.tail = tail or sequence.tail
+        return True
+
+    def _leave_tail(self, sequence: _Sequence, num_held: int) -> None:
+        """The sequence is over with ``num_held`` tokens in the cache."""
+        start = num_held // BLOCK_TOKENS * BLOCK_TOKENS
+        if sequence.request is not None and start < num_held:
+            names = block_names(sequence.ids[:start])
+            self._index.add_tail(names[-1] if names else b"", sequence.ids[start:num_held])
 
     def _read(self, sequence: _Sequence) -> StepOutput | None:
         if sequence.request is None:

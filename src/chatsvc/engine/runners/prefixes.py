@@ -15,6 +15,9 @@ from hashlib import blake2b
 
 BLOCK_TOKENS = 32
 
+# A last block that is not full: the name of the block in front of it, and its ids.
+Tail = tuple[bytes, tuple[int, ...]]
+
 
 def block_names(ids: Sequence[int], before: bytes = b"") -> list[bytes]:
     """The names of all full blocks of ``ids``; ``before`` is the name of the block in front of them."""
@@ -31,6 +34,7 @@ class PrefixIndex:
     def __init__(self, max_num_blocks: int) -> None:
         self._max_num_blocks = max_num_blocks
         self._owners: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._tails: OrderedDict[Tail, None] = OrderedDict()
 
     def add(self, names: Sequence[bytes], key: str) -> None:
         """``key`` has computed these blocks (or has waited as long as that takes)."""
@@ -47,3 +51,18 @@ class PrefixIndex:
     def is_own(self, name: bytes, key: str) -> bool:
         """Whether ``key`` has."""
         return key in self._owners.get(name, ())
+
+    def add_tail(self, before: bytes, ids: Sequence[int]) -> None:
+        """A sequence has a last block that is not full: the one behind ``before``, beginning with ``ids``."""
+        self._tails[before, tuple(ids)] = None
+        self._tails.move_to_end((before, tuple(ids)))
+        while len(self._tails) > self._max_num_blocks:
+            self._tails.popitem(last=False)
+
+    def tail(self, before: bytes, ids: Sequence[int]) -> Tail | None:
+        """The longest tail that a prompt going on with ``ids`` behind the block ``before`` would be given, if any."""
+        for length in range(min(len(ids), BLOCK_TOKENS - 1), 0, -1):
+            candidate = (before, tuple(ids[:length]))
+            if candidate in self._tails:
+                return candidate
+        return None
