@@ -1,6 +1,6 @@
 """The client's address out of the peer and the forwarded chain. Pure; knows nothing about who is allowed.
 
-The rules (product.md, guard.md "Address"):
+The rules:
 
 1. A peer that is not trusted is the client; whatever it forwards is ignored.
 2. The peer of a unix socket (an empty string) is the trusted proxy.

@@ -1,6 +1,6 @@
 """Sessions (token families): start, refresh, end. Knows the tables and the tokens, not HTTP.
 
-Refreshing (guard.md "Tokens"; RFC 9700 4.14.2):
+Refreshing (RFC 9700 4.14.2):
 
 1. A refresh token is spent by compare-and-swap: of any number of parallel tries one writes the successor.
 2. A try that comes second, from the same address within the grace, gets that same successor: its answer was lost.

@@ -1,7 +1,7 @@
 """Signs and checks JSON Web Tokens. Knows nothing about sessions or who an account is.
 
 Flask-JWT-Extended signs and decodes; by itself it accepts far too much (tokens without ``exp``, ``jti`` or ``type``,
-any ``typ``, an ``exp`` in the far future), so its answer is one step among these (guard.md "Tokens"):
+any ``typ``, an ``exp`` in the far future), so its answer is one step among these:
 
 1. Shape: three non-empty parts of base64url without padding, at most 4 KiB. Nothing else is looked at.
 2. Header: exactly ``alg``, ``kid``, ``typ``. ``alg`` is the pinned one, ``typ`` the wanted kind (RFC 9068 2.1), and
