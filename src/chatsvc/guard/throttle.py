@@ -1,6 +1,5 @@
 """Slows down who guesses passwords, without locking the owner out. Knows nothing about passwords.
 
-
 1. Per (attempted name, address): 5 failures are free; then a wait of 1 s, doubled by each failure up to 15 min.
    While it waits even the right password is refused, unhashed. An hour without a failure, or a success, forgets.
 2. Per attempted name from anywhere: 100 failures an hour. An address from which this account has logged in before is
