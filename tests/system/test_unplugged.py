@@ -39,17 +39,31 @@ def test_the_main_job_runs_unplugged_and_tries_no_connection_beyond_loopback(mak
         {**home.environment, "PORT": "8080"},
         home.path.parent / "quickstart.log",
     )
-    until(lambda: "chatsvc is ready at" in program.text or program.process.poll() is not None, 120)
-    assert program.process.poll() is None, program.text
-    inside = ["nsenter", f"--net=/proc/{program.process.pid}/ns/net"]
-    pasted = next(line for line in program.text.splitlines() if line.startswith("curl"))
-    answer = subprocess.run([*inside, "sh", "-c", pasted], capture_output=True, text=True, timeout=60, check=False)
+    try:
+        answer = ask_unplugged(program, until)
+    finally:
+        stop(home, program)
     assert "Paris" in answer.stdout, answer
-    os.kill(int((home.path / "run" / "serve.pid").read_text()), signal.SIGTERM)
-    assert program.process.wait(60) == 0
     tried = [line for line in trace.read_text().splitlines() if leaves_the_machine(line)]
     assert tried == []
     assert "AF_UNIX" in trace.read_text(), "the trace has seen the service's own sockets"
+
+
+def ask_unplugged(program, until) -> subprocess.CompletedProcess:
+    """Wait for the service, then paste its own line inside its namespace."""
+    until(lambda: "chatsvc is ready at" in program.text or program.process.poll() is not None, 200)
+    assert program.process.poll() is None, program.text
+    inside = ["nsenter", f"--net=/proc/{program.process.pid}/ns/net"]
+    pasted = next(line for line in program.text.splitlines() if line.startswith("curl"))
+    return subprocess.run([*inside, "sh", "-c", pasted], capture_output=True, text=True, timeout=60, check=False)
+
+
+def stop(home, program) -> None:
+    """End the service itself: strace, when it is ended, lets go of what it traces."""
+    pid = (home.path / "run" / "serve.pid").read_text().strip()
+    if pid:
+        os.kill(int(pid), signal.SIGTERM)
+        assert program.process.wait(60) == 0
 
 
 def leaves_the_machine(line: str) -> bool:
