@@ -91,6 +91,13 @@ def test_what_cannot_be_done_says_so_by_its_exit_code(run, ada, arguments, given
     assert run("user", *arguments, given=given)[0] == code
 
 
+def test_a_home_that_is_not_there_is_named_with_its_remedy(tmp_path):
+    result = CliRunner(env={"CHATSVC_HOME": str(tmp_path / "elsewhere")}).invoke(main, ["user", "list"])
+    assert result.exit_code == 3
+    assert "set CHATSVC_HOME" in result.stderr
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_password_is_never_printed(run):
     for code, out, err in (
         run("user", "add", "ada", "--password-stdin", given=PASSWORD),

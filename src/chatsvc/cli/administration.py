@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from chatsvc import settings as configuration
-from chatsvc.errors import InvalidRequest
+from chatsvc.errors import InvalidRequest, OperatorError
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.outbox import put_into_outbox
 from chatsvc.wiring import guard_options
@@ -20,9 +20,16 @@ def opened() -> Iterator[Guard]:
     """The guard on this home's database and keys.
 
     Raises:
+        OperatorError: the home is not there; most often CHATSVC_HOME is not set, or the working directory is another.
         click.UsageError: a value on the command line cannot be.
     """
-    options = guard_options(configuration.load())
+    settings = configuration.load()
+    if not settings.home.is_dir():
+        raise OperatorError(
+            f"There is no {settings.home}: set CHATSVC_HOME to the home of the service; a new one is made by "
+            "`chatsvc quickstart` or `chatsvc model import`."
+        )
+    options = guard_options(settings)
     guard = assemble(options, on_change=put_into_outbox(actor()))
     try:
         yield guard
