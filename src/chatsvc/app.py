@@ -142,7 +142,7 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     health = ops.Health(engine, log, drain)
     metrics.add_gauges(ops.gauges(health, room))
     gate.housekeep()  # what was done by command while we were away
-    engine.start()
+    engine.start(planner.prepare)
     on_failure.callback(engine.close)
     return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
 

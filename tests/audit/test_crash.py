@@ -36,7 +36,8 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path, rounds):
     acknowledged = set()
     for number in range(rounds):
         acknowledged |= killed_after(tmp_path, f"k{number}", dice.uniform(0, 0.2))
-        assert verify_log(options.directory, Trust()).exit_code in (CLEAN, TORN_TAIL)
+        if number % 8 == 0:  # the log grows, and with it what a verification takes
+            assert verify_log(options.directory, Trust()).exit_code in (CLEAN, TORN_TAIL)
     AuditLog.open(options).close()
     assert verify_log(options.directory, Trust()).exit_code == CLEAN
     begun = {each["seq"]: each["request_id"] for each in found(options, stage="begin")}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
-from contextlib import suppress
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from chatsvc.errors import Draining, LimitExceeded, Overloaded
+from chatsvc.errors import LimitExceeded, Overloaded
 from chatsvc.guard.room import Place, Room
 
 
@@ -191,60 +190,6 @@ def test_a_hundred_waiting_delay_another_principal_by_one_turn():
     assert single.wait_turn(100, 0)
 
 
-def test_more_slots_take_in_those_who_wait():
-    room = make_room(max_running=1)
-    _, second, third = fill(room, "a", "b", "c")
-    room.resize(3)
-    assert second.wait_turn(100, 0)
-    assert third.wait_turn(100, 0)
-
-
-def test_fewer_slots_let_those_who_run_finish():
-    room = make_room(max_running=2)
-    first, second, third = fill(room, "a", "b", "c")
-    room.resize(1)
-    assert first.wait_turn(100, 0)
-    first.leave()
-    assert not third.wait_turn(100, 0)
-    second.leave()
-    assert third.wait_turn(100, 0)
-
-
-def test_a_closed_room_tells_everybody_but_those_who_run():
-    room = make_room(max_running=1)
-    first, second = fill(room, "a", "b")
-    third = room.enter("c")
-    room.close("Going down.")
-    assert first.wait_turn(100, 0)
-    for place in (second, third):
-        with pytest.raises(Draining, match=r"Going down\."):
-            place.wait_turn(100, 0)
-    with pytest.raises(Draining):
-        room.enter("d")
-    first.leave()
-    second.leave()
-    third.leave()
-    assert (room.num_running, room.num_waiting) == (0, 0)
-
-
-def test_closing_wakes_who_waits():
-    room = Room(1, 5, 5)
-    _, second = fill(room, "a", "b")
-    outcome = []
-
-    def wait() -> None:
-        try:
-            second.wait_turn(100, 30)
-        except Draining as error:
-            outcome.append(error)
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    room.close("Going down.")
-    waiter.join(10)
-    assert len(outcome) == 1
-
-
 def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
     room = Room(16, 300, 400)
     most_running, refused, served = [0], [], []
@@ -299,7 +244,6 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.max_running = 2
         self.room = Room(2, 4, 3, self.clock)
         self.inside: list[Place] = []
-        self.closed = False
 
     @rule(target=places, name=st.sampled_from("abc"))
     def enter(self, name):
@@ -307,8 +251,6 @@ class AnyInterleaving(RuleBasedStateMachine):
         full = len(self.inside) >= self.max_running + 4
         try:
             place = self.room.enter(name)
-        except Draining:
-            assert self.closed
         except LimitExceeded:
             assert own >= 3
         except Overloaded:
@@ -316,7 +258,6 @@ class AnyInterleaving(RuleBasedStateMachine):
         else:
             assert own < 3
             assert not full
-            assert not self.closed
             self.inside.append(place)
             return place
         return None
@@ -325,9 +266,8 @@ class AnyInterleaving(RuleBasedStateMachine):
     def wait(self, place, cost):
         if place is None:
             return
-        with suppress(Draining):
-            had_turn = place.state == "running" or None
-            assert place.wait_turn(cost, 0) is (had_turn or place.state == "running")
+        had_turn = place.state == "running" or None
+        assert place.wait_turn(cost, 0) is (had_turn or place.state == "running")
 
     @rule(place=consumes(places), again=st.booleans())
     def leave(self, place, again):
@@ -338,20 +278,9 @@ class AnyInterleaving(RuleBasedStateMachine):
         if again:
             place.leave()
 
-    @rule(size=st.integers(1, 4))
-    def resize(self, size):
-        self.max_running = size
-        self.room.resize(size)
-
     @rule(seconds=st.integers(0, 20))
     def time_passes(self, seconds):
         self.clock.now += seconds
-
-    @rule(really=st.integers(0, 9))
-    def close(self, really):
-        if really == 0:
-            self.room.close("Going down.")
-            self.closed = True
 
     @invariant()
     def the_books_agree(self):
@@ -359,9 +288,8 @@ class AnyInterleaving(RuleBasedStateMachine):
         waiting = [place for place in self.inside if place.state == "waiting"]
         assert self.room.num_running == len(running)
         assert self.room.num_waiting == len(self.inside) - len(running)
-        if not self.closed:
-            assert not waiting or len(running) >= self.max_running
-            assert sorted(place.position() for place in waiting) == list(range(1, len(waiting) + 1))
+        assert not waiting or len(running) >= self.max_running
+        assert sorted(place.position() for place in waiting) == list(range(1, len(waiting) + 1))
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase

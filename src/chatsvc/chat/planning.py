@@ -58,6 +58,10 @@ class Planner:
         self._renderer: PromptRenderer | None = None
         self._making = threading.Lock()
 
+    def prepare(self, card: ModelCard) -> None:
+        """Make what is made once a model, before anybody asks."""
+        self._renderer_for(card)
+
     def plan(self, account_id: str, request: ChatRequest) -> Plan:
         """Work it out.
 

@@ -37,7 +37,7 @@ _DRAIN_GRACE_S = 0.5
 class EngineStatus:
     """What the web side knows of the engine, without asking it.
 
-    ``reason`` says why it is not ready: ``starting``, ``died``, ``stalled`` or ``draining``.
+    ``reason`` says why it is not ready: ``starting``, ``died``, ``stalled``, ``draining`` or ``unusable model``.
     """
 
     ready: bool
@@ -66,6 +66,7 @@ class EngineClient:
         self._wake_out.setblocking(False)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-client", daemon=True)
+        self._prepare: Callable[[ModelCard], None] = lambda _card: None
         self._reason = "starting"
         self._current: Link | None = None
         self._candidate: Link | None = None
@@ -73,8 +74,13 @@ class EngineClient:
         self._back_off_s = _MIN_BACK_OFF_S
         self._next_attempt = 0.0
 
-    def start(self) -> None:
-        """Begin to connect. Returns at once."""
+    def start(self, prepare: Callable[[ModelCard], None] = lambda _card: None) -> None:
+        """Begin to connect. Returns at once.
+
+        ``prepare`` is called with every new model's card before work goes to it, so that no caller waits for what is
+        made once a model (a tokenizer, say).
+        """
+        self._prepare = prepare
         self._thread.start()
 
     def close(self) -> None:
@@ -218,7 +224,17 @@ class EngineClient:
             if candidate.draining_since is not None:
                 self._drop(candidate, EngineUnavailable())
             else:
-                self._promote(candidate)
+                self._try_to_promote(candidate)
+
+    def _try_to_promote(self, link: Link) -> None:
+        try:
+            self._prepare(link.card)
+        except Exception:  # noqa: BLE001 - the thread's edge: a card that cannot be used must not end the client
+            _log.exception("the model %s cannot be served", link.card.name)
+            self._reason = "unusable model"
+            self._drop(link, EngineUnavailable())
+        else:
+            self._promote(link)
 
     def _promote(self, link: Link) -> None:
         before, self._current = self._current, link

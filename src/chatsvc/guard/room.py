@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
-from chatsvc.errors import Draining, LimitExceeded, Overloaded
+from chatsvc.errors import LimitExceeded, Overloaded
 from chatsvc.guard.fair import Rotation
 
 # What a slot is held for, as long as nobody has left one yet.
@@ -42,11 +42,7 @@ class Place:
         self._room = room
 
     def wait_turn(self, cost_tokens: int, timeout_s: float) -> bool:
-        """Line up (the first call does) and wait for a slot; False when the time is over first.
-
-        Raises:
-            Draining: the room has been closed meanwhile.
-        """
+        """Line up (the first call does) and wait for a slot; False when the time is over first."""
         self._room.line_up(self, cost_tokens)
         self.woken.wait(timeout_s)
         return self._room.has_turn(self)
@@ -86,7 +82,6 @@ class Room:
         self._positions: dict[Place, int] | None = None  # made when asked for, thrown away when anything moves
         self._mean_hold_s: float | None = None
         self._num_sent_away = 0  # refused, and not yet made up for by somebody leaving
-        self._closed_because: str | None = None
 
     @property
     def num_running(self) -> int:
@@ -103,14 +98,11 @@ class Room:
         """Come in, to wait or to run. ``max_own`` replaces ``max_per_principal`` for a principal with its own limit.
 
         Raises:
-            Draining: the room has been closed.
             LimitExceeded: this principal has as many inside as it may.
             Overloaded: all places are taken.
         """
         max_own = self._max_per_principal if max_own is None else max_own
         with self._lock:
-            if self._closed_because is not None:
-                raise Draining(self._closed_because)
             if self._num_own[principal_id] >= max_own:
                 raise LimitExceeded(
                     f"You have {max_own} requests running or waiting, which is your limit; wait for one to end.",
@@ -125,21 +117,6 @@ class Room:
             self._num_own[principal_id] += 1
             return place
 
-    def resize(self, max_running: int) -> None:
-        """The engine has so many slots. Who runs goes on running, also when there are fewer now."""
-        with self._lock:
-            self._max_running = max_running
-            self._fill_slots()
-
-    def close(self, reason: str) -> None:
-        """Nobody comes in any more, who waits is told so by :class:`Draining`; who runs goes on."""
-        with self._lock:
-            self._closed_because = reason
-            for place in self._places - self._running:
-                self._rotation.remove(place.principal_id, place)
-                place.woken.set()
-            self._positions = None
-
     def places_of(self, principal_id: str) -> list[Place]:
         """Where a principal's requests stand now, for telling it so."""
         with self._lock:
@@ -150,21 +127,15 @@ class Room:
     def line_up(self, place: Place, cost_tokens: int) -> None:
         """The first time, put the place where its turn can come."""
         with self._lock:
-            if place.state == "entered" and self._closed_because is None:
+            if place.state == "entered":
                 place.state = "waiting"
                 self._rotation.add(place.principal_id, place, cost_tokens)
                 self._positions = None
                 self._fill_slots()
 
     def has_turn(self, place: Place) -> bool:
-        """Whether the place holds a slot.
-
-        Raises:
-            Draining: it does not, and never will.
-        """
+        """Whether the place holds a slot."""
         with self._lock:
-            if place.state in ("entered", "waiting") and self._closed_because is not None:
-                raise Draining(self._closed_because)
             return place.state == "running"
 
     def position(self, place: Place) -> int:

@@ -35,7 +35,7 @@ class RunnerOptions:
     max_gap_ms: int = 250
     num_threads: int = 0
     memory_limit_mb: int = 0
-    dynamic_quantization_group: int = 64
+    dynamic_quantization_group: int = 32
 
 
 @dataclass(frozen=True, slots=True)
