@@ -9,7 +9,6 @@ import pytest
 
 from chatsvc.errors import (
     AuthenticationFailed,
-    Draining,
     LimitExceeded,
     Overloaded,
     PermissionRefused,
@@ -277,9 +276,6 @@ def test_6_turns_come_and_positions_are_told(gate, principal):
     assert held[2].wait_turn(10, 1)
     for admission in held:
         admission.release()
-    gate.room.close("going down")
-    with pytest.raises(Draining):
-        gate.admit(principal)
 
 
 def test_roles_and_accounts_have_limits_of_their_own(gate, guard, pair):
