@@ -382,8 +382,9 @@ def test_a_model_that_changes_between_plan_and_submit_costs_one_more_try(place, 
     assert text == "Hello, 世界!"
 
 
-def test_what_was_measured_is_in_the_metrics(place):
+def test_what_was_measured_is_in_the_metrics(place, wait_until):
     place.service.complete(place.call(), ask())
+    wait_until(lambda: place.running.engine.status().num_running == 0)  # the next heartbeat says so
     text = place.running.metrics.exposition().decode()
     assert f"chatsvc_generation_tokens_total {len(HELLO)}.0" in text
     assert 'chatsvc_request_success_total{finished_reason="stop"} 1.0' in text
