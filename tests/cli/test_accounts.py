@@ -149,6 +149,13 @@ def test_a_key_is_printed_alone_and_works_until_it_is_revoked(run, ada, web):
         gate.authenticate(Credentials(api_key=(rotated,)), ANY_PRINCIPAL)
 
 
+def test_a_key_can_have_limits_of_its_own(run, ada):
+    limits = ["--requests-per-minute", "7", "--tokens-per-day", "70", "--max-concurrent", "2"]
+    out = run("key", "create", "--name", "ci", "--scope", "chat", "--account", "ada", "--json", *limits)[1]
+    made = json.loads(out)
+    assert (made["requests_per_minute"], made["tokens_per_day"], made["max_concurrent"]) == (7, 70, 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

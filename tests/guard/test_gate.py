@@ -252,6 +252,25 @@ def test_6_one_principal_may_hold_so_many_places(gate, principal):
         admission.release()
 
 
+def test_6_a_key_may_hold_fewer_places_than_its_account(gate, guard, ada, principal):
+    new = NewKey("ada", "one at a time", ["chat"], max_concurrent=1)
+    of_key = gate.authenticate(bearer(guard.api_keys.create(new)[0]), CHAT)
+    assert gate.standing(of_key)[0]["concurrent_requests"] == 1
+    held = gate.admit(of_key)
+    with pytest.raises(LimitExceeded, match="1 requests running or waiting, which is the key's limit") as caught:
+        gate.admit(of_key)
+    assert (caught.value.code, gate.standing(of_key)[1]["concurrent_requests"]) == ("concurrency_limit_exceeded", 0)
+    others = [gate.admit(principal), gate.admit(principal)]  # the account's own requests do not count for the key
+    held.release()
+    others.append(gate.admit(principal))
+    with pytest.raises(LimitExceeded, match="3 requests running or waiting, which is your limit"):
+        gate.admit(of_key)  # but the key's count for the account
+    assert gate.standing(of_key) == gate.standing(principal)
+    for admission in others:
+        admission.release()
+    gate.admit(of_key).release()
+
+
 def test_6_a_full_room_is_overloaded_for_everybody(gate, guard, principal):
     held = []
     for name in ("bob", "eve", "joe"):

@@ -230,7 +230,7 @@ def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
     assert all(wait > 0 for wait in refused)
     assert (room.num_running, room.num_waiting) == (0, 0)
     assert len(room._rotation) == 0
-    assert not room._num_own
+    assert not room._places
 
 
 class AnyInterleaving(RuleBasedStateMachine):

@@ -165,9 +165,11 @@ def test_limits_are_set_and_shown(call, client, alice, audited):
 
 def test_keys_are_made_rotated_and_revoked(call, client, audited):
     body = {"account": "alice", "name": "ci", "scopes": ["chat"], "expires_days": 30, "tokens_per_day": 9}
+    body |= {"requests_per_minute": 8, "max_concurrent": 2}
     status, made = call("POST", "/keys", body)
     assert status == 201
-    assert client.get("/me", headers={"X-Api-Key": made["key"]}).json["limits"]["tokens_per_day"] == 9
+    limits = client.get("/me", headers={"X-Api-Key": made["key"]}).json["limits"]
+    assert limits == {"requests_per_minute": 8, "tokens_per_day": 9, "concurrent_requests": 2}
     assert [key["id"] for key in call("GET", "/keys?account=alice")[1]["keys"]] == [made["id"]]
 
     rotated = call("POST", f"/keys/{made['id']}/rotate", {"grace_s": 0})[1]

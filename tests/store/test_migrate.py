@@ -6,11 +6,11 @@ import threading
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import inspect, select, text
 
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import is_current, migrate, migrate_back
-from chatsvc.store.tables import Base
+from chatsvc.store.tables import ApiKey, Base
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(database):
@@ -24,6 +24,26 @@ def test_going_back_to_base_removes_every_table_and_forward_makes_them_again(dat
     assert not is_current(database)
     migrate(database)
     assert set(Base.metadata.tables) <= set(inspect(database.engine).get_table_names())
+
+
+def test_rows_are_kept_on_the_way_back_and_forward(database):
+    make = text(
+        "INSERT INTO accounts (id, name, password_hash, roles, created_at, password_changed_at, source)"
+        " VALUES ('a', 'ada', '', '', 0, 0, 'local')"
+    )
+    key = text(
+        "INSERT INTO api_keys (id, account_id, name, secret_sha256, scopes, created_at)"
+        " VALUES ('k', 'a', 'ci', '', 'chat', 0)"
+    )
+    with database.session() as session:
+        session.execute(make)
+        session.execute(key)
+    migrate_back(database, "0001")
+    assert not is_current(database)
+    migrate(database)
+    with database.reading() as session:
+        row = session.scalars(select(ApiKey)).one()
+    assert (row.id, row.account_id, row.max_concurrent) == ("k", "a", None)
 
 
 def test_migrating_twice_changes_nothing(database):

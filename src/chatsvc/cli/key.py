@@ -26,6 +26,7 @@ def command() -> None:
 @click.option("--expires-days", type=click.FloatRange(min=0, min_open=True), help="Never, when not given.")
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="Its own limit.")
 @click.option("--tokens-per-day", type=click.IntRange(min=1), help="Its own limit.")
+@click.option("--max-concurrent", type=click.IntRange(min=1), help="Its own limit.")
 @_AS_JSON
 def create(name: str, scopes: tuple[str, ...], account: str, expires_days: float | None, as_json: bool,
            **limits: int | None) -> None:  # fmt: skip

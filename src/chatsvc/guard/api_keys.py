@@ -43,6 +43,7 @@ _STATE = (
         ApiKey.revoked_at,
         ApiKey.requests_per_minute.label("key_requests_per_minute"),
         ApiKey.tokens_per_day.label("key_tokens_per_day"),
+        ApiKey.max_concurrent.label("key_max_concurrent"),
         Account.name,
         Account.roles,
         Account.disabled_at,
@@ -69,6 +70,7 @@ class KeyView:
     revoked: bool
     requests_per_minute: int | None
     tokens_per_day: int | None
+    max_concurrent: int | None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,6 +87,7 @@ class NewKey:
     expires_at: float | None = None
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
+    max_concurrent: int | None = None
 
 
 class ApiKeys:
@@ -128,6 +131,7 @@ class ApiKeys:
                 expires_at=new.expires_at,
                 requests_per_minute=new.requests_per_minute,
                 tokens_per_day=new.tokens_per_day,
+                max_concurrent=new.max_concurrent,
             )
             session.add(row)
             session.flush()
@@ -246,4 +250,5 @@ def _view(row: ApiKey, account: str) -> KeyView:
         revoked=row.revoked_at is not None,
         requests_per_minute=row.requests_per_minute,
         tokens_per_day=row.tokens_per_day,
+        max_concurrent=row.max_concurrent,
     )

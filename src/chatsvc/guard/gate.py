@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
@@ -148,7 +148,12 @@ class Gate:
             refused.headers.update(limits_headers(standing))
             raise refused
         try:
-            place = self._parts.room.enter(principal.account_id, max_own=limits.max_concurrent)  # (6)
+            place = self._parts.room.enter(  # (6)
+                principal.account_id,
+                max_own=limits.max_concurrent,
+                key_id=principal.key_id,
+                max_of_key=principal.key_limits.max_concurrent,
+            )
         except LimitExceeded as error:
             error.headers.update(limits_headers(standing))
             raise
@@ -171,7 +176,8 @@ class Gate:
 
     def standing(self, principal: Principal) -> tuple[dict[str, int], dict[str, int]]:
         """A principal's limits, and what is left of each, for ``/me``."""
-        max_concurrent, standing = self._limits_of(principal).max_concurrent, self._standing(principal)
+        standing = self._standing(principal)
+        max_concurrent, num_free = self._places_left(principal)
         limits = {
             "requests_per_minute": standing.rate.limit,
             "tokens_per_day": standing.quota.limit,
@@ -180,7 +186,7 @@ class Gate:
         remaining = {
             "requests_per_minute": standing.rate.remaining,
             "tokens_per_day": standing.quota.remaining,
-            "concurrent_requests": max(0, max_concurrent - len(self.room.places_of(principal.account_id))),
+            "concurrent_requests": num_free,
         }
         return limits, remaining
 
@@ -210,61 +216,47 @@ class Gate:
             raise AuthenticationFailed("no such session")
         if row.revoked_at is not None or row.disabled_at is not None:
             raise AuthenticationFailed("session ended or account disabled")
-        roles = parse_names(row.roles)
-        return Principal(
-            account_id=row.account_id,
-            name=row.name,
-            roles=roles,
-            scopes=self._parts.roles.scopes_of(roles),
-            sid=claims.sid,
-            jti=claims.jti,
-            expires_at=claims.exp,
-            limits=self._limits(row, roles),
-        )
+        return replace(self._account_of(row), sid=claims.sid, jti=claims.jti, expires_at=claims.exp)
 
     def _principal_of_issuer(self, vouched: Vouched) -> Principal:
         row = self._parts.sessions.account_state(vouched.account_id)
         if row is None or row.disabled_at is not None:
             raise AuthenticationFailed("account disabled")
+        return replace(self._account_of(row), expires_at=vouched.expires_at)
+
+    def _principal_of_key(self, text: str) -> Principal:
+        row = self._parts.api_keys.check(text)
+        return replace(
+            self._account_of(row),
+            scopes=self._parts.api_keys.scopes_of(row),
+            key_id=row.id,
+            expires_at=int(row.expires_at) if row.expires_at is not None else None,
+            key_limits=KeyLimits(row.key_requests_per_minute, row.key_tokens_per_day, row.key_max_concurrent),
+        )
+
+    def _account_of(self, row: AnyRow) -> Principal:
+        """The account behind any good credential; what is the credential's own is put in by who calls."""
         roles = parse_names(row.roles)
         return Principal(
             account_id=row.account_id,
             name=row.name,
             roles=roles,
             scopes=self._parts.roles.scopes_of(roles),
-            expires_at=vouched.expires_at,
             limits=self._limits(row, roles),
-        )
-
-    def _principal_of_key(self, text: str) -> Principal:
-        row = self._parts.api_keys.check(text)
-        roles = parse_names(row.roles)
-        return Principal(
-            account_id=row.account_id,
-            name=row.name,
-            roles=roles,
-            scopes=self._parts.api_keys.scopes_of(row),
-            key_id=row.id,
-            expires_at=int(row.expires_at) if row.expires_at is not None else None,
-            limits=self._limits(row, roles),
-            key_limits=KeyLimits(row.key_requests_per_minute, row.key_tokens_per_day),
         )
 
     def _limits(self, row: AnyRow, roles: Sequence[str]) -> Limits:
         """The account's own limit, else its roles', else the default."""
+        by_role = [self._options.role_limits[role] for role in roles if role in self._options.role_limits]
 
         def one(name: str) -> int:
             own = getattr(row, name)
             if own is not None:
                 return int(own)
-            of_roles = [self._options.role_limits[role][name] for role in roles if name in self._of_role(role)]
             default: int = getattr(self._options.limits, name)
-            return max(of_roles, default=default)
+            return max((of_role[name] for of_role in by_role if name in of_role), default=default)
 
         return Limits(one("requests_per_minute"), one("tokens_per_day"), one("max_concurrent"))
-
-    def _of_role(self, role: str) -> Mapping[str, int]:
-        return self._options.role_limits.get(role, {})
 
     def _limits_of(self, principal: Principal) -> Limits:
         return principal.limits or self._options.limits
@@ -273,6 +265,15 @@ class Gate:
         limits = self._limits_of(principal)
         rate = self._parts.rates.state(_rates(principal, limits))
         return Standing(rate, self._quota_of(principal, limits).state())
+
+    def _places_left(self, principal: Principal) -> tuple[int, int]:
+        """The tighter one of the account's and the key's limit of requests at a time, and what is left of it."""
+        places, of_key = self.room.places_of(principal.account_id), principal.key_limits.max_concurrent
+        counts = [(self._limits_of(principal).max_concurrent, len(places))]
+        if of_key is not None:
+            counts.append((of_key, sum(place.key_id == principal.key_id for place in places)))
+        limit, num_held = min(counts, key=lambda count: count[0] - count[1])
+        return limit, max(0, limit - num_held)
 
     def _quota_of(self, principal: Principal, limits: Limits) -> QuotaOf:
         own = principal.key_limits.tokens_per_day

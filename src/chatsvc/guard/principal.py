@@ -23,6 +23,7 @@ class KeyLimits:
 
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
+    max_concurrent: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

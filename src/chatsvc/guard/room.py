@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from chatsvc.errors import LimitExceeded, Overloaded
@@ -34,8 +33,9 @@ _NEWEST_SHARE = 0.125
 class Place:
     """A caller's place in the room. Its methods may be called from any thread; :meth:`leave` must be."""
 
-    def __init__(self, room: Room, principal_id: str) -> None:
+    def __init__(self, room: Room, principal_id: str, key_id: str | None) -> None:
         self.principal_id = principal_id
+        self.key_id = key_id
         self.state: Literal["entered", "waiting", "running", "left"] = "entered"
         self.running_since = 0.0
         self.woken = threading.Event()
@@ -77,7 +77,6 @@ class Room:
         self._lock = threading.Lock()
         self._places: set[Place] = set()
         self._running: set[Place] = set()
-        self._num_own: Counter[str] = Counter()
         self._rotation: Rotation[Place] = Rotation()
         self._positions: dict[Place, int] | None = None  # made when asked for, thrown away when anything moves
         self._mean_hold_s: float | None = None
@@ -94,27 +93,36 @@ class Room:
         with self._lock:
             return len(self._places) - len(self._running)
 
-    def enter(self, principal_id: str, *, max_own: int | None = None) -> Place:
-        """Come in, to wait or to run. ``max_own`` replaces ``max_per_principal`` for a principal with its own limit.
+    def enter(
+        self,
+        principal_id: str,
+        *,
+        max_own: int | None = None,
+        key_id: str | None = None,
+        max_of_key: int | None = None,
+    ) -> Place:
+        """Come in, to wait or to run.
+
+        ``max_own`` replaces ``max_per_principal`` for a principal with its own limit; ``max_of_key`` is how many of
+        those may have come with this one key.
 
         Raises:
-            LimitExceeded: this principal has as many inside as it may.
+            LimitExceeded: this principal, or this key, has as many inside as it may.
             Overloaded: all places are taken.
         """
         max_own = self._max_per_principal if max_own is None else max_own
         with self._lock:
-            if self._num_own[principal_id] >= max_own:
-                raise LimitExceeded(
-                    f"You have {max_own} requests running or waiting, which is your limit; wait for one to end.",
-                    retry_after_s=self._until_own_leaves_s(principal_id),
-                    code="concurrency_limit_exceeded",
-                )
+            own = [place for place in self._places if place.principal_id == principal_id]
+            of_key = [place for place in own if place.key_id == key_id]
+            if max_of_key is not None and len(of_key) >= max_of_key:
+                raise self._too_many(of_key, max_of_key, "the key's")
+            if len(own) >= max_own:
+                raise self._too_many(own, max_own, "your")
             if len(self._places) >= self._max_running + self._max_waiting:
                 self._num_sent_away += 1
                 raise Overloaded(retry_after_s=self._turns_s(min(self._num_sent_away, len(self._places))))
-            place = Place(self, principal_id)
+            place = Place(self, principal_id, key_id)
             self._places.add(place)
-            self._num_own[principal_id] += 1
             return place
 
     def places_of(self, principal_id: str) -> list[Place]:
@@ -165,9 +173,6 @@ class Room:
                 self._rotation.remove(place.principal_id, place)
             place.state = "left"
             self._places.remove(place)
-            self._num_own[place.principal_id] -= 1
-            if not self._num_own[place.principal_id]:
-                del self._num_own[place.principal_id]
             self._num_sent_away = max(0, self._num_sent_away - 1)
             self._positions = None
             self._fill_slots()
@@ -198,9 +203,14 @@ class Room:
         """How long until so many have left, when all slots are held."""
         return num_turns * self._hold_s() / max(self._max_running, 1)
 
-    def _until_own_leaves_s(self, principal_id: str) -> float:
-        """How long until one of a principal's own has left."""
-        num_own_running = sum(place.principal_id == principal_id for place in self._running)
-        if num_own_running:
-            return self._hold_s() / num_own_running
-        return self._turns_s(len(self._places) - len(self._running)) + self._hold_s()
+    def _too_many(self, held: Collection[Place], max_held: int, whose: str) -> LimitExceeded:
+        num_running = sum(place.state == "running" for place in held)
+        if num_running:
+            retry_after_s = self._hold_s() / num_running
+        else:
+            retry_after_s = self._turns_s(len(self._places) - len(self._running)) + self._hold_s()
+        return LimitExceeded(
+            f"You have {max_held} requests running or waiting, which is {whose} limit; wait for one to end.",
+            retry_after_s=retry_after_s,
+            code="concurrency_limit_exceeded",
+        )

@@ -72,6 +72,7 @@ class KeyBody(Body):
     expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
     requests_per_minute: Limit | None = None
     tokens_per_day: TokenLimit | None = None
+    max_concurrent: Limit | None = None
 
 
 class RotateBody(Body):
@@ -187,6 +188,7 @@ class _Views:
             expires_at=expires_at,
             requests_per_minute=body.requests_per_minute,
             tokens_per_day=body.tokens_per_day,
+            max_concurrent=body.max_concurrent,
         )
         text, change = self._done_with_key("key.create", lambda: self._guard.api_keys.create(new))
         return _created({"key": text, **(change.after or {})})

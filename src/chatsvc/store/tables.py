@@ -84,6 +84,7 @@ class ApiKey(Base):
     revoked_at: Mapped[float | None] = mapped_column(Double)
     requests_per_minute: Mapped[int | None] = mapped_column(Integer)
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    max_concurrent: Mapped[int | None] = mapped_column(Integer)
 
 
 class Usage(Base):
