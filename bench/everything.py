@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd", "bench.soak")
+_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd", "bench.logins", "bench.soak")
 
 
 def main() -> None:
