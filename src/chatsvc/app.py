@@ -14,6 +14,7 @@ from flask import Flask
 
 from chatsvc import __version__, pidfile
 from chatsvc.audit.log import AuditLog
+from chatsvc.audit.witnessed import Witnessed
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Planner
@@ -186,7 +187,9 @@ def _admin_parts(running: Running) -> admin.AdminParts:
 
 
 def _audit_desk(running: Running) -> audit.AuditDesk:
-    return audit.AuditDesk(running.audit, running.settings.audit_directory, running.settings.keys_directory)
+    settings = running.settings
+    witnessed = Witnessed(settings.home / "witnessed", settings.audit.witnessed_keys_file)
+    return audit.AuditDesk(running.audit, settings.audit_directory, settings.keys_directory, witnessed)
 
 
 def _models_desk(running: Running) -> models.ModelsDesk:

@@ -64,11 +64,12 @@ class AccountsSection(Section):
     argon2_time_cost: Count = 3
     argon2_parallelism: Count = 1
     max_parallel_hashes: Count = 2
-    roles: dict[str, list[Literal["chat", "metrics", "audit", "admin"]]] = {
+    roles: dict[str, list[Literal["chat", "metrics", "audit", "admin", "witness"]]] = {
         "viewer": ["metrics"],
         "user": ["chat"],
         "operator": ["chat", "metrics"],
         "auditor": ["audit"],
+        "witness": ["witness"],
         "admin": ["admin", "audit", "chat", "metrics"],
     }
 
@@ -140,6 +141,10 @@ class AuditSection(Section):
     witness_files: Paths = []
     witness_syslog: Path | None = None
     witness_url: SecretStr | None = None
+    witness_peer_url: str | None = None
+    witness_peer_key: SecretStr | None = None
+    witness_peer_ca_file: Path | None = None
+    witnessed_keys_file: Path | None = None
     space_alarm: Annotated[float, Field(gt=0, le=1)] = 0.8
 
 

@@ -14,6 +14,7 @@ from uuid import uuid4
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.witness_peer import Peer
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.gate import GateOptions
@@ -45,9 +46,18 @@ def audit_options(settings: Settings) -> AuditOptions:
         witness_files=tuple(audit.witness_files),
         witness_syslog=str(audit.witness_syslog) if audit.witness_syslog else None,
         witness_url=audit.witness_url.get_secret_value() if audit.witness_url else None,
+        witness_peer=_witness_peer(settings),
         space_alarm=audit.space_alarm,
         about={"version": version("chatsvc"), "configuration": _digest(settings)},
     )
+
+
+def _witness_peer(settings: Settings) -> Peer | None:
+    audit = settings.audit
+    if audit.witness_peer_url is None:
+        return None
+    key = audit.witness_peer_key.get_secret_value() if audit.witness_peer_key else ""
+    return Peer(audit.witness_peer_url, key, audit.witness_peer_ca_file)
 
 
 def _digest(settings: Settings) -> str:

@@ -14,6 +14,7 @@ from chatsvc.audit.tree import (
     ProofInvalid,
     consistency_proof,
     cover,
+    extension_proof,
     inclusion_proof,
     leaf_hash,
     node_hash,
@@ -55,6 +56,16 @@ def test_hashes_are_those_of_the_rfc():
     assert hashlib.sha256(b"").digest() == EMPTY_ROOT == root_of([])
     assert leaf_hash(b"a") == hashlib.sha256(b"\x00a").digest()
     assert node_hash(b"l" * 32, b"r" * 32) == hashlib.sha256(b"\x01" + b"l" * 32 + b"r" * 32).digest()
+
+
+def test_a_proof_from_the_frontier_is_the_proof_from_all_leaves():
+    frontier = Frontier()
+    for size in range(1, len(LEAVES) + 1):
+        frontier.append(LEAVES[size - 1])
+        for longer in range(size, len(LEAVES) + 1):
+            proof = extension_proof(frontier, LEAVES[size:longer])
+            assert proof == consistency_proof(LEAVES[:longer], size), (size, longer)
+    assert is_refused(extension_proof, Frontier(), LEAVES)
 
 
 def naive_root(leaves: list[bytes]) -> bytes:

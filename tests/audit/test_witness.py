@@ -99,9 +99,10 @@ def test_the_system_log_gets_checkpoints_that_can_be_read_back(options, tmp_path
         log.event(CHAT, Result("allowed"))
         log.close()
         receiver.settimeout(5)
-        line = receiver.recv(65536)
-    assert line.startswith(b"<110>chatsvc-checkpoint ")
-    kept.write_bytes(b"Nov 22 12:00:00 host chatsvc: started\nNov 22 12:00:01 host " + line[5:] + b"\n")
+        lines = [receiver.recv(65536) for _ in range(2)]  # at the start and at the stop
+    assert all(line.startswith(b"<110>chatsvc-checkpoint ") for line in lines)
+    written = [b"Nov 22 12:00:01 host " + line[5:] + b"\n" for line in lines]
+    kept.write_bytes(b"".join([b"Nov 22 12:00:00 host chatsvc: started\n", *written]))
     verdict = verify_log(options.directory, Trust(witness=Seen.read(kept)))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
 

@@ -81,7 +81,7 @@ class Journal:
         self.clock = clock
         self.pseudonyms = secrets.pseudonyms
         self.mirror = mirror
-        self.on_note: Callable[[str], None] = lambda _: None
+        self._on_note: Callable[[str], None] = lambda _: None
         self._contents = secrets.contents
         self._signer = secrets.signer
         self._sealing = secrets.sealing
@@ -154,7 +154,13 @@ class Journal:
         note = self._signer.sign(format_checkpoint(checkpoint))
         self.mirror.append_note(note)
         since.num_records, since.checkpoint_us, since.last_note = 0, self.clock.mono_us(), note
-        self.on_note(note)
+        self._on_note(note)
+
+    def tell_notes_to(self, on_note: Callable[[str], None]) -> None:
+        """From now on, and the one that was made at the start: a log that was rolled back shows itself at once."""
+        self._on_note = on_note
+        assert self._since.last_note is not None, "a log is opened with a checkpoint"
+        on_note(self._since.last_note)
 
     def continue_from(self, position: Position, since: Since) -> None:
         """Take up a log where it was left."""

@@ -72,7 +72,7 @@ class AuditLog:
         self._committing_since: float | None = None
         self._retry_at = 0.0
         self._publisher = Publisher(witnesses_of(self._options))
-        journal.on_note = self._publisher.send
+        journal.tell_notes_to(self._publisher.send)
         self._threads = [
             threading.Thread(target=self._run, name="audit-writer", daemon=True),
             threading.Thread(target=self._publisher.run, name="audit-witness", daemon=True),

@@ -27,6 +27,7 @@ from chatsvc.audit.replay import Notes, Replay, known_keys, read_notes
 from chatsvc.audit.seal import Epochs, SealKey
 from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness_database import DatabaseWitness
+from chatsvc.audit.witness_peer import PeerWitness
 from chatsvc.errors import OperatorError
 
 _MICRO = 1_000_000
@@ -57,6 +58,9 @@ def witnesses_of(options: AuditOptions) -> list[Witness]:
         witnesses.append(SyslogWitness(options.witness_syslog))
     if options.witness_url:
         witnesses.append(DatabaseWitness(options.witness_url))
+    if options.witness_peer:
+        directories = [options.directory, *([options.second_directory] if options.second_directory else [])]
+        witnesses.append(PeerWitness(options.witness_peer, directories))
     return witnesses
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from chatsvc.audit.witness_peer import Peer
+
 Level = Literal["metadata", "redacted", "sealed"]
 
 
@@ -27,8 +29,8 @@ class AuditOptions:
         commit_timeout_s: a disk that needs longer for one commit counts as not writable.
         lock_timeout_s: how long to wait for another process to let go of the log.
         second_directory: the same log again, best on another file system; one that works is enough.
-        witness_files, witness_syslog, witness_url: where checkpoints are sent: files on other mounts, the socket of a
-            system log, a database.
+        witness_files, witness_syslog, witness_url, witness_peer: where checkpoints are sent: files on other mounts, the
+            socket of a system log, a database, another replica.
         level: how much of a content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
         space_alarm: a file system that is fuller than this alarms.
         about: said at every start: version and a digest of the configuration, so that a change of them is in the log.
@@ -51,6 +53,7 @@ class AuditOptions:
     witness_files: tuple[Path, ...] = ()
     witness_syslog: str | None = None
     witness_url: str | None = field(default=None, repr=False)  # it may hold a password
+    witness_peer: Peer | None = None
     level: Level = "metadata"
     auditor_key: Path | None = None
     space_alarm: float = 0.8

@@ -121,6 +121,29 @@ def _subproof(leaves: Sequence[bytes], size1: int, *, whole: bool) -> list[bytes
     return [*_subproof(leaves[middle:], size1 - middle, whole=False), root_of(leaves[:middle])]
 
 
+def extension_proof(old: Frontier, leaves: Sequence[bytes]) -> list[bytes]:
+    """The consistency proof from ``old`` to ``old`` and these leaves, without the leaves before ``old``."""
+    if not old.size:
+        raise ProofInvalid("Nothing can be shown from an empty tree.")
+    roots, start = {}, 0
+    for level, root in zip(cover(0, old.size), old.hashes, strict=True):
+        roots[start] = root
+        start += 1 << level
+
+    def subproof(start: int, size: int, *, whole: bool) -> list[bytes]:
+        """RFC 6962 2.1.2 of the leaves from ``start`` on: the same steps as :func:`consistency_proof`."""
+        num_old = old.size - start
+        if num_old == size:
+            return [] if whole else [roots[start]]
+        middle = _split(size)
+        if num_old <= middle:
+            first = start + middle - old.size
+            return [*subproof(start, middle, whole=whole), root_of(leaves[first : first + size - middle])]
+        return [*subproof(start + middle, size - middle, whole=False), roots[start]]
+
+    return subproof(0, old.size + len(leaves), whole=True)
+
+
 def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], root: bytes) -> None:
     """RFC 9162 2.1.3.2.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-ALL_SCOPES = frozenset({"chat", "metrics", "audit", "admin"})
+ALL_SCOPES = frozenset({"chat", "metrics", "audit", "admin", "witness"})
 
 DEFAULT_ROLES: Mapping[str, tuple[str, ...]] = {
     "viewer": ("metrics",),
     "user": ("chat",),
     "operator": ("chat", "metrics"),
     "auditor": ("audit",),
+    "witness": ("witness",),
     "admin": ("admin", "audit", "chat", "metrics"),
 }
 

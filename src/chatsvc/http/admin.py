@@ -32,7 +32,7 @@ _DAY_S = 86_400
 
 Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
 TokenLimit = Annotated[int, Field(ge=1, le=2**62)]
-Scope = Literal["chat", "metrics", "audit", "admin"]
+Scope = Literal["chat", "metrics", "audit", "admin", "witness"]
 # What the document says of rules that guard/ holds: names of accounts and keys, lengths of passwords.
 AccountName = Annotated[Text, Field(json_schema_extra={"pattern": r"^[\p{L}\p{N}_.@+-]{1,64}$"})]
 KeyName = Annotated[Text, Field(json_schema_extra={"pattern": r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]{1,128}$"})]

@@ -44,6 +44,7 @@ SCHEMAS: dict[str, Any] = {
         "properties": {"event": _TEXT, "data": _TEXT, "id": _TEXT, "retry": _COUNT},
         "required": ["data"],
     },
+    "Head": _object(origin=_TEXT, size=_COUNT),
     "Healthy": _object(status={"const": "ok"}),
     "NotHealthy": _object(status={"enum": ["starting", "draining", "error"]}, reason=_TEXT),
     "Usage": _object(**_COUNTS),

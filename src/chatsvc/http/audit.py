@@ -1,6 +1,7 @@
-"""``GET /admin/audit/export``: a stretch of the audit log in one file that verifies by itself.
+"""The audit log over HTTP. Knows nothing about the log's format.
 
-The same bytes as ``chatsvc audit export``. Knows nothing about the log's format.
+``GET /admin/audit/export`` is a stretch of it in one file that verifies by itself, the same bytes as ``chatsvc audit
+export``. ``/audit/witness`` is where other replicas send the heads of their logs: this one then is their witness.
 """
 
 from __future__ import annotations
@@ -9,33 +10,51 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, jsonify, request
+from flask.typing import ResponseReturnValue
+from pydantic import Field
 
+from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid
 from chatsvc.audit.export import Span, export, parse_moment
 from chatsvc.audit.facts import Result
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import InvalidRequest
+from chatsvc.audit.witnessed import HeadRefused, Submission, Witnessed
+from chatsvc.errors import Conflict, InvalidRequest, PermissionRefused
 from chatsvc.guard.principal import scope
 from chatsvc.http import context
 from chatsvc.http.routing import requires
+from chatsvc.http.schema import Body, Text, parse_json
+
+_Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_MAX_PROOF = 130  # RFC 9162 2.1.4.2: at most two nodes a level, and no tree is higher than 64
+
+
+class HeadBody(Body):
+    """``POST /audit/witness``: a signed head, and the proof that it continues the one held here."""
+
+    checkpoint: Annotated[Text, Field(max_length=4096)]
+    old_size: Annotated[int, Field(ge=0, lt=2**63)]
+    proof: Annotated[list[_Hash], Field(max_length=_MAX_PROOF)]
 
 
 @dataclass(frozen=True, slots=True)
 class AuditDesk:
-    """What the export needs."""
+    """What the routes need."""
 
     log: AuditLog
     directory: Path
     keys: Path
+    witnessed: Witnessed
     clock: Callable[[], float] = time.time
 
 
 def blueprint(desk: AuditDesk) -> Blueprint:
-    """The route."""
-    routes = Blueprint("audit", __name__, url_prefix="/admin/audit")
+    """The routes."""
+    routes = Blueprint("audit", __name__)
 
-    @routes.get("/export")
+    @routes.get("/admin/audit/export")
     @requires(scope("admin", or_scope="audit"))  # an auditor need not administer
     def export_span() -> Response:
         now_us = round(desk.clock() * 1_000_000)
@@ -51,7 +70,38 @@ def blueprint(desk: AuditDesk) -> Blueprint:
             headers={"Content-Disposition": 'attachment; filename="chatsvc-audit.jsonl"'},
         )
 
+    @routes.get("/audit/witness")
+    @requires(scope("witness", or_scope="audit"))
+    def held_head() -> ResponseReturnValue:
+        origins = request.args.getlist("origin")
+        if len(origins) != 1 or not origins[0]:
+            raise InvalidRequest("origin: name one log.", param="origin", code="invalid_value")
+        head = desk.witnessed.head(origins[0])
+        return jsonify({"origin": origins[0], "size": head.size if head else 0})
+
+    @routes.post("/audit/witness")
+    @requires(scope("witness"))
+    def take_head() -> ResponseReturnValue:
+        body = parse_json(request, HeadBody)
+        return jsonify(_taken(desk, body))
+
     return routes
+
+
+def _taken(desk: AuditDesk, body: HeadBody) -> dict[str, object]:
+    """Hold the head. That one was refused is what this replica's own auditor should see, so it is on record."""
+    proof = [bytes.fromhex(each) for each in body.proof]
+    try:
+        head = desk.witnessed.take(Submission(body.checkpoint, body.old_size, proof))
+    except NoteInvalid as error:
+        raise InvalidRequest(error.message, param="checkpoint", code="invalid_value") from error
+    except KeyUnknown as error:
+        raise PermissionRefused("witness_key_unknown", message="No pinned key signed this head.") from error
+    except HeadRefused as error:
+        result = Result("denied", status=409, reason=error.message)
+        desk.log.event(context.facts("audit.witness"), result)
+        raise Conflict(error.message, code=error.code) from error
+    return {"origin": head.origin, "size": head.size}
 
 
 class _Whole:

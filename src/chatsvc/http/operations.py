@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from chatsvc.http.admin import AccountBody, AccountPatchBody, KeyBody, LimitsBody, RotateBody
 from chatsvc.http.answers import SCHEMAS
+from chatsvc.http.audit import HeadBody
 from chatsvc.http.auth import LoginBody, PasswordBody
 from chatsvc.http.chat_schema import ChatBody
 from chatsvc.http.conversations import MAX_OFFSET, MAX_PAGE, RenameBody
@@ -70,6 +71,7 @@ _PAGE = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "defa
 _AFTER = _query("after", {"type": "string"}, "The last name of the page before.")
 _ACCOUNT = _query("account", {"type": "string"}, "Only those of this account.")
 _FROM = _query("from", {"type": "string"}, "The first moment, ISO 8601.")
+_ORIGIN = {**_query("origin", {"type": "string", "minLength": 1}, "The log's name."), "required": True}
 _TO = _query("to", {"type": "string"}, "The first moment that is left out, ISO 8601.")
 
 _NOT_OK = {
@@ -142,6 +144,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ),
     ("GET", "/admin/audit/export"): Operation(
         "admin", "A stretch of the audit log that verifies alone", media_type="application/jsonl", query=(_FROM, _TO)
+    ),
+    ("GET", "/audit/witness"): Operation("admin", "How much was seen of a log", "Head", query=(_ORIGIN,)),
+    ("POST", "/audit/witness"): Operation(
+        "admin", "Witness the head of another replica's log", "Head", HeadBody, errors=(409,)
     ),
     ("GET", "/"): Operation("pages", "The chat page", media_type="text/html"),
     ("GET", "/docs"): Operation("pages", "This document as a page", media_type="text/html"),
