@@ -23,7 +23,6 @@ from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
 from tests.audit.logs import last_segment
 from tests.audit.test_log import CHAT, wait_until
-from tests.guard.test_replicas import postgres  # noqa: F401  (a fixture: a real server)
 
 SIGNER = Signer("log.example/00", Ed25519PrivateKey.generate())
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import shutil
-import socket
-import subprocess
 import threading
 import time
-from contextlib import closing
 from dataclasses import replace
-from glob import glob
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -35,80 +27,6 @@ from chatsvc.store.migrate import is_current, migrate, migrate_back
 from chatsvc.store.tables import Base, RefreshToken
 
 PASSWORD = "correct horse battery"
-POSTGRES_BIN = next(iter(sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)  # noqa: PTH207
-
-
-def free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def nobodys_account():
-    """PostgreSQL refuses to run as root."""
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name)
-        except KeyError:
-            continue
-    return None
-
-
-class Postgres:
-    """A server of its own, on a free port of the loopback address."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.port = free_port()
-        self._as = nobodys_account() if os.geteuid() == 0 else None
-        if self._as:
-            os.chown(folder, self._as.pw_uid, self._as.pw_gid)
-        self._run(
-            "initdb",
-            "-D",
-            str(folder / "data"),
-            "-U",
-            "chatsvc",
-            "-A",
-            "trust",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--no-locale",
-        )
-
-    @property
-    def url(self):
-        return f"postgresql://chatsvc@127.0.0.1:{self.port}/postgres"
-
-    def start(self):
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off -c max_connections=200"
-        self._run(
-            "pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-o", options, "-l", str(self.folder / "log")
-        )
-
-    def stop(self):
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
-
-    def _run(self, program, *arguments):
-        identity = {"user": self._as.pw_uid, "group": self._as.pw_gid, "extra_groups": []} if self._as else {}
-        subprocess.run(
-            [str(Path(POSTGRES_BIN) / program), *arguments],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder, **identity,
-        )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    if POSTGRES_BIN is None or (os.geteuid() == 0 and nobodys_account() is None):
-        pytest.skip("PostgreSQL's server is not installed here (Debian: apt-get install postgresql)")
-    # Not below pytest's own folder, which belongs to root alone.
-    folder = Path(subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True).stdout.strip())
-    server = Postgres(folder)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -289,42 +207,59 @@ def test_postgresql_stopped_is_503_and_comes_back_by_itself(replicas, ada, postg
     there.start_session(ada["id"])
 
 
-@pytest.fixture
-def redis(tmp_path):
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("Redis is not installed here (Debian: apt-get install redis-server)")
-    server = Redis(program, tmp_path)
-    server.start()
-    yield server
-    server.stop()
+def waits(act):
+    """How long it takes until the act says that the store is unavailable."""
+    started_at = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        act()
+    return time.monotonic() - started_at
 
 
-class Redis:
-    """A server of its own, on a free port of the loopback address."""
+def test_a_postgresql_that_hangs_is_503_in_bounded_time_and_comes_back_by_itself(replicas, ada, postgres):
+    here, _ = replicas
+    sid, pair = here.start_session(ada["id"])
+    with postgres.hanging():
+        waited = []
+        in_parallel([lambda: waited.append(waits(lambda: here.ask(pair.access_token)))] * 40)
+        assert len(waited) == 40
+        assert max(waited) < 12  # the ping's, the connection's and the pool's limits; the machine may be busy
+        # Now it is known: who comes next does not wait, whatever it wants.
+        at_once = sorted(
+            waits(act)
+            for act in (
+                lambda: here.ask(pair.access_token),
+                lambda: here.start_session(ada["id"]),
+                lambda: here.guard.quotas.reserve([Bucket("account:ada", 500)], 1),
+                lambda: here.guard.login.verify("ada", PASSWORD, ip_address("127.0.0.1")),
+            )
+        )
+        assert at_once[2] < 0.5  # all but the one that may have tried again
+    assert wait_for(lambda: here.ask(pair.access_token)).sid == sid
+    here.start_session(ada["id"])
 
-    def __init__(self, program, folder):
-        self.port = free_port()
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-        self._process = None
 
-    @property
-    def url(self):
-        return f"redis://127.0.0.1:{self.port}/0"
+def test_a_statement_that_is_on_its_way_when_postgresql_hangs_ends_too(replicas, ada, postgres):
+    here, _ = replicas
 
-    def start(self):
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        pytest.fail("Redis did not start")
+    def hang_inside():
+        with here.guard.database.session() as session:
+            session.execute(text("SELECT 1"))
+            with postgres.hanging():
+                session.execute(text("SELECT 1"))
 
-    def stop(self):
-        self._process.terminate()
-        self._process.wait()
+    assert waits(hang_inside) < 20
+    assert wait_for(lambda: here.guard.accounts.get("ada")).name == "ada"
+
+
+def wait_for(act):
+    """What the act returns once the store is available again."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return act()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_requests_a_minute_are_counted_over_both_in_redis(redis):
@@ -350,3 +285,29 @@ def test_redis_stopped_is_503_and_comes_back_by_itself(redis):
         rates.hit([("account:ada", 20)])
     redis.start()
     rates.hit([("account:ada", 20)])
+
+
+def test_a_redis_that_hangs_is_503_in_bounded_time_and_comes_back_by_itself(redis):
+    rates = Rates(redis.url)
+    rates.hit([("account:ada", 20)])
+    with redis.hanging():
+        waited = []
+        in_parallel([lambda: waited.append(waits(lambda: rates.hit([("account:ada", 20)])))] * 40)
+        assert len(waited) == 40
+        assert max(waited) < 8
+        assert sorted(waits(lambda: rates.state([("account:ada", 20)])) for _ in range(4))[2] < 0.5
+    assert wait_for(lambda: rates.hit([("account:ada", 2)])).limit == 2
+
+
+def test_a_redis_that_answers_with_a_refusal_is_there(redis):
+    rates = Rates(redis.url)
+    with redis.hanging():
+        waits(lambda: rates.hit([("account:ada", 1)]))
+    while True:
+        try:
+            rates.hit([("account:ada", 1)])
+        except StoreUnavailable:
+            time.sleep(0.05)
+        except LimitExceeded:
+            break
+    assert rates.state([("account:ada", 1)]).remaining == 0

@@ -1,12 +1,14 @@
 """Requests a minute over a sliding window, by the package ``limits``: in memory, or in Redis for several replicas.
 
-Knows nothing about who asks. Redis down is StoreUnavailable: an unlimited caller is not an option.
+Knows nothing about who asks. Redis down is StoreUnavailable: an unlimited caller is not an option. While it hangs, one
+caller now and then waits for it, and nobody else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -15,8 +17,11 @@ from limits.storage import storage_from_string
 from limits.strategies import MovingWindowRateLimiter
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
+from chatsvc.store.breaker import Breaker
 
 _REDIS_OPTIONS = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+# What fails later than this was not refused: nobody answered.
+_SILENT_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Rates:
         options = _REDIS_OPTIONS if url else {}
         storage = storage_from_string(url or "memory://", wrap_exceptions=True, **options)
         self._limiter = MovingWindowRateLimiter(storage)
+        self._breaker = Breaker()
 
     def hit(self, limits: Sequence[tuple[str, int]]) -> RateState:
         """Count one request against each (bucket, requests a minute).
@@ -47,7 +53,7 @@ class Rates:
             LimitExceeded: one of them is used up; those before it in the sequence have counted the request.
             StoreUnavailable: Redis is down.
         """
-        try:
+        with self._outages():
             for bucket, per_minute in limits:
                 if not self._limiter.hit(RateLimitItemPerMinute(per_minute), bucket):
                     raise LimitExceeded(
@@ -55,8 +61,6 @@ class Rates:
                         retry_after_s=self._state([(bucket, per_minute)]).reset_s,
                     )
             return self._state(limits)
-        except StorageError as error:
-            raise StoreUnavailable from error
 
     def state(self, limits: Sequence[tuple[str, int]]) -> RateState:
         """What is left, without counting.
@@ -64,10 +68,23 @@ class Rates:
         Raises:
             StoreUnavailable: Redis is down.
         """
-        try:
+        with self._outages():
             return self._state(limits)
+
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        self._breaker.check()
+        started_at = time.monotonic()
+        try:
+            yield
         except StorageError as error:
+            if time.monotonic() - started_at > _SILENT_AFTER_S:
+                self._breaker.trip()
             raise StoreUnavailable from error
+        except LimitExceeded:  # an answer as well
+            self._breaker.close()
+            raise
+        self._breaker.close()
 
     def _state(self, limits: Sequence[tuple[str, int]]) -> RateState:
         states = []

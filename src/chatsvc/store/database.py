@@ -1,7 +1,7 @@
 """One database: SQLite by default, PostgreSQL by URL. Knows how to lock, to fail and to heal, not what is stored.
 
 ``reading()`` and ``session()`` are transactions; every outage leaves them as :class:`StoreUnavailable`, and the next
-call tries again, so the service heals without a restart.
+call tries again, so the service heals without a restart. Of a PostgreSQL that hangs see ``store/postgres.py``.
 
 SQLite: write-ahead log, one writer at a time. Our own threads queue for the writer on a lock, because SQLite's busy
 handler sleeps and polls, which is slow and unfair with many threads; the busy timeout remains for other processes.
@@ -24,12 +24,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from chatsvc.errors import StoreUnavailable
+from chatsvc.store.breaker import Breaker
 
 AnyRow = Row[*tuple[Any, ...]]
 
 _BUSY_TIMEOUT_MS = 5000
 _WRITER_TIMEOUT_S = 10.0
-_POSTGRES_OPTIONS = "-c statement_timeout=5000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000"
 
 
 class Database:
@@ -43,27 +43,27 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        self.engine = _sqlite_engine(url, pool_size) if self.is_sqlite else _postgres_engine(url, pool_size)
+        self._breaker = Breaker()
+        self.engine = _sqlite_engine(url, pool_size) if self.is_sqlite else _postgres(url, pool_size, self._breaker)
         self._writer = threading.Lock()
 
     @contextmanager
     def session(self) -> Iterator[Session]:
         """A transaction that may write; it is committed when the block ends and rolled back when it raises."""
-        engine = self._writing_engine()
-        with self._turn_to_write(), _outages(), Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._turn_to_write(), self._outages(), self._writing() as session, session.begin():
             session.connection()  # takes the write lock now, not at the first statement
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that only reads; readers never wait for the writer."""
-        with _outages(), Session(self.engine, expire_on_commit=False) as session:
+        with self._outages(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """A plain reading connection, for the statements that run with every request."""
-        with _outages(), self.engine.connect() as connection:
+        with self._outages(), self.engine.connect() as connection:
             yield connection
 
     def first(self, query: Select[*tuple[Any, ...]], values: dict[str, Any]) -> AnyRow | None:
@@ -75,9 +75,21 @@ class Database:
         """Close every pooled connection."""
         self.engine.dispose()
 
-    def _writing_engine(self) -> Engine:
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Turn every failure of the database itself into StoreUnavailable; our own mistakes stay what they are."""
+        self._breaker.check()
+        try:
+            yield
+        except (IntegrityError, DataError, ProgrammingError):
+            raise
+        except (DBAPIError, PoolTimeout) as error:
+            raise StoreUnavailable from error
+
+    def _writing(self) -> Session:
         # BEGIN IMMEDIATE takes the write lock at once: no upgrade from reader to writer, which could deadlock.
-        return self.engine.execution_options(sqlite_begin="IMMEDIATE") if self.is_sqlite else self.engine
+        engine = self.engine.execution_options(sqlite_begin="IMMEDIATE") if self.is_sqlite else self.engine
+        return Session(engine, expire_on_commit=False)
 
     def _turn_to_write(self) -> AbstractContextManager[Any]:
         return _locked(self._writer) if self.is_sqlite else nullcontext()
@@ -91,17 +103,6 @@ def _locked(lock: threading.Lock) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _outages() -> Iterator[None]:
-    """Turn every failure of the database itself into StoreUnavailable; our own mistakes stay what they are."""
-    try:
-        yield
-    except (IntegrityError, DataError, ProgrammingError):
-        raise
-    except (DBAPIError, PoolTimeout) as error:
-        raise StoreUnavailable from error
 
 
 def _sqlite_engine(url: str, pool_size: int) -> Engine:
@@ -135,18 +136,11 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def _postgres_engine(url: str, pool_size: int) -> Engine:
-    parsed = make_url(url)
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return create_engine(
-        parsed,
-        pool_size=pool_size,
-        max_overflow=pool_size,
-        pool_timeout=5,
-        pool_pre_ping=True,
-        connect_args={"connect_timeout": 2, "options": _POSTGRES_OPTIONS, "tcp_user_timeout": 3000},
-    )
+def _postgres(url: str, pool_size: int, breaker: Breaker) -> Engine:
+    # The extra "postgres" need not be installed where SQLite is used.
+    from chatsvc.store.postgres import postgres_engine  # noqa: PLC0415
+
+    return postgres_engine(url, pool_size, breaker)
 
 
 def insert_if_missing(session: Session, table: type[Any], **values: Any) -> None:

@@ -1,0 +1,152 @@
+"""A real PostgreSQL and a real Redis from Debian's packages, each on a free port of the loopback address."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import closing, contextmanager
+from glob import glob
+from pathlib import Path
+
+import pytest
+
+POSTGRES_BIN = next(iter(sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)  # noqa: PTH207
+
+
+def free_port():
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def nobodys_account():
+    """PostgreSQL refuses to run as root."""
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    return None
+
+
+class Postgres:
+    """A server of its own, on a free port of the loopback address."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.port = free_port()
+        self._as = nobodys_account() if os.geteuid() == 0 else None
+        if self._as:
+            os.chown(folder, self._as.pw_uid, self._as.pw_gid)
+        self._run(
+            "initdb",
+            "-D",
+            str(folder / "data"),
+            "-U",
+            "chatsvc",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--no-locale",
+        )
+
+    @property
+    def url(self):
+        return f"postgresql://chatsvc@127.0.0.1:{self.port}/postgres"
+
+    def start(self):
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off -c max_connections=200"
+        self._run(
+            "pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-o", options, "-l", str(self.folder / "log")
+        )
+
+    def stop(self):
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self.folder / "data"))
+
+    @contextmanager
+    def hanging(self):
+        """Every process of it stands still: connections are there, and nobody answers."""
+        postmaster = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(postmaster, signal.SIGSTOP)  # the first, so that it makes no more
+        backends = [int(pid) for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()]
+        for pid in backends:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in [*backends, postmaster]:
+                os.kill(pid, signal.SIGCONT)
+
+    def _run(self, program, *arguments):
+        identity = {"user": self._as.pw_uid, "group": self._as.pw_gid, "extra_groups": []} if self._as else {}
+        subprocess.run(
+            [str(Path(POSTGRES_BIN) / program), *arguments],
+            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder, **identity,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    if POSTGRES_BIN is None or (os.geteuid() == 0 and nobodys_account() is None):
+        pytest.skip("PostgreSQL's server is not installed here (Debian: apt-get install postgresql)")
+    # Not below pytest's own folder, which belongs to root alone.
+    folder = Path(subprocess.run(["mktemp", "-d"], check=True, capture_output=True, text=True).stdout.strip())
+    server = Postgres(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def redis(tmp_path):
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("Redis is not installed here (Debian: apt-get install redis-server)")
+    server = Redis(program, tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+class Redis:
+    """A server of its own, on a free port of the loopback address."""
+
+    def __init__(self, program, folder):
+        self.port = free_port()
+        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        self._process = None
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self):
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        pytest.fail("Redis did not start")
+
+    @contextmanager
+    def hanging(self):
+        """It stands still: connections are there, and nobody answers."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait()
