@@ -23,6 +23,7 @@ from chatsvc.errors import OperatorError
 from chatsvc.models import bundle, embedded, sbom
 from chatsvc.models.signing import SigningKeys
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.resources import resource_path
 from tests.models.ggufs import tiny_gguf
 
 # RFC 8032 section 7.1: public key, message, signature.
@@ -104,15 +105,17 @@ def small_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder / "kit.tar", keys.public_bytes()
 
 
-def make_wheel(folder: Path, name: str, version: str, files: dict[str, str] | None = None) -> Path:
+def make_wheel(
+    folder: Path, name: str, version: str, files: dict[str, str] | None = None, tag: str = "py3-none-any"
+) -> Path:
     folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{version}-py3-none-any.whl"
+    path = folder / f"{name}-{version}-{tag}.whl"
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nLicense: Apache-2.0\n"
     written = {
         **(files or {f"{name}.py": ""}),
         f"{info}/METADATA": metadata,
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
         f"{info}/entry_points.txt": f"[console_scripts]\n{name} = {name}.program:main\n",
         f"{info}/RECORD": "",
     }
@@ -153,7 +156,8 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/cli/__init__.py": "",
         "chatsvc/cli/schema.py": SCHEMA.replace("HEAD", head),
     }
-    contents = bundle.Contents(make_wheel(folder / version, "chatsvc", "0.1.0", files), None, model, {}, [])
+    wheel = make_wheel(folder / version, "chatsvc", "0.1.0", files)
+    contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, [])
     bundle.build(folder / f"{version}.tar", contents, keys)
     return folder / f"{version}.tar"
 
@@ -327,10 +331,30 @@ def test_what_is_no_wheel_is_named(tmp_path: Path):
 
 
 def test_another_target_is_told_to_pip():
-    assert bundle.Target("3.12", "manylinux_2_28_x86_64").pip_options() == [
-        "--python-version", "3.12", "--platform", "manylinux_2_28_x86_64"
-    ]  # fmt: skip
-    assert bundle.Target("3.12").python_version == "3.12"
+    target, pure = bundle.Target("3.12", "manylinux_2_28_x86_64"), Path("chatsvc-0.1.0-py3-none-any.whl")
+    assert target.python_version == "3.12"
+    options = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64"]
+    assert target.pip_options(pure) == options
+    for tags in ("py3-none-linux_x86_64", "cp312-abi3-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"):
+        platform = tags.rpartition("-")[2]
+        assert target.pip_options(Path(f"chatsvc-0.1.0-{tags}.whl")) == [*options, "--platform", platform]
+    assert target.pip_options(Path("chatsvc-0.1.0-py3-none-manylinux_2_28_x86_64.whl")) == options
+    assert bundle.Target().pip_options(Path("chatsvc-0.1.0-py3-none-linux_x86_64.whl")) == []
+
+
+def test_our_own_wheel_for_another_machine_is_no_kit(tmp_path: Path, keys):
+    wheel = make_wheel(tmp_path, "chatsvc", "0.1.0", tag="py3-none-linux_aarch64")
+    contents = bundle.Contents(wheel, None, None, {}, [], bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    with pytest.raises(OperatorError, match="is not for manylinux_2_28_x86_64"):
+        bundle.build(tmp_path / "out" / "kit.tar", contents, keys)
+
+
+def test_a_wheel_with_compiled_code_becomes_a_kit_for_another_target(tmp_path: Path, keys):
+    wheel = make_wheel(tmp_path, "chatsvc", "0.1.0", tag="py3-none-linux_x86_64")
+    contents = bundle.Contents(wheel, None, None, {}, [], bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    bundle.build(tmp_path / "kit.tar", contents, keys)
+    kit = verify(tmp_path / "kit.tar", keys.public_bytes())
+    assert f"wheels/{wheel.name}" in {entry["path"] for entry in kit.manifest["files"]}
 
 
 def test_the_life_of_an_installation(
@@ -344,11 +368,14 @@ def test_the_life_of_an_installation(
     key, prefix = keys.public_bytes().hex(), tmp_path / "a prefix"
     program = prefix / "bin" / "chatsvc"
 
-    def installs(command: str, kit: Path) -> int:
-        return kit_install.main([command, str(kit), key, "--prefix", str(prefix)])
+    def installs(command: str, kit: Path, *more: str) -> int:
+        return kit_install.main([command, str(kit), key, "--prefix", str(prefix), *more])
 
     assert installs("install", first) == 0
-    assert "quickstart" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "quickstart" in said
+    assert all(word in said for word in ("useradd", "guard.allowed_networks", "systemctl enable", "config nginx"))
+    assert len(list((prefix / "systemd").glob("*.service"))) == 3
     assert subprocess.run([program, "hello"], capture_output=True, text=True, check=True).stdout == "one\n"
     calls = (prefix / "home" / "calls").read_text().splitlines()
     assert calls[0].endswith("--name tiny --activate")
@@ -358,7 +385,9 @@ def test_the_life_of_an_installation(
     assert installs("install", first) == 3  # it is there already
     assert "already the current release" in capsys.readouterr().err
 
-    assert installs("upgrade", second) == 0
+    assert installs("upgrade", second, "--systemd", str(tmp_path / "units")) == 0
+    assert "systemctl restart" in capsys.readouterr().out
+    assert len(list((tmp_path / "units").glob("*.service"))) == 3
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "two\n"
     assert (prefix / "home" / "models" / "tiny").is_dir()
 
@@ -372,6 +401,27 @@ def test_the_life_of_an_installation(
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "one\n"
     assert kit_install.main(["rollback", "--prefix", str(prefix)]) == 0  # and forward again
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "two\n"
+
+
+@pytest.mark.parametrize("prefix", ["/srv/chat", "/srv/a prefix of 100%", "/home/me/chat"])
+def test_the_units_hold_the_prefix_and_systemd_reads_them(tmp_path: Path, prefix: str):
+    written = kit_install.write_units(resource_path("systemd"), Path(prefix), tmp_path / "units")
+    assert [unit.name for unit in written] == ["chatsvc-engine.service", "chatsvc-web.service", "chatsvc.service"]
+    shown = prefix.replace("%", "%%")
+    for unit in written:
+        text = unit.read_text()
+        assert not any(left in text for left in ("/opt/chatsvc", "/var/lib/chatsvc", "StateDirectory"))
+        assert f"CHATSVC_HOME={shown}/home" in text
+        assert f"{shown}/bin/chatsvc" in text
+        assert ("ProtectHome=read-only" in text) == prefix.startswith("/home")
+        # systemd looks whether the program is there.
+        unit.write_text(text.replace(f"{shown}/bin/chatsvc", "/bin/true"))
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    for unit in written:
+        done = subprocess.run([program, "verify", str(unit)], capture_output=True, text=True, check=False)
+        assert [line for line in done.stderr.splitlines() if unit.name in line] == []
 
 
 def test_a_wheel_that_is_not_locked_is_not_installed(small_kit: tuple[Path, bytes], tmp_path: Path):
@@ -390,53 +440,82 @@ def test_a_wheel_that_is_not_locked_is_not_installed(small_kit: tuple[Path, byte
 INSIDE = """
 set -e
 ip link set lo up
-test "$(ip -o link | wc -l)" = 1 || test -z "$(ip -o link show up | grep -v ' lo:')"
-"$PYTHON" "$WORK/kit_install.py" install "$WORK/kit.tar" "$KEY" --prefix "$WORK/prefix"
-"$WORK/prefix/bin/chatsvc" quickstart > "$WORK/log" 2>&1 &
-service=$!
-for attempt in $(seq 600); do
-    grep -q '^curl ' "$WORK/log" && break
-    kill -0 $service
-    sleep 0.2
-done
-curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null
-eval "$(grep '^curl ' "$WORK/log")" > "$WORK/answer"
-kill $service
-wait $service
+test -z "$(ip -o link show up | grep -v ' lo:')"
+chats() {  # starts the service, asks it what it suggests to ask, ends it
+    "$WORK/prefix/bin/chatsvc" quickstart > "$WORK/log" 2>&1 &
+    service=$!
+    for attempt in $(seq 600); do
+        grep -q '^curl ' "$WORK/log" && break
+        kill -0 $service
+        sleep 0.2
+    done
+    curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null
+    eval "$(grep '^curl ' "$WORK/log")" > "$WORK/answer-$1"
+    kill $service
+    wait $service
+}
+"$PYTHON" "$WORK/kit/kit_verify.py" "$WORK/kit.tar" "$KEY"
+"$PYTHON" "$WORK/kit/kit_install.py" install "$WORK/kit.tar" "$KEY" --prefix "$WORK/prefix"
+test -s "$WORK/prefix/systemd/chatsvc.service"
+test -s "$WORK/prefix/current/nginx/chatsvc.conf"
+test -s "$WORK/prefix/current/compose.yaml"
+chats install
+readlink "$WORK/prefix/current" > "$WORK/first"
+cp "$WORK/prefix/home/admin-password" "$WORK/password"
+"$WORK/prefix/bin/chatsvc" bundle upgrade "$WORK/next.tar" --public-key "$KEY" --prefix "$WORK/prefix"
+test "$(readlink "$WORK/prefix/current")" != "$(cat "$WORK/first")"
+chats upgrade
+cmp "$WORK/prefix/home/admin-password" "$WORK/password"
+"$WORK/prefix/bin/chatsvc" bundle rollback --prefix "$WORK/prefix"
+test "$(readlink "$WORK/prefix/current")" = "$(cat "$WORK/first")"
+chats rollback
+"$WORK/prefix/bin/chatsvc" audit verify
 """
+
+
+def _built(home: Path, output: Path, *more: str) -> str:
+    """A kit by the command, as who delivers makes it; returns the public key that it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "chatsvc.cli.main", "bundle", "build", "--output", str(output), *more],
+        env={**os.environ, "CHATSVC_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.search(r"public key +([0-9a-f]{64})", done.stdout)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.system
-@pytest.mark.timeout(900)
-def test_a_kit_becomes_a_service_that_chats_where_there_is_no_network(tmp_path: Path, keys):
+@pytest.mark.timeout(1500)
+def test_a_kit_becomes_a_service_that_chats_where_there_is_no_network(tmp_path: Path):
     if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
         pytest.skip("needs root, unshare and ip to make a network namespace")
-    store = ModelStore(tmp_path / "models", tmp_path / "keys")
-    checkout = Path(__file__).parents[2]
-    contents = bundle.Contents(
-        wheel=checkout,
-        constraints=checkout / "constraints.txt",
-        model=embedded.ensure(store),
-        resources={},
-        programs=[],
-    )
-    bundle.build(tmp_path / "kit.tar", contents, keys)
-    for program in (kit_verify, kit_install):
-        shutil.copy(str(program.__file__), tmp_path)
-    python = str(Path(sys.base_prefix) / "bin" / "python3")  # not the one in which chatsvc is installed
+    home = tmp_path / "builder"
+    embedded.ensure(ModelStore(home / "models", home / "keys"))
+    key = _built(home, tmp_path / "kit.tar")
+    assert _built(home, tmp_path / "next.tar", "--no-model") == key
+    with tarfile.open(tmp_path / "kit.tar") as tar:
+        (tmp_path / "kit").mkdir()
+        for name in ("kit_verify.py", "kit_install.py"):
+            (member,) = (each for each in tar if each.name.endswith(f"/{name}"))
+            (tmp_path / "kit" / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
     given = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
-        "PYTHON": python,
+        "PYTHON": str(Path(sys.base_prefix) / "bin" / "python3"),  # not the one in which chatsvc is installed
         "WORK": str(tmp_path),
-        "KEY": keys.public_bytes().hex(),
+        "KEY": key,
         "PORT": "18080",
     }
     done = subprocess.run(
-        ["unshare", "-n", "sh", "-c", INSIDE], env=given, capture_output=True, text=True, check=False, timeout=800
+        ["unshare", "-n", "sh", "-c", INSIDE], env=given, capture_output=True, text=True, check=False, timeout=1200
     )
     log = tmp_path / "log"
-    assert done.returncode == 0, done.stderr + (log.read_text() if log.exists() else "")
-    pieces = re.findall(r'"token": ?"([^"]*)"', (tmp_path / "answer").read_text())
-    assert "Paris" in "".join(pieces), log.read_text() + (tmp_path / "answer").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + (log.read_text() if log.exists() else "")
+    for name in ("install", "upgrade", "rollback"):
+        answer = (tmp_path / f"answer-{name}").read_text()
+        pieces = re.findall(r'"token": ?"([^"]*)"', answer)
+        assert "Paris" in "".join(pieces), log.read_text() + answer

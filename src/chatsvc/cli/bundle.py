@@ -23,6 +23,12 @@ _public_key_option = click.option(
     "--public-key", help="Of who built the kit, in hex or a file; this home's own key when not given."
 )
 
+_systemd_option = click.option(
+    "--systemd",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the systemd units there as well, e.g. /etc/systemd/system; they are in PREFIX/systemd anyway.",
+)
+
 
 @click.group("bundle")
 def command() -> None:
@@ -82,23 +88,27 @@ def verify(kit: Path, public_key: str | None) -> None:
 @click.argument("kit", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_public_key_option
 @_prefix_option
-def install(kit: Path, public_key: str | None, prefix: Path) -> None:
-    """Verify KIT and install it under a prefix, without any network."""
-    from chatsvc.cli import kit_install
-
-    arguments = ["install", str(kit), _public_key(public_key), "--prefix", str(prefix)]
-    raise click.exceptions.Exit(kit_install.main(arguments))
+@_systemd_option
+def install(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
+    """Verify KIT and install it under a prefix, without any network; print the next steps."""
+    _bring("install", kit, public_key, prefix, systemd)
 
 
 @command.command()
 @click.argument("kit", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_public_key_option
 @_prefix_option
-def upgrade(kit: Path, public_key: str | None, prefix: Path) -> None:
+@_systemd_option
+def upgrade(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
     """Verify KIT and make it the current release; everything in home/ stays. Restart the service afterwards."""
+    _bring("upgrade", kit, public_key, prefix, systemd)
+
+
+def _bring(verb: str, kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
     from chatsvc.cli import kit_install
 
-    arguments = ["upgrade", str(kit), _public_key(public_key), "--prefix", str(prefix)]
+    arguments = [verb, str(kit), _public_key(public_key), "--prefix", str(prefix)]
+    arguments += ["--systemd", str(systemd)] if systemd else []
     raise click.exceptions.Exit(kit_install.main(arguments))
 
 

@@ -10,6 +10,7 @@ under ``chatsvc bundle`` call the same code. Nothing of a kit is written before 
       releases/<version>-<digest>/venv  config  nginx  systemd  docs …
       home/                                      CHATSVC_HOME: keys, accounts, log, models; no release touches it
       bin/chatsvc                                runs the current release on that home
+      systemd/                                   the units with this prefix in them; --systemd DIR puts them there too
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def install(kit: Kit, prefix: Path) -> Path:
     options = ["--no-index", "--no-cache-dir", "--require-hashes", "--find-links", str(release / "wheels")]
     _run([*pip, "install", "--quiet", *options, "-r", str(release / "requirements.txt")])
     _write_launcher(prefix)
+    write_units(release / "systemd", prefix, prefix / "systemd")
     _bring_model(kit, prefix, release)
     shutil.rmtree(release / "wheels")
     shutil.rmtree(release / "model", ignore_errors=True)
@@ -75,6 +77,7 @@ def rollback(prefix: Path) -> str:
     if head != _schema(prefix, current, "head").strip():
         _say(f"taking the database's tables back to {head}")
         _schema(prefix, current, "back", head)  # only the newer release knows the way back
+    write_units(prefix / "releases" / previous / "systemd", prefix, prefix / "systemd")
     _switch(prefix, previous)
     return previous
 
@@ -128,6 +131,40 @@ def _write_launcher(prefix: Path) -> None:
     launcher.chmod(0o755)
 
 
+def write_units(templates: Path, prefix: Path, folder: Path) -> list[Path]:
+    """The kit's systemd units with this prefix and its home filled in."""
+    written = []
+    for template in sorted(templates.glob("*.service")):
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lines = [_unit_line(line, prefix) for line in template.read_text(encoding="utf-8").splitlines()]
+        unit = folder / template.name
+        unit.write_text("".join(f"{line}\n" for line in lines if line is not None), encoding="utf-8")
+        written.append(unit)
+    return written
+
+
+def _unit_line(line: str, prefix: Path) -> str | None:
+    """The templates are for /opt/chatsvc and /var/lib/chatsvc; here all is below the prefix. None: not wanted here."""
+    home, document = prefix / "home", (prefix / "current/docs/runbook.md").as_uri().replace("%", "%%")
+    here = {
+        "Documentation=file:/opt/chatsvc/docs/runbook.md": f"Documentation={document}",
+        "Environment=CHATSVC_HOME=/var/lib/chatsvc": f"Environment={_quoted(f'CHATSVC_HOME={home}')}",
+        "Environment=CHATSVC_CONFIG=/etc/chatsvc/chatsvc.toml": None,  # it is home/chatsvc.toml
+        "StateDirectory=chatsvc": f"ReadWritePaths={_quoted(str(home))}",
+        "StateDirectoryMode=0700": None,
+    }
+    if prefix.parts[1] in {"home", "root"}:
+        here["ProtectHome=yes"] = "ProtectHome=read-only"
+    program = _quoted(str(prefix / "bin" / "chatsvc"))
+    return here.get(line, line.replace("=/opt/chatsvc/bin/chatsvc ", f"={program} "))
+
+
+def _quoted(value: str) -> str:
+    """As systemd.syntax(7) wants a value with spaces; a percent sign begins a specifier."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"' if escaped != value or " " in value else value
+
+
 def _switch(prefix: Path, release: str) -> None:
     before = _target(prefix / "current")
     if before is not None:
@@ -167,21 +204,44 @@ def main(arguments: list[str]) -> int:
         if name != "rollback":
             command.add_argument("kit", type=Path)
             command.add_argument("public_key", help="in hex, or a file that holds it")
+            command.add_argument("--systemd", type=Path, metavar="DIR", help="write the units there as well")
         command.add_argument("--prefix", type=Path, required=True)
     given = parser.parse_args(arguments)
     prefix = given.prefix.absolute()
     if given.command == "rollback":
         return guarded(lambda: f"{rollback(prefix)} is the current release; restart the service")
-    return guarded(lambda: installed(given.kit, given.public_key, prefix))
+    return guarded(lambda: installed(given.kit, given.public_key, prefix, given.systemd))
 
 
-def installed(archive: Path, public_key: str, prefix: Path) -> str:
+def installed(archive: Path, public_key: str, prefix: Path, units: Path | None = None) -> str:
     """Verify and install; returns what to say."""
     kit = verify(archive, read_public_key(public_key))
     _say(f"verified: {report(kit)}")
+    is_first = not (prefix / "current").is_symlink()
     release = install(kit, prefix)
-    program = shlex.quote(str(prefix / "bin" / "chatsvc"))
-    return f"{release.name} is the current release; start it with: {program} quickstart"
+    if units is not None:
+        for unit in write_units(release / "systemd", prefix, units):
+            _say(f"{unit}: written")
+    done = f"{release.name} is the current release; "
+    return done + (_next_steps(prefix) if is_first else "restart the service: systemctl restart chatsvc")
+
+
+def _next_steps(prefix: Path) -> str:
+    program, home, current, units = (
+        shlex.quote(str(prefix / name)) for name in ("bin/chatsvc", "home", "current", "systemd")
+    )
+    return f"""start it with: {program} quickstart
+
+To try it, that is all. As a service of this machine, as root:
+  1. useradd --system --home-dir {home} chatsvc
+  2. cp {current}/config/chatsvc.toml {home}/, and list your clients' networks there: guard.allowed_networks
+  3. {program} user add admin --role admin
+  4. chown -R chatsvc: {home}
+  5. cp {units}/chatsvc.service /etc/systemd/system/ (install --systemd does it), systemctl enable --now chatsvc
+  6. nginx in front of it: {program} config nginx --help
+  7. {program} doctor
+Containers instead: {current}/compose.yaml, with an image that was made elsewhere and came by `docker load`.
+All of it in more words: {current}/docs/runbook.md"""
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tarfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from packaging.utils import parse_wheel_filename
 
 from chatsvc.errors import OperatorError
 from chatsvc.models import sbom
@@ -56,10 +59,29 @@ class Target:
         """Major and minor."""
         return self.python or f"{sys.version_info.major}.{sys.version_info.minor}"
 
-    def pip_options(self) -> list[str]:
-        """What ``pip download`` is told."""
+    def pip_options(self, own: Path) -> list[str]:
+        """What ``pip download`` is told. Our own wheel holds compiled code, whose platform pip must take as well.
+
+        Raises:
+            OperatorError: our own wheel is not for the target.
+        """
+        platforms = [self.platform] if self.platform else []
+        ours = {tag.platform for tag in parse_wheel_filename(own.name)[3]} - {"any"}
+        if self.platform and ours:
+            machine = _machine_of(self.platform)
+            platforms += sorted(each for each in ours if _machine_of(each) == machine and each != self.platform)
+            if machine not in map(_machine_of, ours):
+                raise OperatorError(
+                    f"{own.name} is not for {self.platform}: build it on such a machine (`pip wheel --no-deps .`) and "
+                    "give it with --wheel"
+                )
         options = ["--python-version", self.python] if self.python else []
-        return options + (["--platform", self.platform] if self.platform else [])
+        return options + [word for each in platforms for word in ("--platform", each)]
+
+
+def _machine_of(platform: str) -> str:
+    """``manylinux_2_28_x86_64`` and ``linux_x86_64`` -> ``x86_64``."""
+    return re.sub(r"^(?:many|musl)?linux(?:_\d+_\d+|\d+)?_", "", platform)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +147,15 @@ def _wheels(work: Path, folder: Path, contents: Contents, progress: Progress) ->
 
     constraints = ["-c", str(contents.constraints)] if contents.constraints else []
     command = ["pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:"]
-    command += ["--progress-bar", "off", "--dest", str(folder), *constraints, *contents.target.pip_options(), str(own)]
+    command += [
+        "--progress-bar",
+        "off",
+        "--dest",
+        str(folder),
+        *constraints,
+        *contents.target.pip_options(own),
+        str(own),
+    ]
     scratch = work / "scratch"
     scratch.mkdir()
     run_module(command, scratch, watch)
