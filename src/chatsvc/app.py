@@ -42,6 +42,7 @@ from chatsvc.http import (
 from chatsvc.http.chat_schema import Bounds
 from chatsvc.models.store import ModelStore
 from chatsvc.observe.metrics import Metrics
+from chatsvc.observe.pulse import Pulse
 from chatsvc.settings import Settings
 from chatsvc.wiring import (
     audit_options,
@@ -77,6 +78,7 @@ class Running:
 
     def close(self) -> None:
         """Let go of the engine, the log (with its last checkpoint) and the database."""
+        self.health.pulse.close()
         self.engine.close()
         self.audit.close()
         self.guard.close()
@@ -140,9 +142,12 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     service = ChatService(
         engine, log, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
     )
-    health = ops.Health(engine, log, drain)
+    pulse = Pulse({"the database": guard.database.ping, "Redis": guard.rates.ping})
+    on_failure.callback(pulse.close)
+    health = ops.Health(engine, log, drain, pulse)
     metrics.add_gauges(ops.gauges(health, room))
     gate.housekeep()  # what was done by command while we were away
+    pulse.start()
     engine.start(planner.prepare)
     on_failure.callback(engine.close)
     return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)

@@ -61,6 +61,7 @@ class Guard:
     throttle: LoginThrottle
     login: Login
     quotas: Quotas
+    rates: Rates
     on_change: OnChange
 
     def gate(self, options: GuardOptions, room: Room, record: Recorder, *, issuer: TrustedIssuer | None = None) -> Gate:
@@ -70,7 +71,7 @@ class Guard:
             sessions=self.sessions,
             api_keys=self.api_keys,
             roles=self.roles,
-            rates=Rates(options.redis_url),
+            rates=self.rates,
             quotas=self.quotas,
             room=room,
             throttle=self.throttle,
@@ -127,5 +128,6 @@ def assemble(
         throttle=throttle,
         login=Login(database, passwords, throttle, directory(vouched) if directory else None),
         quotas=Quotas(database, clock=clock),
+        rates=Rates(options.redis_url),
         on_change=on_change,
     )

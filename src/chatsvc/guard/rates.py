@@ -71,6 +71,14 @@ class Rates:
         with self._outages():
             return self._state(limits)
 
+    def ping(self) -> None:
+        """Count nothing.
+
+        Raises:
+            StoreUnavailable: Redis is down.
+        """
+        self.state([("ping", 1)])
+
     @contextmanager
     def _outages(self) -> Iterator[None]:
         self._breaker.check()

@@ -1,6 +1,7 @@
 """``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``: read from memory, no inference, nothing that blocks.
 
-The truth is what this process knows already: the engine's heartbeat, the state of the audit log, whether it drains.
+The truth is what this process knows already: the engine's heartbeat, the state of the audit log, whether the database
+and Redis answered a second ago, whether it drains.
 Slow is not dead (heartbeats and steps go on), hung is not healthy (the engine client sees no progress and says so).
 """
 
@@ -19,6 +20,7 @@ from chatsvc.guard.principal import PUBLIC, scope
 from chatsvc.guard.room import Room
 from chatsvc.http.routing import requires
 from chatsvc.observe.metrics import CONTENT_TYPE, Metrics
+from chatsvc.observe.pulse import Pulse
 
 _MESSAGES = {
     "starting": "the model is being loaded",
@@ -35,6 +37,7 @@ class Health:
     engine: EngineClient
     audit: AuditLog
     drain: Drain
+    pulse: Pulse
 
     def state(self) -> tuple[str, str | None]:
         """(``ok``, None), or (``starting`` | ``draining`` | ``error``, why)."""
@@ -43,6 +46,9 @@ class Health:
         problem = self.audit.problem()
         if problem is not None:
             return "error", f"the audit log cannot be written: {problem}"
+        silent = self.pulse.problem()
+        if silent is not None:
+            return "error", f"{silent} cannot be reached"
         status = self.engine.status()
         if status.ready:
             return "ok", None
@@ -96,6 +102,7 @@ def gauges(health: Health, room: Room) -> Callable[[], dict[str, tuple[str, floa
             "chatsvc_engine_steps": ("Steps of the engine since it started.", engine.num_steps),
             "chatsvc_engine_ready": ("1 while the engine takes work.", float(engine.ready)),
             "chatsvc_audit_writable": ("1 while the audit log can be written.", float(health.audit.problem() is None)),
+            "chatsvc_store_reachable": ("1 while database and Redis answer.", float(health.pulse.problem() is None)),
             "chatsvc_audit_alarms": ("Devices, witnesses and disks that need somebody.", len(health.audit.alarms())),
             "chatsvc_draining": ("1 while the service goes down.", float(health.drain.has_begun)),
         }

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -70,6 +70,15 @@ class Database:
         """The first row of a query, or None. The quick way, for what every request asks."""
         with self.connection() as connection:
             return connection.execute(query, values).first()
+
+    def ping(self) -> None:
+        """Ask for nothing.
+
+        Raises:
+            StoreUnavailable: there is no answer.
+        """
+        with self.connection() as connection:
+            connection.execute(text("SELECT 1"))
 
     def close(self) -> None:
         """Close every pooled connection."""
