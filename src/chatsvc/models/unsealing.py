@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from chatsvc.models.sealed import SUFFIX, KeyEncryptionKey, Owner, read_header, 
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
 _MADV_DONTDUMP = 16
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,22 @@ def unsealed(
     Raises:
         ModelRefused: a file does not unseal.
     """
+    keep_out_of_swap()
     with contextlib.ExitStack() as stack:
         descriptors = {file.name: _memory_file(stack, file.content) for file in plain}
         for name in weights:
             descriptors[name] = _unseal(stack, folder, name, owner, kek)
         yield _linked(stack, descriptors)
+
+
+def keep_out_of_swap() -> None:
+    """All memory of this process, also what a runner copies the weights into later.
+
+    Only where it may lock as much as it wants: beyond RLIMIT_MEMLOCK its next allocation would fail. There the unit's
+    LimitMEMLOCK=infinity is missing, and MemorySwapMax=0 is what keeps pages out of swap.
+    """
+    if os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
 
 
 @contextlib.contextmanager
@@ -116,15 +129,12 @@ def _new_memory_file(stack: contextlib.ExitStack, size: int) -> int:
 
 @contextlib.contextmanager
 def _writable(descriptor: int, size: int) -> Iterator[memoryview]:
-    """The memory behind a descriptor; kept out of core dumps, and out of swap where that is allowed."""
+    """The memory behind a descriptor, kept out of core dumps."""
     if size == 0:
         yield memoryview(bytearray())
         return
     with mmap.mmap(descriptor, size) as mapping:
         mapping.madvise(_MADV_DONTDUMP)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-        # Beyond RLIMIT_MEMLOCK this says no; then the unit's MemorySwapMax=0 is what keeps pages out of swap.
-        ctypes.CDLL(None).mlock(ctypes.c_void_p(address), ctypes.c_size_t(size))
         with memoryview(mapping) as buffer:
             yield buffer
 
