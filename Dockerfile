@@ -6,7 +6,7 @@ FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
 RUN python -m venv /opt/chatsvc
-COPY pyproject.toml constraints.txt README.md LICENSE Dockerfile compose.yaml ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE Dockerfile compose.yaml ./
 COPY config ./config
 COPY nginx ./nginx
 COPY systemd ./systemd

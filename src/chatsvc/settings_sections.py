@@ -105,7 +105,7 @@ class ChatSection(Section):
 class EngineSection(Section):
     """``[engine]``: the process that holds the model."""
 
-    runner: Literal["auto", "openvino", "torch", "torch-int8"] = "auto"
+    runner: Literal["auto", "native", "openvino", "torch", "torch-int8"] = "auto"
     socket: Path | None = None
     max_num_seqs: Count = 16
     cache_size_gb: Annotated[float, Field(gt=0)] = 1.0

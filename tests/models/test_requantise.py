@@ -65,7 +65,7 @@ def test_metadata_without_a_file_type_stays_as_it_is():
 
 def test_an_imported_file_keeps_the_sources_digest_as_its_revision(embedded_model):
     head = read_head(embedded_model.path / "model.gguf")
-    assert set(head.tensor_types.values()) == {"F32", "Q8_0"}
+    assert {tensor.kind for tensor in head.tensors.values()} == {"F32", "Q8_0"}
 
 
 def test_what_openvino_loads_as_it_is_is_only_copied(store: ModelStore, tmp_path: Path):

@@ -7,6 +7,7 @@ this takes well under one. Its answers are the oracle in the tests.) Format: ggm
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -45,11 +46,21 @@ class GgufInvalid(OperatorError):
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor's type, its shape with the number of rows first, and where its bytes are behind the start of the data."""
+
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHead:
-    """Metadata by key (arrays are lists), the tensors' types by name, and where these parts end in the file."""
+    """Metadata by key (arrays are lists), the tensors by name, and where these parts end in the file."""
 
     metadata: dict[str, Any]
-    tensor_types: dict[str, str]
+    tensors: dict[str, GgufTensor]
     metadata_end: int
     tensors_end: int
     data_start: int
@@ -143,22 +154,18 @@ class _Reader:
         num_tensors = self._count()
         metadata = {self._string(): self._value(self._number("I")) for _ in range(self._count())}
         metadata_end = self._at
-        tensors = [self._tensor() for _ in range(num_tensors)]
+        tensors = dict(self._tensor() for _ in range(num_tensors))
         alignment = metadata.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
             raise GgufInvalid("the GGUF file is damaged; fetch it again")
         data_start = _aligned(self._at, alignment)
-        if any(data_start + end > len(self._content) for _, _, end in tensors):
+        if any(data_start + one.offset + one.num_bytes > len(self._content) for one in tensors.values()):
             raise GgufInvalid("the GGUF file is cut off: tensors end behind its end; fetch it again")
-        types = {name: kind for name, kind, _ in tensors}
-        return GgufHead(metadata, types, metadata_end, self._at, data_start)
+        return GgufHead(metadata, tensors, metadata_end, self._at, data_start)
 
-    def _tensor(self) -> tuple[str, str, int]:
-        """Name, type, and where it ends in the data."""
+    def _tensor(self) -> tuple[str, GgufTensor]:
         name = self._string()
-        num_values = 1
-        for _ in range(self._dimensions()):
-            num_values *= self._number("Q")
+        shape = tuple(self._number("Q") for _ in range(self._dimensions()))[::-1]
         number, offset = self._number("I"), self._number("Q")
         if number not in TENSOR_TYPES:
             known = ", ".join(kind for kind, _, _ in TENSOR_TYPES.values())
@@ -167,7 +174,7 @@ class _Reader:
                 f"use a file quantised to one of {known} (a q8_0 or q4_k_m file)"
             )
         kind, block_bytes, block_values = TENSOR_TYPES[number]
-        return name, kind, offset + num_values // block_values * block_bytes
+        return name, GgufTensor(kind, shape, offset, math.prod(shape) // block_values * block_bytes)
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

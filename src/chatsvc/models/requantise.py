@@ -48,7 +48,7 @@ class _Tensor:
 
 def is_needed(head: GgufHead) -> bool:
     """Whether OpenVINO would change a tensor of this file."""
-    return any(kind in _INEXACT for kind in head.tensor_types.values())
+    return any(tensor.kind in _INEXACT for tensor in head.tensors.values())
 
 
 def rewrite(path: Path, progress: Progress = no_progress) -> None:

@@ -25,10 +25,10 @@ class RunnerOptions:
         max_gap_ms: how long a running sequence may wait for its next token when a long prompt joins.
         num_threads: 0 leaves the choice to the library.
         memory_limit_mb: what the process may take in all; the KV cache gets what the model leaves. 0: no limit.
-        dynamic_quantization_group: activations that share a scale, in converted models; larger is faster, less exact.
+        dynamic_quantization_group: activations that share a scale, in OpenVINO; larger is faster, less exact.
     """
 
-    kind: Literal["auto", "openvino", "torch", "torch-int8"] = "auto"
+    kind: Literal["auto", "native", "openvino", "torch", "torch-int8"] = "auto"
     max_num_seqs: int = 16
     cache_size_gb: float = 1.0
     prefill_chunk_tokens: int = 256

@@ -12,7 +12,12 @@ from chatsvc.models.card import ModelCard
 
 _log = logging.getLogger(__name__)
 
-_SERVES = {"openvino": ("gguf", "openvino"), "torch": ("safetensors",), "torch-int8": ("safetensors",)}
+_SERVES = {
+    "native": ("gguf", "safetensors"),
+    "openvino": ("gguf", "openvino"),
+    "torch": ("safetensors",),
+    "torch-int8": ("safetensors",),
+}
 _MODULE = {"openvino": "openvino_genai", "torch": "torch", "torch-int8": "torch"}
 
 
@@ -20,10 +25,14 @@ def load_runner(path: Path, model_format: str, card: ModelCard, options: RunnerO
     """Load the weights at ``path`` into the runner that the options name, or the best one for ``auto``.
 
     Raises:
-        OperatorError: no runner that is installed serves this format, or loading failed.
+        OperatorError: no runner that is installed serves this model, or loading failed.
     """
-    kind, why = choose(model_format, options.kind)
+    kind, why = choose(path, model_format, options.kind)
     _log.info("runner %s: %s", kind, why)
+    if kind == "native":
+        from chatsvc.engine.runners.native.runner import NativeRunner  # noqa: PLC0415 - only where it serves
+
+        return NativeRunner(path, card, options)
     if kind == "openvino":
         from chatsvc.engine.runners.openvino import OpenVinoRunner  # noqa: PLC0415 - only where it serves
 
@@ -33,30 +42,36 @@ def load_runner(path: Path, model_format: str, card: ModelCard, options: RunnerO
     return TorchRunner(path, card, options)
 
 
-def choose(model_format: str, wanted: str) -> tuple[str, str]:
+def choose(path: Path, model_format: str, wanted: str) -> tuple[str, str]:
     """Which runner and why.
 
     Raises:
         OperatorError: none fits; the message names the remedy.
     """
     fitting = [kind for kind, formats in _SERVES.items() if model_format in formats]
-    if wanted != "auto":
-        if wanted not in fitting:
-            raise OperatorError(
-                f"engine.runner = {wanted} does not serve {model_format} weights; "
-                f"set it to auto, or convert the model with 'chatsvc model convert'"
-            )
-        fitting = [wanted]
-    installed = [kind for kind in fitting if importlib.util.find_spec(_MODULE[kind]) is not None]
-    if not installed:
-        if not fitting:
-            raise OperatorError(
-                f"No runner serves {model_format} weights; convert the model with 'chatsvc model convert'."
-            )
+    if not fitting:
+        raise OperatorError(f"No runner serves {model_format} weights; convert the model with 'chatsvc model convert'.")
+    if wanted != "auto" and wanted not in fitting:
         raise OperatorError(
-            f"{model_format} weights need {_MODULE[fitting[0]]}, which is not installed: pip install 'chatsvc[torch]'"
+            f"engine.runner = {wanted} does not serve {model_format} weights; "
+            f"set it to auto, or convert the model with 'chatsvc model convert'"
         )
-    kind = installed[0]
-    if wanted != "auto":
-        return kind, "engine.runner says so"
-    return kind, f"engine.runner is auto and the weights are {model_format}"
+    reasons = []
+    for kind in fitting if wanted == "auto" else [wanted]:
+        obstacle = _obstacle(kind, path)
+        if not obstacle:
+            why = "engine.runner says so" if wanted != "auto" else "; ".join(["it is the fastest that serves", *reasons])
+            return kind, why
+        reasons.append(f"{kind} does not: {obstacle}")
+    raise OperatorError(f"No runner serves this model here. {'; '.join(reasons)}.")
+
+
+def _obstacle(kind: str, path: Path) -> str:
+    """Why a runner cannot serve the model at ``path`` here; empty when it can."""
+    if kind == "native":
+        from chatsvc.engine.runners.native import checkpoint, library  # noqa: PLC0415 - numpy, only where it is asked for
+
+        return library.missing() or checkpoint.obstacle(path)
+    if importlib.util.find_spec(_MODULE[kind]) is None:
+        return f"it needs {_MODULE[kind]}, which is not installed (pip install 'chatsvc[torch]')"
+    return ""

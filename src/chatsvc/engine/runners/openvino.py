@@ -29,9 +29,8 @@ from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.engine.runners.pipeline import Pipeline, Request
 from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, Tail, block_names
-from chatsvc.engine.runners.sizing import MIB, num_kv_blocks, shape_of, weights_bytes
+from chatsvc.engine.runners.sizing import check_limit, num_kv_blocks, shape_of, weights_bytes
 from chatsvc.engine.runners.steering import Steering
-from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
 _ONE_TOKEN = Sampling(max_tokens=1, temperature=0)
@@ -80,7 +79,7 @@ class OpenVinoRunner:
         self._eos = frozenset(card.eos_token_ids)
         self._clock = clock
         self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
-        self._memory_limit_mb = options.memory_limit_mb
+        self._options = options
         shape = shape_of(path)
         num_blocks = num_kv_blocks(shape, weights_bytes(path), card.context_length, options)
         self._num_cache_bytes = num_blocks * shape.block_bytes
@@ -104,7 +103,7 @@ class OpenVinoRunner:
             ]
         )
         drop_file_mapping(self._path)  # the weights were repacked in the first inference
-        self._check_memory()
+        check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
     def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
         """Take a sequence in."""
@@ -257,15 +256,6 @@ class OpenVinoRunner:
         if names:
             sequence.names.extend(names)
             self._index.add(names, sequence.key)
-
-    def _check_memory(self) -> None:
-        """What was taken so far, hardly any of it cache, and the whole cache must stay below the limit."""
-        needed_mb = (private_bytes() + self._num_cache_bytes) // MIB
-        if self._memory_limit_mb and needed_mb > self._memory_limit_mb:
-            raise OperatorError(
-                f"The model does not fit into engine.memory_limit_mb = {self._memory_limit_mb}: it takes {needed_mb} "
-                "MB. Raise the limit to at least that, lower engine.cache_size_gb, or activate a smaller model."
-            )
 
     def _sleep(self) -> None:
         """All sequences wait for step 2."""

@@ -1,6 +1,6 @@
-"""How much memory a model takes in OpenVINO, and how large its KV cache may be. Pure but for reading the files' heads.
+"""How much memory a model takes, and how large its KV cache may be. Pure but for reading the files' heads.
 
-Measured: the process takes about 260 MB besides the weights (libraries, activations of a chunk, the tokenizer's card);
+Measured with OpenVINO: the process takes about 260 MB besides the weights (libraries, activations of a chunk, the tokenizer's card);
 weights are repacked into as much memory as their file; a cached token takes, for each layer and KV head, a byte for
 every number of key and value, 8 bytes of scale for the value and, over a block of 32, 8 bytes for every channel of the
 key. Cache pages are touched on use only, but a budget counts them all.
@@ -83,21 +83,44 @@ def weights_bytes(path: Path) -> int:
 
 
 def num_kv_blocks(shape: ModelShape, num_weights_bytes: int, context_length: int, options: RunnerOptions) -> int:
-    """Blocks of the KV cache: what is asked for, and no more than the memory limit leaves.
+    """Blocks of OpenVINO's KV cache.
+
+    Raises:
+        OperatorError: the model does not fit.
+    """
+    fixed_bytes = int(num_weights_bytes * _WEIGHTS_FACTOR) + _PROCESS_BYTES
+    return num_cache_blocks(shape.block_bytes, fixed_bytes, context_length, options)
+
+
+def num_cache_blocks(block_bytes: int, fixed_bytes: int, context_length: int, options: RunnerOptions) -> int:
+    """Blocks of a KV cache: what is asked for, and no more than the memory limit leaves beside ``fixed_bytes``.
 
     Raises:
         OperatorError: the limit leaves less than one sequence needs; the message says how much would do.
     """
-    wanted = int(options.cache_size_gb * 1024 * MIB) // shape.block_bytes
+    wanted = int(options.cache_size_gb * 1024 * MIB) // block_bytes
     least = -(-min(context_length, _LEAST_CONTEXT_TOKENS) // BLOCK_TOKENS)
     if not options.memory_limit_mb:
         return max(wanted, least)
-    without_cache = int(num_weights_bytes * _WEIGHTS_FACTOR) + _PROCESS_BYTES
-    left = (options.memory_limit_mb * MIB - without_cache) // shape.block_bytes
+    left = (options.memory_limit_mb * MIB - fixed_bytes) // block_bytes
     if left < least:
-        needed_mb = (without_cache + least * shape.block_bytes) // MIB + 1
+        needed_mb = (fixed_bytes + least * block_bytes) // MIB + 1
         raise OperatorError(
             f"The model does not fit into engine.memory_limit_mb = {options.memory_limit_mb}: it needs {needed_mb} MB "
             "with the smallest useful cache. Raise the limit to at least that, or activate a smaller model."
         )
     return max(min(wanted, left), least)
+
+
+def check_limit(taken_bytes: int, cache_bytes: int, options: RunnerOptions) -> None:
+    """What a warm runner has taken, none of it cache, and the whole cache must stay below the limit.
+
+    Raises:
+        OperatorError: they do not.
+    """
+    needed_mb = (taken_bytes + cache_bytes) // MIB
+    if options.memory_limit_mb and needed_mb > options.memory_limit_mb:
+        raise OperatorError(
+            f"The model does not fit into engine.memory_limit_mb = {options.memory_limit_mb}: it takes {needed_mb} "
+            "MB. Raise the limit to at least that, lower engine.cache_size_gb, or activate a smaller model."
+        )

@@ -1,0 +1,173 @@
+/* The paged cache of keys and values in bytes, and attention over it in VNNI dot products.
+ *
+ * A page holds, for each layer and KV head, two tiles of LANES tokens. A tile is
+ *   keys    head_size x LANES unsigned bytes (128 added): four numbers of one token beside each other, then the tokens
+ *   values  LANES x head_size signed bytes: four tokens of one number beside each other, then the numbers
+ *   scales  LANES floats for the keys, LANES for the values
+ *
+ * Keys and queries are rotated before they are rounded, so a channel that is always large costs nobody precision.
+ * Probabilities are rounded to 255 steps of the largest of their tile, each tile by itself: far tokens with small
+ * probabilities keep theirs. A query passes its tiles in order, whoever is computed beside it.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "native.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { TILES = PAGE_TOKENS / LANES };
+
+static size_t tile_bytes(int head_size) { return (size_t)2 * LANES * head_size + 2 * LANES * sizeof(float); }
+
+size_t kv_page_bytes(int num_layers, int num_kv_heads, int head_size) {
+    return (size_t)num_layers * num_kv_heads * TILES * tile_bytes(head_size);
+}
+
+INLINE uint8_t *tile_of(const kv_cache *cache, int page, int layer, int kv_head, int tile, int head_size) {
+    const size_t number = ((size_t)layer * cache->num_kv_heads + kv_head) * TILES + tile;
+    return cache->pages + (size_t)page * cache->page_bytes + number * tile_bytes(head_size);
+}
+
+void rotate_head(float *head, int head_size) {
+    for (int i = 0; i < head_size; i += GROUP) rotate_group(head + i);
+    if (head_size == GROUP) return;
+    const __m512 norm = _mm512_set1_ps(0.70710678f);
+    for (int i = 0; i < GROUP; i += LANES) {
+        const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + GROUP + i);
+        _mm512_storeu_ps(head + i, _mm512_mul_ps(_mm512_add_ps(a, b), norm));
+        _mm512_storeu_ps(head + GROUP + i, _mm512_mul_ps(_mm512_sub_ps(a, b), norm));
+    }
+}
+
+/* Round `n` numbers to signed bytes; returns their scale. */
+static float to_bytes(int8_t *bytes, const float *values, int n) {
+    __m512 most = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 factor = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    for (int i = 0; i < n; i += LANES)
+        _mm_storeu_si128((__m128i *)(bytes + i),
+                         _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + i), factor))));
+    return largest / 127.0f;
+}
+
+void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const float *key, const float *value) {
+    const int head_size = cache->head_size, lane = slot % LANES;
+    uint8_t *keys = tile_of(cache, page, layer, kv_head, slot / LANES, head_size);
+    uint8_t *values = keys + (size_t)LANES * head_size;
+    float *scales = (float *)(values + (size_t)LANES * head_size);
+    int8_t bytes[2 * GROUP];
+    scales[lane] = to_bytes(bytes, key, head_size);
+    for (int d = 0; d < head_size; d++) keys[(d / 4) * (4 * LANES) + lane * 4 + d % 4] = (uint8_t)(bytes[d] + 128);
+    scales[LANES + lane] = to_bytes(bytes, value, head_size);
+    for (int d = 0; d < head_size; d++) values[(lane / 4) * (4 * head_size) + d * 4 + lane % 4] = (uint8_t)bytes[d];
+}
+
+void quantise_query(query *q, int8_t *bytes, const float *head, int head_size) {
+    q->bytes = bytes;
+    q->scale = to_bytes(bytes, head, head_size) / sqrtf((float)head_size);
+    int sum = 0;
+    for (int d = 0; d < head_size; d++) sum += bytes[d];
+    q->offset = -128 * sum;
+}
+
+INLINE __m512i broadcast_four(const void *bytes) {
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* Scores of one tile for all queries, -infinity behind what a query may see. */
+INLINE void score_tile(const uint8_t *keys, int tile, const query *queries, const int num_queries, const int head_size,
+                       float *scores, size_t stride, __m512 *most) {
+    const __m512 key_scales = _mm512_loadu_ps((const float *)(keys + (size_t)2 * LANES * head_size));
+    const __m512i positions = _mm512_add_epi32(
+        _mm512_set1_epi32(tile * LANES), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    __m512i dots[QUERIES];
+    for (int q = 0; q < num_queries; q++) dots[q] = _mm512_set1_epi32(queries[q].offset);
+#pragma GCC unroll 4
+    for (int d = 0; d < head_size; d += 4) {
+        const __m512i four_keys = _mm512_loadu_si512(keys + (size_t)d * LANES);
+        for (int q = 0; q < num_queries; q++)
+            dots[q] = _mm512_dpbusd_epi32(dots[q], four_keys, broadcast_four(queries[q].bytes + d));
+    }
+    for (int q = 0; q < num_queries; q++) {
+        const __mmask16 seen = _mm512_cmplt_epi32_mask(positions, _mm512_set1_epi32(queries[q].num_tokens));
+        const __m512 scale = _mm512_mul_ps(key_scales, _mm512_set1_ps(queries[q].scale));
+        const __m512 score = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), seen, _mm512_cvtepi32_ps(dots[q]), scale);
+        _mm512_storeu_ps(scores + q * stride + (size_t)tile * LANES, score);
+        most[q] = _mm512_max_ps(most[q], score);
+    }
+}
+
+/* Add one tile's values, weighted, to the queries' outputs; `sums` collects the probabilities. */
+INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const int head_size, const float *scores,
+                     size_t stride, const __m512 *most, __m512 *sums, __m512 (*outputs)[8]) {
+    const uint8_t *values = keys + (size_t)LANES * head_size;
+    const __m512 value_scales = _mm512_loadu_ps((const float *)(values + (size_t)LANES * head_size) + LANES);
+    for (int q = 0; q < num_queries; q++) {
+        const __m512 score = _mm512_loadu_ps(scores + q * stride + (size_t)tile * LANES);
+        const __m512 probability = exp_vector(_mm512_sub_ps(score, most[q]));
+        sums[q] = _mm512_add_ps(sums[q], probability);
+        const __m512 weight = _mm512_mul_ps(probability, value_scales);
+        const float largest = _mm512_reduce_max_ps(weight);
+        const __m512 factor = _mm512_set1_ps(largest > 0 ? 255.0f / largest : 0.0f);
+        uint8_t steps[LANES];
+        _mm_storeu_si128((__m128i *)steps, _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(_mm512_mul_ps(weight, factor))));
+        const __m512 step = _mm512_set1_ps(largest / 255.0f);
+        __m512i four_steps[4];
+        for (int i = 0; i < 4; i++) four_steps[i] = broadcast_four(steps + 4 * i);
+        for (int j = 0; j < head_size / LANES; j++) {
+            __m512i dots = _mm512_setzero_si512();
+            for (int i = 0; i < 4; i++)
+                dots = _mm512_dpbusd_epi32(dots, four_steps[i],
+                                           _mm512_loadu_si512(values + (size_t)i * 4 * head_size + j * 64));
+            outputs[q][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), step, outputs[q][j]);
+        }
+    }
+}
+
+INLINE void prefetch_tile(const uint8_t *bytes, size_t size) {
+    for (size_t i = 0; i < size; i += 64) _mm_prefetch((const char *)bytes + i, _MM_HINT_T0);
+}
+
+INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries,
+                           const int num_queries, const int head_size, float *scores, size_t stride) {
+    int num_tokens = 0;
+    for (int q = 0; q < num_queries; q++) num_tokens = queries[q].num_tokens > num_tokens ? queries[q].num_tokens : num_tokens;
+    const int num_tiles = (num_tokens + LANES - 1) / LANES;
+    __m512 most[QUERIES], sums[QUERIES], outputs[QUERIES][8];
+    for (int q = 0; q < num_queries; q++) {
+        most[q] = _mm512_set1_ps(-INFINITY);
+        sums[q] = _mm512_setzero_ps();
+        for (int j = 0; j < head_size / LANES; j++) outputs[q][j] = _mm512_setzero_ps();
+    }
+    for (int tile = 0; tile < num_tiles; tile++) {
+        const int next = tile + 2 < num_tiles ? tile + 2 : tile;
+        prefetch_tile(tile_of(cache, pages[next / TILES], layer, kv_head, next % TILES, head_size),
+                      (size_t)2 * LANES * head_size);
+        score_tile(tile_of(cache, pages[tile / TILES], layer, kv_head, tile % TILES, head_size), tile, queries,
+                   num_queries, head_size, scores, stride, most);
+    }
+    for (int q = 0; q < num_queries; q++) most[q] = _mm512_set1_ps(_mm512_reduce_max_ps(most[q]));
+    for (int tile = 0; tile < num_tiles; tile++)
+        add_tile(tile_of(cache, pages[tile / TILES], layer, kv_head, tile % TILES, head_size), tile, num_queries,
+                 head_size, scores, stride, most, sums, outputs);
+    for (int q = 0; q < num_queries; q++) {
+        const __m512 sum = _mm512_set1_ps(_mm512_reduce_add_ps(sums[q]));
+        for (int j = 0; j < head_size / LANES; j++)
+            _mm512_storeu_ps(queries[q].out + j * LANES, _mm512_div_ps(outputs[q][j], sum));
+    }
+}
+
+#define CASE(N, D) \
+    case N: attend_queries(cache, pages, layer, kv_head, queries, N, D, scores, scores_stride); break;
+
+void attend(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries, int num_queries,
+            float *scores, size_t scores_stride) {
+    if (cache->head_size == 64)
+        switch (num_queries) { CASE(1, 64) CASE(2, 64) CASE(3, 64) CASE(4, 64) }
+    else
+        switch (num_queries) { CASE(1, 128) CASE(2, 128) CASE(3, 128) CASE(4, 128) }
+}

@@ -1,0 +1,107 @@
+/* Products of byte rows with byte matrices: VNNI dot products, float32 sums over groups.
+ *
+ * A matrix lies in panels of LANES outputs. A panel is a row of tiles, one a group of GROUP inputs; a tile is
+ * GROUP x LANES unsigned bytes, four inputs of one output beside each other, as vpdpbusd reads them. Weights are stored
+ * with 128 added (they are the unsigned side); quantised_rows.offsets takes the 128 away again.
+ *
+ * A panel is read once for ROWS rows. Weights stream from memory, the rows stay in the nearest cache.
+ */
+#include <string.h>
+
+#include "native.h"
+
+enum { AHEAD_BYTES = 4096 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Sixteen sums beside sixteen dot products are more than the 32 registers hold. The compiler would move dot products to
+ * memory and back at every step; the sums are needed once a group, so they are the ones that must live there. */
+enum { IN_REGISTERS = 12 };
+#define IN_MEMORY(pointer) __asm__ volatile("" : : "r"(pointer) : "memory")
+
+INLINE __m512i broadcast_four(const int8_t *bytes) {
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+
+/* sums[r] = product of the first `num_rows` rows of a block (a constant when inlined) with one panel. The order of the
+ * float additions of a row, group by group, is the same for every num_rows. */
+INLINE void panel_product(const matrix *m, const quantised_rows *rows, int block, const int num_rows, int panel,
+                          __m512 *sums) {
+    const int num_groups = m->depth / GROUP;
+    const uint8_t *tile = m->bytes + (size_t)panel * num_groups * GROUP * LANES;
+    const uint16_t *scales = m->scales + (size_t)panel * num_groups * LANES;
+    const int8_t *bytes = rows->bytes + (size_t)block * m->depth * ROWS;
+    const float *row_scales = rows->scales + (size_t)block * num_groups * ROWS;
+    const int32_t *offsets = rows->offsets + (size_t)block * num_groups * ROWS;
+#pragma GCC unroll 16
+    for (int r = 0; r < num_rows; r++) sums[r] = _mm512_setzero_ps();
+    for (int g = 0; g < num_groups; g++) {
+        __m512i dots[ROWS];
+#pragma GCC unroll 16
+        for (int r = 0; r < num_rows; r++) dots[r] = _mm512_set1_epi32(offsets[r]);
+#pragma GCC unroll 4
+        for (int k = 0; k < GROUP / 4; k++) {
+            const __m512i weights = _mm512_load_si512(tile + k * 4 * LANES);
+            _mm_prefetch((const char *)tile + k * 4 * LANES + AHEAD_BYTES, _MM_HINT_T0);
+#pragma GCC unroll 16
+            for (int r = 0; r < num_rows; r++)
+                dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast_four(bytes + k * 4 * ROWS + r * 4));
+        }
+        const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+#pragma GCC unroll 16
+        for (int r = 0; r < num_rows; r++) {
+            const __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(row_scales[r]));
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), both, sums[r]);
+        }
+        if (num_rows > IN_REGISTERS) IN_MEMORY(sums);
+        tile += GROUP * LANES;
+        scales += LANES;
+        bytes += GROUP * ROWS;
+        row_scales += ROWS;
+        offsets += ROWS;
+    }
+}
+
+INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, float *out, size_t stride,
+                   epilogue how) {
+#pragma GCC unroll 16
+    for (int r = 0; r < num_rows; r++, out += stride) {
+        __m512 value = sums[r];
+        if (how == ADD) value = _mm512_add_ps(_mm512_loadu_ps(out), value);
+        if (how == GATE) {
+            const __m512 gate = gates[r], one = _mm512_set1_ps(1.0f);
+            const __m512 decay = exp_vector(_mm512_sub_ps(_mm512_setzero_ps(), gate));
+            value = _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, decay)), value);
+        }
+        _mm512_storeu_ps(out, value);
+    }
+}
+
+INLINE void multiply_block(const matrix *m, const quantised_rows *rows, int row, const int num_rows, int panel,
+                           float *out, size_t stride, epilogue how) {
+    __m512 sums[ROWS], gates[ROWS];
+    out += (size_t)row * stride + (size_t)(how == GATE ? panel / 2 : panel) * LANES;
+    if (how == GATE) {
+        panel_product(m, rows, row / ROWS, num_rows, panel, gates);
+        panel_product(m, rows, row / ROWS, num_rows, panel + 1, sums);
+    } else {
+        panel_product(m, rows, row / ROWS, num_rows, panel, sums);
+    }
+    finish(sums, gates, num_rows, out, stride, how);
+}
+
+/* One function for each number of rows, so that the sums live in registers. */
+#define CASE(N) \
+    case N: multiply_block(m, rows, row, N, panel, out, stride, how); break;
+
+void multiply_panels(const matrix *m, const quantised_rows *rows, int num_rows, int first, int last, float *out,
+                     size_t stride, epilogue how) {
+    for (int panel = first; panel < last; panel += how == GATE ? 2 : 1)
+        for (int row = 0; row < num_rows; row += ROWS)
+            switch (num_rows - row >= ROWS ? ROWS : num_rows - row) {
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+                CASE(9) CASE(10) CASE(11) CASE(12) CASE(13) CASE(14) CASE(15) CASE(16)
+            }
+}

@@ -1,0 +1,252 @@
+/* Weights and cache of a model: how much memory, where, and how they are filled. The pass itself is in forward.c. */
+#include "state.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { HUGE_BYTES = 2 << 20 };
+
+/* Zeroed memory that is there on first use. */
+static void *reserve(model *m, size_t num_bytes) {
+    num_bytes = (num_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
+    void *memory = mmap(NULL, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || m->num_reserved == MAX_RESERVED) {
+        m->is_short = 1;
+        return NULL;
+    }
+    m->reserved[m->num_reserved++] = (reservation){memory, num_bytes};
+    return memory;
+}
+
+static size_t matrix_bytes(int width, int depth) {
+    const size_t num_tiles = (size_t)((width + LANES - 1) / LANES) * (depth / GROUP);
+    return (num_tiles * (GROUP * LANES + LANES * sizeof(uint16_t)) + 63) / 64 * 64;
+}
+
+static int attention_width(const model_shape *s) { return s->num_heads * s->head_size; }
+
+static int qkv_width(const model_shape *s) { return (s->num_heads + 2 * s->num_kv_heads) * s->head_size; }
+
+static size_t layer_bytes(const model_shape *s) {
+    return matrix_bytes(qkv_width(s), s->hidden_size) + matrix_bytes(s->hidden_size, attention_width(s)) +
+           matrix_bytes(2 * s->intermediate_size, s->hidden_size) + matrix_bytes(s->hidden_size, s->intermediate_size);
+}
+
+static size_t vocabulary_bytes(const model_shape *s) { return matrix_bytes(s->vocabulary_size, s->hidden_size); }
+
+static uint8_t *place(matrix *m, int width, int depth, uint8_t *at) {
+    const size_t num_tiles = (size_t)((width + LANES - 1) / LANES) * (depth / GROUP);
+    *m = (matrix){.bytes = at, .scales = (uint16_t *)(at + num_tiles * GROUP * LANES), .width = width, .depth = depth};
+    return at + matrix_bytes(width, depth);
+}
+
+/* One arena holds all matrices: huge pages for each would waste half of one a matrix. */
+static void place_weights(model *m) {
+    const model_shape *s = &m->shape;
+    const size_t num_bytes = model_weights_bytes(s);
+    uint8_t *at = reserve(m, num_bytes);
+    if (!at) return;
+    madvise(at, num_bytes, MADV_HUGEPAGE);
+    at = place(&m->embedding, s->vocabulary_size, s->hidden_size, at);
+    m->head = m->embedding;
+    if (!s->is_tied) at = place(&m->head, s->vocabulary_size, s->hidden_size, at);
+    for (int i = 0; i < s->num_layers; i++) {
+        layer_weights *layer = &m->layers[i];
+        at = place(&layer->qkv, qkv_width(s), s->hidden_size, at);
+        at = place(&layer->output, s->hidden_size, attention_width(s), at);
+        at = place(&layer->gate_up, 2 * s->intermediate_size, s->hidden_size, at);
+        at = place(&layer->down, s->hidden_size, s->intermediate_size, at);
+    }
+}
+
+static void place_vectors(model *m) {
+    const model_shape *s = &m->shape;
+    const int qkv = qkv_width(s);
+    float *at = reserve(m, sizeof(float) * ((size_t)s->num_layers * (2 * s->hidden_size + qkv) + s->hidden_size));
+    if (!at) return;
+    m->final_norm = at;
+    at += s->hidden_size;
+    for (int i = 0; i < s->num_layers; i++) {
+        m->layers[i].attention_norm = at;
+        m->layers[i].mlp_norm = at + s->hidden_size;
+        m->layers[i].bias = at + 2 * s->hidden_size;
+        at += 2 * s->hidden_size + qkv;
+    }
+}
+
+/* Rotary position embedding: cosine and sine for each position and pair, as float32 like the models were trained. */
+static void fill_rope(model *m) {
+    const model_shape *s = &m->shape;
+    const int half = s->head_size / 2;
+    m->cosines = reserve(m, sizeof(float) * s->max_tokens * half);
+    m->sines = reserve(m, sizeof(float) * s->max_tokens * half);
+    if (!m->sines || !m->cosines) return;
+    for (int i = 0; i < half; i++) {
+        const float frequency = 1.0f / powf(s->rope_base, (float)(2 * i) / (float)s->head_size);
+        for (int position = 0; position < s->max_tokens; position++) {
+            m->cosines[(size_t)position * half + i] = cosf((float)position * frequency);
+            m->sines[(size_t)position * half + i] = sinf((float)position * frequency);
+        }
+    }
+}
+
+static int larger(int a, int b) { return a > b ? a : b; }
+
+static void reserve_buffers(model *m) {
+    const model_shape *s = &m->shape;
+    const size_t rows = (s->max_rows + ROWS - 1) / ROWS * ROWS, attention = attention_width(s);
+    const size_t widest = larger(larger(s->hidden_size, s->intermediate_size), (int)attention);
+    m->hidden = reserve(m, rows * s->hidden_size * sizeof(float));
+    m->qkv = reserve(m, rows * qkv_width(s) * sizeof(float));
+    m->attended = reserve(m, rows * attention * sizeof(float));
+    m->activated = reserve(m, rows * s->intermediate_size * sizeof(float));
+    m->rows.bytes = reserve(m, rows * widest);
+    m->rows.scales = reserve(m, rows * widest / GROUP * sizeof(float));
+    m->rows.offsets = reserve(m, rows * widest / GROUP * sizeof(int32_t));
+    m->query_bytes = reserve(m, rows * attention);
+    m->queries = reserve(m, rows * s->num_heads * sizeof(query));
+    m->items = reserve(m, rows * sizeof(attention_item));
+    m->row_sequences = reserve(m, rows * sizeof(int32_t));
+    m->scores_stride = (size_t)(s->max_tokens + LANES - 1) / LANES * LANES;
+    m->scores = reserve(m, m->scores_stride * QUERIES * sizeof(float) * team_size(m->team));
+    m->scratch = reserve(m, widest * sizeof(float) * team_size(m->team));
+    m->scratch_stride = widest;
+    m->counters = reserve(m, (size_t)(PHASES * s->num_layers + PHASES) * sizeof *m->counters);
+}
+
+model *model_new(const model_shape *shape) {
+    model *m = calloc(1, sizeof *m);
+    if (!m) return NULL;
+    m->shape = *shape;
+    m->layers = calloc(shape->num_layers, sizeof *m->layers);
+    m->team = team_new(shape->num_threads);
+    m->cache = (kv_cache){.num_layers = shape->num_layers,
+                          .num_kv_heads = shape->num_kv_heads,
+                          .head_size = shape->head_size,
+                          .page_bytes = model_page_bytes(shape)};
+    if (m->layers && m->team) {
+        m->cache.pages = reserve(m, m->cache.page_bytes * shape->num_pages);
+        place_weights(m);
+        place_vectors(m);
+        fill_rope(m);
+        reserve_buffers(m);
+        if (!m->is_short) return m;
+    }
+    model_free(m);
+    return NULL;
+}
+
+void model_free(model *m) {
+    if (!m) return;
+    team_free(m->team);
+    for (int i = 0; i < m->num_reserved; i++) munmap(m->reserved[i].memory, m->reserved[i].num_bytes);
+    free(m->layers);
+    free(m);
+}
+
+void model_clear_cache(model *m) { madvise(m->cache.pages, m->cache.page_bytes * m->shape.num_pages, MADV_DONTNEED); }
+
+int64_t model_page_bytes(const model_shape *s) {
+    return (int64_t)kv_page_bytes(s->num_layers, s->num_kv_heads, s->head_size);
+}
+
+int64_t model_weights_bytes(const model_shape *s) {
+    return (int64_t)(layer_bytes(s) * s->num_layers + vocabulary_bytes(s) * (s->is_tied ? 1 : 2));
+}
+
+void model_set_vector(model *m, int which, int layer, const float *data) {
+    const model_shape *s = &m->shape;
+    const size_t hidden = s->hidden_size * sizeof *data;
+    const size_t qkv = qkv_width(s) * sizeof *data;
+    switch (which) {
+        case FINAL_NORM: memcpy(m->final_norm, data, hidden); break;
+        case ATTENTION_NORM: memcpy(m->layers[layer].attention_norm, data, hidden); break;
+        case MLP_NORM: memcpy(m->layers[layer].mlp_norm, data, hidden); break;
+        case BIAS: memcpy(m->layers[layer].bias, data, qkv); break;
+    }
+}
+
+/* ---- filling matrices ---- */
+
+enum { Q8_0_BLOCK = 32 };
+typedef struct {
+    uint16_t scale;
+    int8_t bytes[Q8_0_BLOCK];
+} q8_0_block;
+
+/* `n` numbers as they lie in a file to float32; n is a multiple of GROUP. */
+static void widen(float *out, const void *data, size_t n, int number) {
+    if (number == FLOAT32) {
+        memcpy(out, data, n * sizeof *out);
+    } else if (number == FLOAT16) {
+        for (size_t i = 0; i < n; i += LANES)
+            _mm512_storeu_ps(out + i, _mm512_cvtph_ps(_mm256_loadu_si256((const void *)((const uint16_t *)data + i))));
+    } else if (number == BFLOAT16) {
+        for (size_t i = 0; i < n; i += LANES) {
+            const __m256i halves = _mm256_loadu_si256((const void *)((const uint16_t *)data + i));
+            _mm512_storeu_si512(out + i, _mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+        }
+    } else {
+        const q8_0_block *blocks = data;
+        for (size_t i = 0; i < n; i++)
+            out[i] = _cvtsh_ss(blocks[i / Q8_0_BLOCK].scale) * blocks[i / Q8_0_BLOCK].bytes[i % Q8_0_BLOCK];
+    }
+}
+
+static size_t row_bytes(int number, int depth) {
+    if (number == FLOAT32) return (size_t)depth * 4;
+    if (number == Q8_0) return (size_t)depth / Q8_0_BLOCK * sizeof(q8_0_block);
+    return (size_t)depth * 2;
+}
+
+typedef struct {
+    model *model;
+    matrix *matrix;
+    int first, num_rows, number, which;
+    const uint8_t *data;
+} filling;
+
+/* Where row `row` of the file's matrix is among the outputs of the packed one. */
+static int output_of(const model_shape *s, int which, int row) {
+    const int heads = attention_width(s), kv_heads = s->num_kv_heads * s->head_size;
+    if (s->is_interleaved && (which == QUERY || which == KEY)) {
+        const int in_head = row % s->head_size;
+        row += in_head % 2 * (s->head_size / 2) + in_head / 2 - in_head;
+    }
+    switch (which) {
+        case KEY: return heads + row;
+        case VALUE: return heads + kv_heads + row;
+        case GATE_ROWS: return row / LANES * 2 * LANES + row % LANES;
+        case UP_ROWS: return (row / LANES * 2 + 1) * LANES + row % LANES;
+        default: return row;
+    }
+}
+
+static void fill(void *context, int thread) {
+    const filling *f = context;
+    const int depth = f->matrix->depth;
+    float *row = f->model->scratch + thread * f->model->scratch_stride;
+    for (int i = thread; i < f->num_rows; i += team_size(f->model->team)) {
+        widen(row, f->data + i * row_bytes(f->number, depth), depth, f->number);
+        pack_rows(f->matrix, output_of(&f->model->shape, f->which, f->first + i), 1, row);
+    }
+}
+
+static matrix *matrix_of(model *m, int which, int layer) {
+    switch (which) {
+        case EMBEDDING: return &m->embedding;
+        case HEAD: return &m->head;
+        case OUTPUT: return &m->layers[layer].output;
+        case DOWN: return &m->layers[layer].down;
+        case GATE_ROWS:
+        case UP_ROWS: return &m->layers[layer].gate_up;
+        default: return &m->layers[layer].qkv;
+    }
+}
+
+void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data) {
+    filling f = {m, matrix_of(m, which, layer), first, num_rows, number, which, data};
+    team_run(m->team, fill, &f);
+}

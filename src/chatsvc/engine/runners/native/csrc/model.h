@@ -1,0 +1,45 @@
+/* What Python calls: a model's weights and cache, one forward pass over a batch of rows, the largest logits of a row. */
+#ifndef CHATSVC_NATIVE_MODEL_H
+#define CHATSVC_NATIVE_MODEL_H
+
+#include <stdint.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* A decoder of Llama's or Qwen2's kind. `max_rows` bounds a batch. With `is_interleaved` a head's rows of the query and
+ * key matrices alternate between the first and the second half, as GGUF files of Llama's architecture have them. */
+typedef struct {
+    int32_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_size, vocabulary_size;
+    int32_t max_tokens, max_rows, num_pages, num_threads, has_bias, is_tied, is_interleaved;
+    float epsilon, rope_base;
+} model_shape;
+
+/* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
+ * in the pages pages[s * pages_stride ...]. Logits are computed for the rows in output_rows. */
+typedef struct {
+    int32_t num_rows, num_sequences, num_outputs, pages_stride;
+    const int32_t *ids, *first_rows, *starts, *pages, *output_rows;
+    float *logits; /* num_outputs x the vocabulary rounded up to LANES */
+} model_batch;
+
+typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE_ROWS, UP_ROWS, DOWN } model_matrix;
+typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS } model_vector;
+/* How numbers of a file are stored. */
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 } model_number;
+
+typedef struct model model;
+
+EXPORT model *model_new(const model_shape *shape); /* NULL: not enough memory */
+EXPORT void model_free(model *m);
+/* Rows [first, first + num_rows) of a weight matrix, as they lie in the file. */
+EXPORT void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data);
+EXPORT void model_set_vector(model *m, int which, int layer, const float *data);
+EXPORT void model_forward(model *m, const model_batch *batch);
+/* Give the cache's memory back; its pages read as zeros until they are written. */
+EXPORT void model_clear_cache(model *m);
+EXPORT int64_t model_page_bytes(const model_shape *shape);
+EXPORT int64_t model_weights_bytes(const model_shape *shape);
+/* The `k` largest of `n` logits, largest first, the smaller id first where they are equal; their ids. */
+EXPORT void model_top(const float *logits, int n, int k, int32_t *ids);
+
+#endif

@@ -1,0 +1,78 @@
+/* Rounding to bytes: rows of activations, and matrices in the layout that matmul.c reads.
+ *
+ * Each group of GROUP numbers is rotated (Walsh-Hadamard) before it is rounded. The rotation is orthonormal, so the
+ * product of two rotated vectors is the product of the vectors; what it changes is that no single outlier sets the scale
+ * of a whole group. (QuaRot, arXiv 2404.00456, does it for whole rows; a group at a time needs no calibration, fits any
+ * width and costs forty instructions.)
+ */
+#include <math.h>
+#include <string.h>
+
+#include "native.h"
+
+static float largest(const float *values) {
+    __m512 most = _mm512_abs_ps(_mm512_loadu_ps(values));
+    for (int i = LANES; i < GROUP; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
+    return _mm512_reduce_max_ps(most);
+}
+
+void quantise_row(const quantised_rows *to, int row, int depth, const float *values) {
+    const int num_groups = depth / GROUP, lane = row % ROWS;
+    const size_t block = row / ROWS;
+    int8_t *bytes = to->bytes + block * depth * ROWS + lane * 4;
+    float *scales = to->scales + block * num_groups * ROWS + lane;
+    int32_t *offsets = to->offsets + block * num_groups * ROWS + lane;
+    for (int g = 0; g < num_groups; g++, bytes += GROUP * ROWS) {
+        float group[GROUP];
+        memcpy(group, values + g * GROUP, sizeof group);
+        rotate_group(group);
+        const float most = largest(group);
+        const __m512 factor = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
+        __m512i sum = _mm512_setzero_si512();
+        int8_t rounded[GROUP];
+        for (int i = 0; i < GROUP; i += LANES) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group + i), factor));
+            sum = _mm512_add_epi32(sum, whole);
+            _mm_storeu_si128((__m128i *)(rounded + i), _mm512_cvtsepi32_epi8(whole));
+        }
+        for (int k = 0; k < GROUP; k += 4) memcpy(bytes + k * ROWS, rounded + k, 4);
+        scales[g * ROWS] = most / 127.0f;
+        offsets[g * ROWS] = -128 * _mm512_reduce_add_epi32(sum);
+    }
+}
+
+/* Where byte `k` of a group of output `lane` lies inside a tile of GROUP x LANES bytes: four neighbours of k together. */
+static size_t in_tile(int k, int lane) { return (size_t)(k / 4) * (4 * LANES) + (size_t)lane * 4 + k % 4; }
+
+void pack_rows(matrix *m, int first, int num_rows, const float *values) {
+    const int num_groups = m->depth / GROUP;
+    for (int i = 0; i < num_rows; i++) {
+        const int output = first + i, panel = output / LANES, lane = output % LANES;
+        for (int g = 0; g < num_groups; g++) {
+            const size_t tile = (size_t)panel * num_groups + g;
+            float group[GROUP];
+            memcpy(group, values + (size_t)i * m->depth + g * GROUP, sizeof group);
+            rotate_group(group);
+            const uint16_t half = _cvtss_sh(largest(group) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
+            const float scale = _cvtsh_ss(half); /* rounding to a half may make it too small by 1 / 2048: clamped */
+            m->scales[tile * LANES + lane] = half;
+            uint8_t *bytes = m->bytes + tile * GROUP * LANES;
+            for (int k = 0; k < GROUP; k++) {
+                const long rounded = scale > 0 ? lrintf(group[k] / scale) : 0;
+                const long clamped = rounded > 127 ? 127 : rounded < -127 ? -127 : rounded;
+                bytes[in_tile(k, lane)] = (uint8_t)(clamped + 128);
+            }
+        }
+    }
+}
+
+void unpack_row(const matrix *m, int index, float *out) {
+    const int num_groups = m->depth / GROUP, panel = index / LANES, lane = index % LANES;
+    for (int g = 0; g < num_groups; g++) {
+        const size_t tile = (size_t)panel * num_groups + g;
+        const uint8_t *bytes = m->bytes + tile * GROUP * LANES;
+        const float scale = _cvtsh_ss(m->scales[tile * LANES + lane]);
+        for (int k = 0; k < GROUP; k++) out[g * GROUP + k] = scale * (float)(bytes[in_tile(k, lane)] - 128);
+        rotate_group(out + g * GROUP); /* the transform is its own inverse */
+    }
+}

@@ -1,0 +1,48 @@
+/* A model's state, shared by model.c and forward.c. */
+#ifndef CHATSVC_NATIVE_STATE_H
+#define CHATSVC_NATIVE_STATE_H
+
+#include "model.h"
+#include "native.h"
+
+enum { MAX_RESERVED = 32, PHASES = 12 };
+
+typedef struct {
+    void *memory;
+    size_t num_bytes;
+} reservation;
+
+typedef struct {
+    matrix qkv, output, gate_up, down;
+    float *attention_norm, *mlp_norm, *bias;
+} layer_weights;
+
+/* Some rows of one sequence whose attention one thread computes at a time. */
+typedef struct {
+    int32_t sequence, first_row, num_rows;
+} attention_item;
+
+struct model {
+    model_shape shape;
+    matrix embedding, head;
+    layer_weights *layers;
+    float *final_norm, *cosines, *sines;
+    kv_cache cache;
+    team *team;
+
+    /* Buffers of a pass: a row is a token. */
+    float *hidden, *qkv, *attended, *activated;
+    quantised_rows rows;
+    int8_t *query_bytes;
+    query *queries;
+    attention_item *items;
+    int32_t *row_sequences;
+    float *scores, *scratch; /* a part for each thread */
+    size_t scores_stride, scratch_stride;
+    _Atomic int32_t *counters; /* work handed out, one for each phase of a pass */
+
+    reservation reserved[MAX_RESERVED];
+    int num_reserved, is_short;
+};
+
+#endif

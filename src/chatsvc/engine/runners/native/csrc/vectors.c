@@ -1,0 +1,58 @@
+/* Vector arithmetic on float32: rotation, normalisation, exponential. Knows no model. */
+#include "native.h"
+
+/* One butterfly inside a register: lanes whose bit is set get (partner - self), the others (partner + self). */
+static inline __m512 butterfly(__m512 x, __m512 partner, __mmask16 upper) {
+    return _mm512_mask_sub_ps(_mm512_add_ps(partner, x), upper, partner, x);
+}
+
+static inline __m512 rotate_register(__m512 x) {
+    x = butterfly(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
+    x = butterfly(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
+    x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
+    return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+}
+
+void rotate_group(float *values) {
+    const __m512 norm = _mm512_set1_ps(0.125f); /* 1 / sqrt(GROUP) */
+    __m512 a = rotate_register(_mm512_loadu_ps(values));
+    __m512 b = rotate_register(_mm512_loadu_ps(values + 16));
+    __m512 c = rotate_register(_mm512_loadu_ps(values + 32));
+    __m512 d = rotate_register(_mm512_loadu_ps(values + 48));
+    const __m512 ab = _mm512_add_ps(a, b), a_b = _mm512_sub_ps(a, b);
+    const __m512 cd = _mm512_add_ps(c, d), c_d = _mm512_sub_ps(c, d);
+    _mm512_storeu_ps(values, _mm512_mul_ps(_mm512_add_ps(ab, cd), norm));
+    _mm512_storeu_ps(values + 16, _mm512_mul_ps(_mm512_add_ps(a_b, c_d), norm));
+    _mm512_storeu_ps(values + 32, _mm512_mul_ps(_mm512_sub_ps(ab, cd), norm));
+    _mm512_storeu_ps(values + 48, _mm512_mul_ps(_mm512_sub_ps(a_b, c_d), norm));
+}
+
+void rms_norm(float *out, const float *x, const float *weight, int n, float epsilon) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += LANES) {
+        const __m512 v = _mm512_loadu_ps(x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    const float mean = _mm512_reduce_add_ps(sum) / (float)n;
+    const __m512 factor = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + epsilon));
+    for (int i = 0; i < n; i += LANES)
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor),
+                                                _mm512_loadu_ps(weight + i)));
+}
+
+/* 2^n times a polynomial for e^r on [-ln 2 / 2, ln 2 / 2] (the coefficients are those of Cephes' expf). */
+__m512 exp_vector(__m512 x) {
+    const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+    x = _mm512_min_ps(x, _mm512_set1_ps(88.7f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_maskz_scalef_ps(counts, p, n);
+}

@@ -1,0 +1,218 @@
+"""The compiled forward pass, called through ctypes (which gives the GIL away meanwhile). The structs mirror csrc/model.h.
+
+Knows nothing about sequences, sampling or where weights come from.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatsvc.errors import OperatorError
+
+PAGE_TOKENS = 32
+GROUP = 64
+_LANES = 16
+_PATH = Path(__file__).with_name("_native.so")
+_NEEDED_FLAGS = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int32]
+
+
+class Number(IntEnum):
+    """How weights are stored in a file."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    Q8_0 = 3
+
+
+class Matrix(IntEnum):
+    """A weight matrix; those from ``QUERY`` on are of a layer."""
+
+    EMBEDDING = 0
+    HEAD = 1
+    QUERY = 2
+    KEY = 3
+    VALUE = 4
+    OUTPUT = 5
+    GATE = 6
+    UP = 7
+    DOWN = 8
+
+
+class Vector(IntEnum):
+    """A weight vector; all but the first are of a layer. ``BIAS`` is that of queries, keys and values in one."""
+
+    FINAL_NORM = 0
+    ATTENTION_NORM = 1
+    MLP_NORM = 2
+    BIAS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder of Llama's or Qwen2's kind."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocabulary_size: int
+    epsilon: float
+    rope_base: float
+    has_bias: bool
+    is_tied: bool
+    is_interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of it there is to be: tokens of a sequence, rows of a batch, pages of the cache, threads."""
+
+    max_tokens: int
+    max_rows: int
+    num_pages: int
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The next tokens of one sequence, from ``start`` on; its cache is in ``pages``."""
+
+    ids: Sequence[int]
+    start: int
+    pages: Sequence[int]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads")),
+        *((name, ctypes.c_int32) for name in ("num_kv_heads", "head_size", "vocabulary_size", "max_tokens")),
+        *((name, ctypes.c_int32) for name in ("max_rows", "num_pages", "num_threads", "has_bias")),
+        *((name, ctypes.c_int32) for name in ("is_tied", "is_interleaved")),
+        *((name, ctypes.c_float) for name in ("epsilon", "rope_base")),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs", "pages_stride")),
+        *((name, ctypes.c_void_p) for name in ("ids", "first_rows", "starts", "pages", "output_rows", "logits")),
+    ]
+
+
+def missing() -> str:
+    """Why the library cannot be used here; empty when it can."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\nflags")[2]
+    lacking = sorted(_NEEDED_FLAGS - set(flags.partition("\n")[0].split()))
+    if lacking:
+        return f"the processor has no {', '.join(lacking)}"
+    return "" if _PATH.exists() else "it was not compiled when this package was built"
+
+
+def page_bytes(shape: Shape) -> int:
+    """The cache of :data:`PAGE_TOKENS` tokens."""
+    return int(_library().model_page_bytes(ctypes.byref(_shape(shape, Room(0, 0, 0, 0)))))
+
+
+def weights_bytes(shape: Shape) -> int:
+    """The matrices as bytes with their scales."""
+    return int(_library().model_weights_bytes(ctypes.byref(_shape(shape, Room(0, 0, 0, 0)))))
+
+
+class Model:
+    """Weights and cache in memory. Fill it, then call :meth:`forward` from one thread.
+
+    Raises:
+        OperatorError: there is not enough memory.
+    """
+
+    def __init__(self, shape: Shape, room: Room) -> None:
+        self._library = _library()
+        self._width = -(-shape.vocabulary_size // _LANES) * _LANES
+        self._vocabulary_size = shape.vocabulary_size
+        self._handle = self._library.model_new(ctypes.byref(_shape(shape, room)))
+        if not self._handle:
+            raise OperatorError("There is not enough memory for this model; lower engine.cache_size_gb.")
+        weakref.finalize(self, self._library.model_free, self._handle)
+
+    def set_rows(self, matrix: Matrix, layer: int, first: int, number: Number, rows: NDArray[np.generic]) -> None:
+        """Rows of a matrix from ``first`` on, as the file has them; ``rows`` is (rows, anything), contiguous."""
+        assert rows.flags.c_contiguous
+        self._library.model_set_rows(
+            self._handle, matrix, layer, first, rows.shape[0], number, rows.ctypes.data_as(ctypes.c_void_p)
+        )
+
+    def set_vector(self, vector: Vector, layer: int, values: Floats) -> None:
+        """A vector's numbers, float32 and contiguous."""
+        assert values.dtype == np.float32
+        assert values.flags.c_contiguous
+        self._library.model_set_vector(self._handle, vector, layer, values.ctypes.data_as(ctypes.c_void_p))
+
+    def forward(self, batch: Sequence[Rows], output_rows: Sequence[int]) -> Floats:
+        """One pass; logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary)."""
+        ids = _ids([token for rows in batch for token in rows.ids])
+        first_rows = _ids(np.cumsum([0, *(len(rows.ids) for rows in batch)]))
+        pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
+        for table, rows in zip(pages, batch, strict=True):
+            table[: len(rows.pages)] = rows.pages
+        starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
+        logits = np.empty((len(output_rows), self._width), dtype=np.float32)
+        call = _Batch(
+            len(ids),
+            len(batch),
+            len(outputs),
+            pages.shape[1],
+            *(array.ctypes.data for array in (ids, first_rows, starts, pages, outputs, logits)),
+        )
+        self._library.model_forward(self._handle, ctypes.byref(call))
+        return logits[:, : self._vocabulary_size]
+
+    def clear_cache(self) -> None:
+        """Give the cache's memory back until it is used again."""
+        self._library.model_clear_cache(self._handle)
+
+    def largest(self, logits: Floats, count: int) -> Ids:
+        """The ids of the ``count`` largest of one row of logits, largest first; of equal ones the smaller id."""
+        ids = np.empty(min(count, len(logits)), dtype=np.int32)
+        self._library.model_top(logits.ctypes.data, len(logits), len(ids), ids.ctypes.data)
+        return ids
+
+
+def _ids(values: Sequence[int] | NDArray[np.int64]) -> Ids:
+    return np.asarray(values, dtype=np.int32)
+
+
+def _shape(shape: Shape, room: Room) -> _Shape:
+    values = {name: getattr(shape, name) for name in Shape.__slots__}
+    return _Shape(**values, **{name: getattr(room, name) for name in Room.__slots__})
+
+
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_PATH))
+    integer, pointer = ctypes.c_int32, ctypes.c_void_p
+    for function, result, arguments in (
+        (library.model_new, pointer, [pointer]),
+        (library.model_free, None, [pointer]),
+        (library.model_clear_cache, None, [pointer]),
+        (library.model_page_bytes, ctypes.c_int64, [pointer]),
+        (library.model_weights_bytes, ctypes.c_int64, [pointer]),
+        (library.model_set_rows, None, [pointer, integer, integer, integer, integer, integer, pointer]),
+        (library.model_set_vector, None, [pointer, integer, integer, pointer]),
+        (library.model_forward, None, [pointer, pointer]),
+        (library.model_top, None, [pointer, integer, integer, pointer]),
+    ):
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,229 @@
+"""The default runner: continuous batching over our own forward pass.
+
+A step is one pass over a row for every sequence that has its prompt behind it, and a chunk of the prompts that have not,
+first come first served; the chunk follows from what the last steps took, so that running sequences do not stall. What a
+sequence gets does not depend, to the last bit, on its company, on chunks or on what was cached (csrc/native.h).
+
+A sequence joins when the cache has room for all it may need, prompt and completion, so none is ever thrown out.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from chatsvc.engine.memory import private_bytes
+from chatsvc.engine.protocol import FinishReason, Sampling
+from chatsvc.engine.runners.base import RunnerOptions, StepOutput
+from chatsvc.engine.runners.native import library
+from chatsvc.engine.runners.native.checkpoint import open_checkpoint
+from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.filling import fill
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, Floats, Model, Room, Rows
+from chatsvc.engine.runners.native.pages import Pages
+from chatsvc.engine.runners.prefixes import block_names
+from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
+from chatsvc.engine.runners.steering import Steering
+from chatsvc.models.card import ModelCard
+
+# The process without weights and cache: Python, numpy, the model card, the buffers of a pass.
+_PROCESS_BYTES = 140 * MIB
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache."""
+
+    number: int
+    ids: list[int]
+    num_prompt: int
+    max_tokens: int
+    key: str
+    chooser: Chooser
+    pages: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    num_held: int = 0
+    num_shared: int = 0
+
+    @property
+    def is_prefilling(self) -> bool:
+        return len(self.ids) == self.num_prompt
+
+    @property
+    def num_missing(self) -> int:
+        return len(self.ids) - self.num_held
+
+
+class NativeRunner:
+    """A :class:`chatsvc.engine.runners.base.Runner`.
+
+    Args:
+        path: a ``.gguf`` file, or a folder with ``config.json`` and safetensors.
+        card: what the model is.
+        options: sizes.
+        clock: monotonic seconds.
+
+    Raises:
+        NotServed: another runner may.
+        OperatorError: it cannot be loaded, or does not fit.
+    """
+
+    def __init__(
+        self, path: Path, card: ModelCard, options: RunnerOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.card = msgspec.structs.replace(card, runner="native")
+        self.max_num_seqs = options.max_num_seqs
+        self._options = options
+        self._clock = clock
+        self._eos = frozenset(card.eos_token_ids)
+        checkpoint = open_checkpoint(path)
+        self._vocabulary_size = checkpoint.shape.vocabulary_size
+        self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
+        page_bytes = library.page_bytes(checkpoint.shape)
+        fixed_bytes = library.weights_bytes(checkpoint.shape) + _PROCESS_BYTES
+        self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, card.context_length, options))
+        self._num_cache_bytes = len(self._pages) * page_bytes
+        self._waiting: list[_Sequence] = []
+        self._running: dict[int, _Sequence] = {}
+        room = Room(
+            max_tokens=card.context_length,
+            max_rows=options.prefill_chunk_tokens + options.max_num_seqs,
+            num_pages=len(self._pages),
+            num_threads=options.num_threads or len(os.sched_getaffinity(0)),
+        )
+        self._model = Model(checkpoint.shape, room)
+        fill(self._model, checkpoint)
+
+    def warm_up(self) -> None:
+        """Two full chunks, of which the second tells what a chunk costs, and a full batch."""
+        chunk = self._steering.max_chunk
+        for first in (1, 2):
+            self._run_to_end([[first, *range(1, min(chunk, self.card.context_length - 1))]], 1)
+        self._run_to_end([[number + 1] * PAGE_TOKENS for number in range(self.max_num_seqs)], 3)
+        self._pages = Pages(len(self._pages))
+        self._model.clear_cache()
+        check_limit(private_bytes(), self._num_cache_bytes, self._options)
+
+    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+        """Take a sequence in."""
+        if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary_size:
+            raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
+        num_tokens = len(prompt_ids) + sampling.max_tokens
+        if num_tokens > self.card.context_length or self._num_pages(num_tokens) > len(self._pages):
+            raise ValueError(f"{num_tokens} tokens do not fit the context or the cache")
+        chooser = Chooser(sampling, self._model.largest)
+        self._waiting.append(
+            _Sequence(sequence_id, list(prompt_ids), len(prompt_ids), sampling.max_tokens, sharing_key, chooser)
+        )
+
+    def cancel(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+        self._waiting = [one for one in self._waiting if one.number != sequence_id]
+        sequence = self._running.pop(sequence_id, None)
+        if sequence is not None:
+            self._pages.give_back(sequence.pages)
+
+    def step(self) -> list[StepOutput]:
+        """One pass over what is running, after those have joined for whom there is room."""
+        self._join_waiting()
+        batch, chosen_rows = self._plan()
+        if not batch:
+            return []
+        started = self._clock()
+        logits = self._model.forward([rows for _, rows in batch], chosen_rows)
+        prompts = [(one, rows) for one, rows in batch if one.is_prefilling]
+        outputs = self._take_in(batch, logits)
+        self._steering.note(
+            self._clock() - started,
+            sum(len(rows.ids) for _, rows in prompts),
+            max((rows.start + len(rows.ids) for _, rows in prompts), default=0),
+            is_decoding=len(prompts) < len(batch),
+        )
+        return outputs
+
+    def cache_usage(self) -> float:
+        """The share of pages that live sequences hold."""
+        return self._pages.num_used / len(self._pages)
+
+    def _join_waiting(self) -> None:
+        """In their order: one that has to wait for room is not overtaken."""
+        while self._waiting and self._has_joined(self._waiting[0]):
+            sequence = self._waiting.pop(0)
+            self._running[sequence.number] = sequence
+
+    def _has_joined(self, sequence: _Sequence) -> bool:
+        names = block_names(sequence.ids[:-1], sequence.key.encode())  # the last token is always computed
+        shared = self._pages.share(names)
+        own = self._pages.take(self._num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared))
+        if own is None:
+            self._pages.give_back(shared)
+            return False
+        sequence.pages, sequence.names = shared + own, names[: len(shared)]
+        sequence.num_shared = sequence.num_held = len(shared) * PAGE_TOKENS
+        return True
+
+    def _plan(self) -> tuple[list[tuple[_Sequence, Rows]], list[int]]:
+        """Who gets how many rows, and behind which rows a token is chosen."""
+        decoding = [one for one in self._running.values() if not one.is_prefilling]
+        batch = [(one, Rows(one.ids[-1:], one.num_held, one.pages)) for one in decoding]
+        chosen_rows = list(range(len(decoding)))
+        num_rows = len(decoding)
+        left = -1
+        for one in self._running.values():
+            if one.is_prefilling and left:
+                if left < 0:
+                    left = self._steering.chunk(one.num_held, is_decoding=bool(decoding))
+                taken = min(one.num_missing, left)
+                left -= taken
+                num_rows += taken
+                batch.append((one, Rows(one.ids[one.num_held : one.num_held + taken], one.num_held, one.pages)))
+                if taken == one.num_missing:
+                    chosen_rows.append(num_rows - 1)
+        return batch, chosen_rows
+
+    def _take_in(self, batch: Sequence[tuple[_Sequence, Rows]], logits: Floats) -> list[StepOutput]:
+        outputs = []
+        for sequence, rows in batch:
+            sequence.num_held += len(rows.ids)
+            self._name_full_pages(sequence)
+            if sequence.num_missing == 0:
+                outputs.append(self._choose(sequence, logits[len(outputs)]))
+        return outputs
+
+    def _choose(self, sequence: _Sequence, logits: Floats) -> StepOutput:
+        num_cached = sequence.num_shared if sequence.is_prefilling else 0
+        token = sequence.chooser.choose(logits)
+        sequence.ids.append(token)
+        reason: FinishReason | None = None
+        if token in self._eos:
+            reason = "stop"
+        elif len(sequence.ids) - sequence.num_prompt >= sequence.max_tokens:
+            reason = "length"
+        if reason is not None:
+            self.cancel(sequence.number)
+        ids = () if reason == "stop" else (token,)
+        return StepOutput(sequence.number, ids, 1, reason, num_cached_tokens=num_cached)
+
+    def _name_full_pages(self, sequence: _Sequence) -> None:
+        num_named = len(sequence.names)
+        num_full = sequence.num_held // PAGE_TOKENS
+        if num_full > num_named:
+            before = sequence.names[-1] if sequence.names else sequence.key.encode()
+            new = block_names(sequence.ids[num_named * PAGE_TOKENS : num_full * PAGE_TOKENS], before)
+            for page, name in zip(sequence.pages[num_named:num_full], new, strict=True):
+                self._pages.name(page, name)
+            sequence.names += new
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // PAGE_TOKENS)
+
+    def _run_to_end(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
+        for number, prompt in enumerate(prompts):
+            self.add(-1 - number, prompt, Sampling(max_tokens=max_tokens, temperature=0), "")
+        while self._running or self._waiting:
+            self.step()
