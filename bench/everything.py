@@ -1,11 +1,22 @@
-"""``make bench``: all measurements one after the other, each in a process of its own. About half an hour, alone."""
+"""``make bench``: all measurements one after the other, each in a process of its own. More than an hour, alone."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-_PROGRAMS = ("bench", "bench.quality", "bench.memory", "bench.crowd", "bench.logins", "bench.soak")
+_PROGRAMS = (
+    "bench",
+    "bench.quality",
+    "bench.memory",
+    "bench.crowd",
+    "bench.logins",
+    "bench.soak",
+    "bench.audit",
+    "bench.disk",
+    "bench.sealed",
+    "bench.kills",
+)
 
 
 def main() -> None:

@@ -35,13 +35,14 @@ _CHATSVC = [sys.executable, "-m", "chatsvc.cli.main"]
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What is served and how. ``settings`` are ``section.key`` to value, as in chatsvc.toml."""
+    """What is served and how. ``settings`` are ``section.key`` to value, as in chatsvc.toml; ``prefix`` runs it."""
 
     home: Path
     model: Path
     model_name: str
     settings: Mapping[str, object] = field(default_factory=dict)
     cgroup: Path | None = None
+    prefix: tuple[str, ...] = ()
 
 
 class Login:
@@ -83,8 +84,9 @@ def stack(options: StackOptions) -> Iterator[Target]:
     environment = {"CHATSVC_HOME": str(home)}
     directives = "daemon off;" + (" user root;" if os.geteuid() == 0 else "")  # the web process's socket is ours alone
     nginx = ["nginx", "-p", home / "nginx", "-c", home / "nginx" / "nginx.conf", "-g", directives]
+    serve = [*options.prefix, *_in_cgroup(options.cgroup), *_CHATSVC, "serve"]
     with (
-        running([*_in_cgroup(options.cgroup), *_CHATSVC, "serve"], home / "serve.log", environment) as service,
+        running(serve, home / "serve.log", environment) as service,
         running(nginx, home / "nginx.log"),
     ):
         wait_for(target, "/readyz", service, home / "serve.log")
