@@ -2,8 +2,8 @@
 
 Two services with the same model, each run by strace, which stops for fdatasync and fsync alone (a seccomp filter: no
 other system call is touched) and holds them back by 0 or by 10 ms, of the audit log and of the database alike. They
-are measured in turn; what counts is the median of the rounds' own ratios. Before, each is asked for one token at a time,
-which shows that the disk really is slow.
+are measured in turn; what counts is the median of the rounds' own ratios. Before, each is asked for one token at a
+time, which shows that the disk really is slow.
 """
 
 from __future__ import annotations
