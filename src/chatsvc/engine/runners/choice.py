@@ -60,7 +60,9 @@ def choose(path: Path, model_format: str, wanted: str) -> tuple[str, str]:
     for kind in fitting if wanted == "auto" else [wanted]:
         obstacle = _obstacle(kind, path)
         if not obstacle:
-            why = "engine.runner says so" if wanted != "auto" else "; ".join(["it is the fastest that serves", *reasons])
+            why = (
+                "engine.runner says so" if wanted != "auto" else "; ".join(["it is the fastest that serves", *reasons])
+            )
             return kind, why
         reasons.append(f"{kind} does not: {obstacle}")
     raise OperatorError(f"No runner serves this model here. {'; '.join(reasons)}.")

@@ -30,14 +30,19 @@ INLINE uint8_t *tile_of(const kv_cache *cache, int page, int layer, int kv_head,
 }
 
 void rotate_head(float *head, int head_size) {
-    for (int i = 0; i < head_size; i += GROUP) rotate_group(head + i);
-    if (head_size == GROUP) return;
-    const __m512 norm = _mm512_set1_ps(0.70710678f);
-    for (int i = 0; i < GROUP; i += LANES) {
-        const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + GROUP + i);
-        _mm512_storeu_ps(head + i, _mm512_mul_ps(_mm512_add_ps(a, b), norm));
-        _mm512_storeu_ps(head + GROUP + i, _mm512_mul_ps(_mm512_sub_ps(a, b), norm));
+    group low = rotated(load_group(head));
+    if (head_size > GROUP) {
+        const group high = rotated(load_group(head + GROUP));
+        group sum, difference;
+        for (int i = 0; i < GROUP / LANES; i++) {
+            const __m512 norm = _mm512_set1_ps(0.70710678f);
+            sum.part[i] = _mm512_mul_ps(_mm512_add_ps(low.part[i], high.part[i]), norm);
+            difference.part[i] = _mm512_mul_ps(_mm512_sub_ps(low.part[i], high.part[i]), norm);
+        }
+        store_group(head + GROUP, difference);
+        low = sum;
     }
+    store_group(head, low);
 }
 
 /* Round `n` numbers to signed bytes; returns their scale. */
@@ -59,7 +64,8 @@ void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot,
     float *scales = (float *)(values + (size_t)LANES * head_size);
     int8_t bytes[2 * GROUP];
     scales[lane] = to_bytes(bytes, key, head_size);
-    for (int d = 0; d < head_size; d++) keys[(d / 4) * (4 * LANES) + lane * 4 + d % 4] = (uint8_t)(bytes[d] + 128);
+    for (int d = 0; d < head_size; d++) bytes[d] ^= -128; /* adds 128, as an unsigned byte */
+    for (int d = 0; d < head_size; d += 4) memcpy(keys + d * LANES + lane * 4, bytes + d, 4);
     scales[LANES + lane] = to_bytes(bytes, value, head_size);
     for (int d = 0; d < head_size; d++) values[(lane / 4) * (4 * head_size) + d * 4 + lane % 4] = (uint8_t)bytes[d];
 }

@@ -23,8 +23,48 @@ enum {
 
 /* ---- vectors (vectors.c) ---- */
 
-/* Orthonormal Walsh-Hadamard transform of GROUP floats in place: spreads an outlier over its group before rounding. */
-void rotate_group(float *values);
+/* GROUP floats in registers. */
+typedef struct {
+    __m512 part[GROUP / LANES];
+} group;
+
+/* One butterfly inside a register: lanes whose bit is set get partner - self, the others partner + self. */
+static inline __m512 butterfly(__m512 x, __m512 partner, __mmask16 upper) {
+    return _mm512_mask_sub_ps(_mm512_add_ps(partner, x), upper, partner, x);
+}
+
+/* Orthonormal Walsh-Hadamard transform of a group, its own inverse: spreads an outlier over all before rounding. */
+static inline group rotated(group g) {
+    for (int i = 0; i < GROUP / LANES; i++) {
+        __m512 x = g.part[i];
+        x = butterfly(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
+        x = butterfly(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
+        x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
+        x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+        g.part[i] = _mm512_mul_ps(x, _mm512_set1_ps(0.125f)); /* 1 / sqrt(GROUP) */
+    }
+    const __m512 a = _mm512_add_ps(g.part[0], g.part[1]), b = _mm512_sub_ps(g.part[0], g.part[1]);
+    const __m512 c = _mm512_add_ps(g.part[2], g.part[3]), d = _mm512_sub_ps(g.part[2], g.part[3]);
+    return (group){{_mm512_add_ps(a, c), _mm512_add_ps(b, d), _mm512_sub_ps(a, c), _mm512_sub_ps(b, d)}};
+}
+
+static inline group load_group(const float *values) {
+    group g;
+    for (int i = 0; i < GROUP / LANES; i++) g.part[i] = _mm512_loadu_ps(values + i * LANES);
+    return g;
+}
+
+static inline void store_group(float *values, group g) {
+    for (int i = 0; i < GROUP / LANES; i++) _mm512_storeu_ps(values + i * LANES, g.part[i]);
+}
+
+/* The largest magnitude of a group. */
+static inline float largest(group g) {
+    const __m512 low = _mm512_max_ps(_mm512_abs_ps(g.part[0]), _mm512_abs_ps(g.part[1]));
+    const __m512 high = _mm512_max_ps(_mm512_abs_ps(g.part[2]), _mm512_abs_ps(g.part[3]));
+    return _mm512_reduce_max_ps(_mm512_max_ps(low, high));
+}
+
 /* y = x * scale[i] / rms(x); n is a multiple of LANES. */
 void rms_norm(float *out, const float *x, const float *weight, int n, float epsilon);
 /* e to the x to about 1e-7 of it, exactly 0 below -87. */

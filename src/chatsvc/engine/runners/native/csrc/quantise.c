@@ -6,15 +6,8 @@
  * width and costs forty instructions.)
  */
 #include <math.h>
-#include <string.h>
 
 #include "native.h"
-
-static float largest(const float *values) {
-    __m512 most = _mm512_abs_ps(_mm512_loadu_ps(values));
-    for (int i = LANES; i < GROUP; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
-    return _mm512_reduce_max_ps(most);
-}
 
 void quantise_row(const quantised_rows *to, int row, int depth, const float *values) {
     const int num_groups = depth / GROUP, lane = row % ROWS;
@@ -22,22 +15,23 @@ void quantise_row(const quantised_rows *to, int row, int depth, const float *val
     int8_t *bytes = to->bytes + block * depth * ROWS + lane * 4;
     float *scales = to->scales + block * num_groups * ROWS + lane;
     int32_t *offsets = to->offsets + block * num_groups * ROWS + lane;
-    for (int g = 0; g < num_groups; g++, bytes += GROUP * ROWS) {
-        float group[GROUP];
-        memcpy(group, values + g * GROUP, sizeof group);
-        rotate_group(group);
-        const float most = largest(group);
+    for (int i = 0; i < num_groups; i++) {
+        const group g = rotated(load_group(values + i * GROUP));
+        const float most = largest(g);
         const __m512 factor = _mm512_set1_ps(most > 0 ? 127.0f / most : 0.0f);
         __m512i sum = _mm512_setzero_si512();
-        int8_t rounded[GROUP];
-        for (int i = 0; i < GROUP; i += LANES) {
-            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(group + i), factor));
+        for (int j = 0; j < GROUP / LANES; j++) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(g.part[j], factor));
+            const __m128i rounded = _mm512_cvtsepi32_epi8(whole);
             sum = _mm512_add_epi32(sum, whole);
-            _mm_storeu_si128((__m128i *)(rounded + i), _mm512_cvtsepi32_epi8(whole));
+            _mm_storeu_si32(bytes, rounded);
+            _mm_storeu_si32(bytes + 4 * ROWS, _mm_shuffle_epi32(rounded, 1));
+            _mm_storeu_si32(bytes + 8 * ROWS, _mm_shuffle_epi32(rounded, 2));
+            _mm_storeu_si32(bytes + 12 * ROWS, _mm_shuffle_epi32(rounded, 3));
+            bytes += LANES * ROWS;
         }
-        for (int k = 0; k < GROUP; k += 4) memcpy(bytes + k * ROWS, rounded + k, 4);
-        scales[g * ROWS] = most / 127.0f;
-        offsets[g * ROWS] = -128 * _mm512_reduce_add_epi32(sum);
+        scales[i * ROWS] = most / 127.0f;
+        offsets[i * ROWS] = -128 * _mm512_reduce_add_epi32(sum);
     }
 }
 
@@ -50,15 +44,15 @@ void pack_rows(matrix *m, int first, int num_rows, const float *values) {
         const int output = first + i, panel = output / LANES, lane = output % LANES;
         for (int g = 0; g < num_groups; g++) {
             const size_t tile = (size_t)panel * num_groups + g;
-            float group[GROUP];
-            memcpy(group, values + (size_t)i * m->depth + g * GROUP, sizeof group);
-            rotate_group(group);
-            const uint16_t half = _cvtss_sh(largest(group) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
+            const group whole = rotated(load_group(values + (size_t)i * m->depth + g * GROUP));
+            float numbers[GROUP];
+            store_group(numbers, whole);
+            const uint16_t half = _cvtss_sh(largest(whole) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
             const float scale = _cvtsh_ss(half); /* rounding to a half may make it too small by 1 / 2048: clamped */
             m->scales[tile * LANES + lane] = half;
             uint8_t *bytes = m->bytes + tile * GROUP * LANES;
             for (int k = 0; k < GROUP; k++) {
-                const long rounded = scale > 0 ? lrintf(group[k] / scale) : 0;
+                const long rounded = scale > 0 ? lrintf(numbers[k] / scale) : 0;
                 const long clamped = rounded > 127 ? 127 : rounded < -127 ? -127 : rounded;
                 bytes[in_tile(k, lane)] = (uint8_t)(clamped + 128);
             }
@@ -73,6 +67,6 @@ void unpack_row(const matrix *m, int index, float *out) {
         const uint8_t *bytes = m->bytes + tile * GROUP * LANES;
         const float scale = _cvtsh_ss(m->scales[tile * LANES + lane]);
         for (int k = 0; k < GROUP; k++) out[g * GROUP + k] = scale * (float)(bytes[in_tile(k, lane)] - 128);
-        rotate_group(out + g * GROUP); /* the transform is its own inverse */
+        store_group(out + g * GROUP, rotated(load_group(out + g * GROUP)));
     }
 }

@@ -1,31 +1,5 @@
-/* Vector arithmetic on float32: rotation, normalisation, exponential. Knows no model. */
+/* Vector arithmetic on float32: normalisation, exponential. Knows no model. */
 #include "native.h"
-
-/* One butterfly inside a register: lanes whose bit is set get (partner - self), the others (partner + self). */
-static inline __m512 butterfly(__m512 x, __m512 partner, __mmask16 upper) {
-    return _mm512_mask_sub_ps(_mm512_add_ps(partner, x), upper, partner, x);
-}
-
-static inline __m512 rotate_register(__m512 x) {
-    x = butterfly(x, _mm512_permute_ps(x, 0xB1), 0xAAAA);
-    x = butterfly(x, _mm512_permute_ps(x, 0x4E), 0xCCCC);
-    x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
-    return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
-}
-
-void rotate_group(float *values) {
-    const __m512 norm = _mm512_set1_ps(0.125f); /* 1 / sqrt(GROUP) */
-    __m512 a = rotate_register(_mm512_loadu_ps(values));
-    __m512 b = rotate_register(_mm512_loadu_ps(values + 16));
-    __m512 c = rotate_register(_mm512_loadu_ps(values + 32));
-    __m512 d = rotate_register(_mm512_loadu_ps(values + 48));
-    const __m512 ab = _mm512_add_ps(a, b), a_b = _mm512_sub_ps(a, b);
-    const __m512 cd = _mm512_add_ps(c, d), c_d = _mm512_sub_ps(c, d);
-    _mm512_storeu_ps(values, _mm512_mul_ps(_mm512_add_ps(ab, cd), norm));
-    _mm512_storeu_ps(values + 16, _mm512_mul_ps(_mm512_add_ps(a_b, c_d), norm));
-    _mm512_storeu_ps(values + 32, _mm512_mul_ps(_mm512_sub_ps(ab, cd), norm));
-    _mm512_storeu_ps(values + 48, _mm512_mul_ps(_mm512_sub_ps(a_b, c_d), norm));
-}
 
 void rms_norm(float *out, const float *x, const float *weight, int n, float epsilon) {
     __m512 sum = _mm512_setzero_ps();
