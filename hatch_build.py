@@ -20,18 +20,8 @@ _LIBRARY = _FOLDER / "_native.so"
 _TARGET = ["-target", "x86_64-linux-gnu.2.28"]
 _TAG = "py3-none-manylinux_2_28_x86_64"
 _FEATURES = ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"]
-_OPTIONS = [
-    "-std=gnu11",
-    "-O3",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-fPIC",
-    "-shared",
-    "-fvisibility=hidden",
-    "-pthread",
-    "-s",
-]
+_CAREFUL = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+_OPTIONS = [*_CAREFUL, "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-s"]
 
 
 class NativeHook(BuildHookInterface):

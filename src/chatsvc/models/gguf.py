@@ -47,7 +47,7 @@ class GgufInvalid(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor's type, its shape with the number of rows first, and where its bytes are behind the start of the data."""
+    """A tensor's type, its shape with the number of rows first, and where in the data its bytes are."""
 
     kind: str
     shape: tuple[int, ...]

@@ -56,7 +56,7 @@ def choose(path: Path, model_format: str, wanted: str) -> tuple[str, str]:
             f"engine.runner = {wanted} does not serve {model_format} weights; "
             f"set it to auto, or convert the model with 'chatsvc model convert'"
         )
-    reasons = []
+    reasons: list[str] = []
     for kind in fitting if wanted == "auto" else [wanted]:
         obstacle = _obstacle(kind, path)
         if not obstacle:

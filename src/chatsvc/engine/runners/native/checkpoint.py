@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
@@ -29,7 +29,7 @@ _GGUF = {"F32": Number.FLOAT32, "F16": Number.FLOAT16, "Q8_0": Number.Q8_0}
 
 
 class NotServed(OperatorError):
-    """This runner does not compute what the model asks for."""
+    """Our forward pass does not compute what the model asks for."""
 
     code = "not_served"
 
@@ -95,7 +95,7 @@ def _check(shape: Shape) -> None:
 class GgufCheckpoint:
     """A GGUF file of architecture ``llama`` or ``qwen2``."""
 
-    _names = {
+    _names: ClassVar = {
         Matrix.EMBEDDING: "token_embd",
         Matrix.HEAD: "output",
         Matrix.QUERY: "blk.{}.attn_q",
@@ -169,7 +169,7 @@ class GgufCheckpoint:
 class SafetensorsCheckpoint:
     """A folder of ``model_type`` ``llama`` or ``qwen2``."""
 
-    _names = {
+    _names: ClassVar = {
         Matrix.EMBEDDING: "model.embed_tokens",
         Matrix.HEAD: "lm_head",
         Matrix.QUERY: "model.layers.{}.self_attn.q_proj",

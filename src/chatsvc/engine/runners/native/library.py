@@ -1,4 +1,4 @@
-"""The compiled forward pass, called through ctypes (which gives the GIL away meanwhile). The structs mirror csrc/model.h.
+"""The compiled forward pass, called through ctypes, which gives the GIL away meanwhile. Structs mirror csrc/model.h.
 
 Knows nothing about sequences, sampling or where weights come from.
 """
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,7 +204,7 @@ def _shape(shape: Shape, room: Room) -> _Shape:
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_PATH))
     integer, pointer = ctypes.c_int32, ctypes.c_void_p
-    for function, result, arguments in (
+    signatures: Sequence[tuple[Any, Any, list[Any]]] = (
         (library.model_new, pointer, [pointer]),
         (library.model_free, None, [pointer]),
         (library.model_clear_cache, None, [pointer]),
@@ -213,6 +214,7 @@ def _library() -> ctypes.CDLL:
         (library.model_set_vector, None, [pointer, integer, integer, pointer]),
         (library.model_forward, None, [pointer, pointer]),
         (library.model_top, None, [pointer, integer, integer, pointer]),
-    ):
+    )
+    for function, result, arguments in signatures:
         function.restype, function.argtypes = result, arguments
     return library

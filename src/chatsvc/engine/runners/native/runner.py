@@ -1,6 +1,6 @@
 """The default runner: continuous batching over our own forward pass.
 
-A step is one pass over a row for every sequence that has its prompt behind it, and a chunk of the prompts that have not,
+A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others,
 first come first served; the chunk follows from what the last steps took, so that running sequences do not stall. What a
 sequence gets does not depend, to the last bit, on its company, on chunks or on what was cached (csrc/native.h).
 
@@ -187,7 +187,7 @@ class NativeRunner:
         return batch, chosen_rows
 
     def _take_in(self, batch: Sequence[tuple[_Sequence, Rows]], logits: Floats) -> list[StepOutput]:
-        outputs = []
+        outputs: list[StepOutput] = []
         for sequence, rows in batch:
             sequence.num_held += len(rows.ids)
             self._name_full_pages(sequence)
