@@ -210,18 +210,11 @@ def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> Non
     """The record begins before anything goes."""
     from dataclasses import asdict
 
-    from chatsvc.audit.command import open_for_command
-    from chatsvc.audit.facts import Facts, Result
-    from chatsvc.wiring import audit_options
+    from chatsvc.cli.recording import recorded
 
-    log = open_for_command(audit_options(settings))
-    record, result = log.begin(Facts("", "audit.prune", "command line")), Result("error")
-    try:
+    with recorded(settings, "audit.prune", {}) as details:
         pruned = act()
-        result = Result("allowed", details=asdict(pruned) if pruned else {})
-    finally:
-        record.end(result)
-        log.close()
+        details.update(asdict(pruned) if pruned else {})
     if pruned:
         click.echo(f"removed {len(pruned.segments)} segments; records 0 to {pruned.num_records - 1} are gone")
 
@@ -232,13 +225,17 @@ def seal_key(output: Path) -> None:
     """Take the logs' first sealing keys away from this machine: only then is forward sealing worth something."""
     from chatsvc import settings as configuration
     from chatsvc.audit.keys import initial_seals, take_away
+    from chatsvc.cli.recording import recorded
     from chatsvc.errors import OperatorError
 
-    found = initial_seals(configuration.load().keys_directory)
+    settings = configuration.load()
+    found = initial_seals(settings.keys_directory)
     if not found:
         raise OperatorError("There is no first sealing key here; it was taken away already, or no log was begun.")
-    for path in found:
-        click.echo(f"{take_away(path, output)}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
+    with recorded(settings, "audit.seal_key", {"files": [path.name for path in found]}):
+        taken = [(path, take_away(path, output)) for path in found]
+    for path, kept in taken:
+        click.echo(f"{kept}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
 
 
 @command.command("auditor-key")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from chatsvc.cli.progress import ShownProgress
+from chatsvc.cli.recording import recorded, recorded_long
 from chatsvc.errors import ModelRefused
 from chatsvc.settings import Settings, load
 
@@ -55,8 +56,9 @@ def fetch(
     settings = load()
     chosen = FetchOptions(**{**options, "offline": bool(options["offline"]) or settings.models.offline})  # type: ignore[arg-type]
     store = _store(settings)
-    with ShownProgress() as progress:
+    with recorded_long(settings, "admin.model.fetch", {"source": model_id}) as details, ShownProgress() as progress:
         folder = fetch_model(store, model_id, name, chosen, progress)
+        details.update(name=folder.name, digest=folder.card().digest)
     _arrived(settings, store, folder, activate_it, as_json)
 
 
@@ -69,8 +71,9 @@ def import_(path: Path, name: str | None, activate_it: bool, as_json: bool) -> N
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
     settings = load()
     store = _store(settings)
-    with ShownProgress() as progress:
+    with recorded_long(settings, "admin.model.import", {"source": path.name}) as details, ShownProgress() as progress:
         folder = store.import_path(path, name, progress=progress)
+        details.update(name=folder.name, digest=folder.card().digest)
     _arrived(settings, store, folder, activate_it, as_json)
 
 
@@ -138,8 +141,9 @@ def convert(
 
     settings = load()
     store = _store(settings)
-    with ShownProgress() as progress:
+    with recorded_long(settings, "admin.model.convert", {"source": name}) as details, ShownProgress() as progress:
         folder = convert_model(store, name, weight_format, target, progress)
+        details.update(name=folder.name, digest=folder.card().digest)
     _arrived(settings, store, folder, activate_it, as_json)
 
 
@@ -155,7 +159,11 @@ def activate(name: str) -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Remove NAME, which must not be the active model."""
-    _store(load()).remove(name)
+    settings = load()
+    store = _store(settings)
+    store.get(name)
+    with recorded(settings, "admin.model.remove", {"name": name}):
+        store.remove(name)
     click.echo(f"{name} is removed.")
 
 
@@ -177,9 +185,10 @@ def seal(name: str, key_file: Path | None) -> None:
     from chatsvc.models import sealing
 
     settings = load()
-    kek = _kek(settings, key_file)
-    with ShownProgress() as progress:
-        sealing.seal(_store(settings), name, kek, progress)
+    kek, store = _kek(settings, key_file), _store(settings)
+    store.get(name)
+    with recorded_long(settings, "admin.model.seal", {"name": name, "kek_id": kek.id}), ShownProgress() as progress:
+        sealing.seal(store, name, kek, progress)
     click.echo(f"{name} is sealed. To serve it, models.kek_file must name the key; chatsvc keeps no copy of it.")
     click.echo("What you imported it from, and download caches, still hold plaintext: remove them.")
 
@@ -217,8 +226,10 @@ def rotate_key(name: str, key_file: Path | None, new_key_file: Path) -> None:
     from chatsvc.models.sealed import read_kek
 
     settings = load()
-    keys = _kek(settings, key_file), read_kek(new_key_file)
-    sealing.rotate(_store(settings), name, keys)
+    keys, store = (_kek(settings, key_file), read_kek(new_key_file)), _store(settings)
+    store.get(name)
+    with recorded(settings, "admin.model.rotate_key", {"name": name, "before": keys[0].id, "after": keys[1].id}):
+        sealing.rotate(store, name, keys)
     click.echo(f"{name} opens with the key in {new_key_file} only. Change models.kek_file before the next start.")
 
 
@@ -246,10 +257,17 @@ def _activate(settings: Settings, store: ModelStore, name: str) -> str:
     """Make it the model that is served, tell whoever serves; what to say about it."""
     from chatsvc.pidfile import tell_to_swap
 
-    store.activate(name)
+    store.get(name)
+    with recorded(settings, "admin.model.activate", {"before": _active_name(store), "after": name}):
+        store.activate(name)
     if tell_to_swap(settings.home):
         return f"{name} is active. The running service brings it up now; nobody is interrupted."
     return f"{name} is active from the next start of the engine."
+
+
+def _active_name(store: ModelStore) -> str | None:
+    link = store.root / "current"
+    return link.readlink().name if link.is_symlink() else None
 
 
 def _arrived(settings: Settings, store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:

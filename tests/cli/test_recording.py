@@ -1,0 +1,111 @@
+"""What a command does to the service is in the audit log: who, what, which model, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.verdict import CLEAN
+from chatsvc.audit.verify import Trust, verify_tree
+from chatsvc.cli.main import main
+from chatsvc.cli.recording import recorded_long
+from chatsvc.settings import load
+from tests.audit.logs import lines_of
+from tests.models.ggufs import tiny_gguf
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, [str(each) for each in arguments])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def records(home: Path, action: str) -> list[dict]:
+    options = AuditOptions(home / "audit", home / "keys")
+    found = [json.loads(line) for line in lines_of(options)]
+    return [each for each in found if each["action"] == action and each["stage"] != "begin"]
+
+
+def key_file(path: Path) -> Path:
+    path.write_bytes(os.urandom(32))
+    path.chmod(0o400)
+    return path
+
+
+def test_each_act_on_models_is_recorded_with_what_it_changed(home: Path, tmp_path: Path):
+    first, second = key_file(tmp_path / "first"), key_file(tmp_path / "second")
+    run("model", "import", tiny_gguf(tmp_path / "tiny.gguf"), "--name", "one", "--activate")
+    run("model", "import", tmp_path / "tiny.gguf", "--name", "two")
+    run("model", "activate", "two")
+    run("model", "remove", "one")
+    run("model", "seal", "two", "--key-file", first)
+    run("model", "rotate-key", "two", "--key-file", first, "--new-key-file", second)
+
+    imported = records(home, "admin.model.import")
+    assert [each["details"]["step"] for each in imported] == ["begins", "done", "begins", "done"]
+    assert len({each["request_id"] for each in imported}) == 2
+    assert (imported[1]["details"]["name"], imported[1]["details"]["source"]) == ("one", "tiny.gguf")
+    assert len(imported[1]["details"]["digest"]) == 64
+    activated = [
+        (each["details"]["before"], each["details"]["after"]) for each in records(home, "admin.model.activate")
+    ]
+    assert activated == [(None, "one"), ("one", "two")]
+    assert [each["details"]["name"] for each in records(home, "admin.model.remove")] == ["one"]
+    sealed, rotated = records(home, "admin.model.seal")[-1], records(home, "admin.model.rotate_key")[0]
+    assert sealed["details"]["kek_id"] == rotated["details"]["before"] != rotated["details"]["after"]
+    all_of_it = [*imported, sealed, rotated, *records(home, "admin.model.activate")]
+    assert {(each["outcome"], each["actor"].partition(":")[0]) for each in all_of_it} == {("allowed", "cli")}
+    assert [each.exit_code for each in verify_tree(home / "audit", Trust())] == [CLEAN]
+
+
+def test_what_is_refused_or_fails_is_recorded_as_that(home: Path, tmp_path: Path):
+    run("model", "import", tiny_gguf(tmp_path / "tiny.gguf"), "--name", "one")
+    (home / "models" / "one" / "extra.py").write_text("print()")
+    run("model", "activate", "one", code=3)
+    (refused,) = records(home, "admin.model.activate")
+    assert (refused["outcome"], refused["reason"]) == ("denied", "model_refused")
+    (tmp_path / "no.gguf").write_text("no model")
+    run("model", "import", tmp_path / "no.gguf", "--name", "none", code=3)
+    failed = records(home, "admin.model.import")[-1]
+    assert (failed["outcome"], failed["reason"], failed["details"]["step"]) == ("error", "gguf_invalid", "failed")
+
+
+def test_an_act_that_the_operator_breaks_off_is_recorded(home: Path):
+    def broken_off() -> None:
+        with recorded_long(load(), "admin.model.fetch", {"source": "x/y"}):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert [each["outcome"] for each in records(home, "admin.model.fetch")] == ["allowed", "error"]
+
+
+def test_without_a_record_nothing_is_done(home: Path, tmp_path: Path):
+    run("model", "import", tiny_gguf(tmp_path / "tiny.gguf"), "--name", "one")
+    segment = next((home / "audit").glob("*.jsonl"))
+    segment.write_bytes(segment.read_bytes().replace(b"tiny.gguf", b"TINY.gguf"))
+    assert "damaged" in run("model", "remove", "one", code=3)
+    assert (home / "models" / "one").is_dir()
+
+
+def test_a_model_that_is_not_there_makes_no_home(home: Path):
+    run("model", "activate", "none", code=3)
+    assert not home.exists()
+
+
+def test_taking_the_first_sealing_key_away_is_recorded(home: Path, tmp_path: Path):
+    run("model", "import", tiny_gguf(tmp_path / "tiny.gguf"), "--name", "one")
+    run("audit", "seal-key", "--output", tmp_path / "elsewhere")
+    (taken,) = records(home, "audit.seal_key")
+    assert taken["details"]["files"] == [path.name for path in (tmp_path / "elsewhere").iterdir()]
