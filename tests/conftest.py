@@ -185,7 +185,7 @@ def serve(engine_socket: Path) -> Callable[..., AbstractContextManager[Server]]:
 
     @contextmanager
     def started(home: Path, **environment: str) -> Iterator[Server]:
-        port = free_port()
+        port = int(environment.get("CHATSVC_SERVER__PORT") or free_port())
         given = {
             **CHEAP,
             "CHATSVC_HOME": str(home),

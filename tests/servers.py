@@ -1,18 +1,21 @@
-"""A real PostgreSQL and a real Redis from Debian's packages, each on a free port of the loopback address."""
+"""Real servers that others wrote, each on a free port of the loopback address: PostgreSQL, Redis, an OpenID provider."""
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import closing, contextmanager
 from glob import glob
 from pathlib import Path
 
+import httpx
 import pytest
 
 POSTGRES_BIN = next(iter(sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)  # noqa: PTH207
@@ -150,3 +153,27 @@ class Redis:
     def stop(self):
         self._process.terminate()
         self._process.wait()
+
+
+@contextmanager
+def openid_provider(*people):
+    """An OpenID provider that others wrote, who knows these people by their claims; its address."""
+    port = free_port()
+    claims = [part for person in people for part in ("--user-claims", json.dumps(person))]
+    with subprocess.Popen(
+        [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), *claims],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 30
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    httpx.get(f"{url}/.well-known/openid-configuration", timeout=2)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.05)
+            yield url
+        finally:
+            process.terminate()

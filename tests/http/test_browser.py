@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from chatsvc.settings import load
+from tests.servers import free_port, openid_provider
 
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not (DRIVER and BROWSER), reason="chromium and chromium-driver are not installed")
@@ -32,6 +33,7 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing is asked for beyond this machine
     "--window-size=1200,800",
 ]
 
@@ -188,6 +190,75 @@ def test_an_answer_can_be_stopped_and_is_kept(server, browse, wait_until):
     browser.click("header [data-action=language]")
     assert browser.text("#new") == ["New conversation"]
     assert browser.complaints() == []
+
+
+CAROL = {"sub": "sub-carol", "preferred_username": "carol", "groups": ["chatters"]}
+MALLORY = {"sub": "sub-mallory", "preferred_username": "alice", "groups": ["chatters"]}
+
+
+@pytest.fixture
+def single_sign_on(serve, tmp_path):
+    """A service that trusts an OpenID provider, and the provider."""
+    pytest.importorskip("authlib", reason="the extra 'directory' is not installed")
+    port = free_port()
+    with openid_provider(CAROL, MALLORY) as issuer:
+        given = {
+            "CHATSVC_SERVER__PORT": str(port),
+            "CHATSVC_OIDC__ISSUER": issuer,
+            "CHATSVC_OIDC__CLIENT_ID": "chatsvc-page",
+            "CHATSVC_OIDC__CLIENT_SECRET": "a client secret",
+            "CHATSVC_OIDC__REDIRECT_URL": f"http://127.0.0.1:{port}/oidc/callback",
+            "CHATSVC_OIDC__ROLES": '{"chatters": "user"}',
+        }
+        with serve(tmp_path, **given) as server:
+            yield server
+
+
+def sign_on(browser, server, sub):
+    """From our page to the provider's, and what a person does there."""
+    browser.open(f"{server.url}/")
+    browser.click("#sso")
+    browser.type("input[name=sub]", sub)
+    browser.click("form[method=post] button[type=submit]")
+
+
+def test_a_person_comes_in_by_the_identity_provider_and_chats(single_sign_on, browse, wait_until):
+    browser = browse()
+    sign_on(browser, single_sign_on, "sub-carol")
+    wait_until(lambda: browser.is_shown("#input"))
+    assert browser.run("location.href") == f"{single_sign_on.url}/"  # nothing of the login is left in the address
+    assert browser.run("document.cookie") == ""
+    browser.type("#input", "What is the capital of France?\ue007")
+    wait_until(lambda: "Paris" in "".join(browser.text(".message.assistant .text")))
+    wait_until(lambda: browser.is_shown("#send"))
+    browser.picture("single-sign-on")
+    browser.click("#log-out")
+    wait_until(lambda: browser.is_shown("#username"))
+    ours = [complaint for complaint in browser.complaints() if single_sign_on.url in complaint]
+    assert ours == []  # the provider's page asks for a style sheet from elsewhere
+    # The cookie was good for one pair of tokens: who comes back to that address is not in.
+    browser.open(f"{single_sign_on.url}/docs")
+    browser.open(f"{single_sign_on.url}/#oidc")
+    wait_until(lambda: browser.text("#login-error") != [""])
+    assert not browser.is_shown("#input")
+    listed = accounts_of(single_sign_on)
+    assert (listed["carol"]["source"], listed["carol"]["roles"]) == ("oidc", ["user"])
+
+
+def accounts_of(server):
+    body = {"username": "admin", "password": "an admin's long password"}
+    token = httpx.post(f"{server.url}/login", json=body, timeout=30).json()["access_token"]
+    answer = httpx.get(f"{server.url}/admin/accounts", headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    return {account["name"]: account for account in answer.json()["accounts"]}
+
+
+def test_a_name_at_the_identity_provider_does_not_open_a_local_account(single_sign_on, browse, wait_until):
+    browser = browse()
+    sign_on(browser, single_sign_on, "sub-mallory")
+    wait_until(lambda: "identity provider did not log you in" in browser.run("document.body.textContent"))
+    browser.open(f"{single_sign_on.url}/")
+    assert browser.is_shown("#username")
+    assert accounts_of(single_sign_on)["alice"]["source"] == "local"
 
 
 def test_the_offline_page_of_the_api_shows_every_route(server, browse, wait_until):

@@ -6,11 +6,7 @@ import base64
 import hashlib
 import importlib.util
 import json
-import socket
-import subprocess
-import sys
 import time
-from contextlib import closing
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -27,37 +23,17 @@ from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
 from chatsvc.guard.gate import Credentials
 from chatsvc.guard.oidc import Flow, OidcOptions, OidcProvider
 from chatsvc.guard.principal import ANY_PRINCIPAL
+from tests.servers import free_port, openid_provider
 
 CAROL = {"sub": "sub-carol", "preferred_username": "carol", "groups": ["chatters", "unknown"]}
 ALICE = {"sub": "sub-alice", "preferred_username": "alice", "groups": ["chatters"]}
 NOBODY = {"sub": "sub-nobody"}
 
 
-def free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def provider_url():
-    port = free_port()
-    claims = [part for user in (CAROL, ALICE, NOBODY) for part in ("--user-claims", json.dumps(user))]
-    with subprocess.Popen(
-        [sys.executable, "-m", "oidc_provider_mock", "--port", str(port), *claims],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                httpx.get(f"{url}/.well-known/openid-configuration", timeout=2)
-                break
-            except httpx.TransportError:
-                time.sleep(0.05)
+    with openid_provider(CAROL, ALICE, NOBODY) as url:
         yield url
-        process.terminate()
 
 
 @pytest.fixture

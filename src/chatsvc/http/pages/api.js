@@ -42,13 +42,6 @@ export async function takeTokens() {
   keep(await answer.json());
 }
 
-// Back from the identity provider: a cookie that no script can read is worth one pair of tokens.
-export async function takeOver() {
-  const answer = await fetch("oidc/tokens", { method: "POST", cache: "no-store", credentials: "same-origin" });
-  if (!answer.ok) throw await failure(answer);
-  keep(await answer.json());
-}
-
 export async function logOut() {
   const token = access;
   forget();

@@ -229,7 +229,7 @@ for (const node of document.querySelectorAll("[data-action=language]")) {
 async function comeBack() {
   history.replaceState(null, "", location.pathname);
   try {
-    await api.takeOver();
+    await api.takeTokens();
   } catch (error) {
     $("login-error").textContent = error instanceof api.Failure ? error.message : say("lost");
     return;
@@ -241,7 +241,3 @@ $("sso").hidden = document.body.dataset.sso !== "yes";
 translate();
 show();
 if (location.hash === "#oidc") comeBack();
-if (location.hash === "#oidc") {
-  history.replaceState(null, "", location.pathname);
-  attempt(async () => { await api.takeTokens(); await enter(); });
-}
