@@ -14,6 +14,7 @@ _ROLES = {
     "supervisor": ("chatsvc.cli.main serve",),
     "nginx": ("nginx",),
     "llama.cpp": ("llama-server",),
+    "vllm": ("vllm", "VLLM"),
 }
 
 

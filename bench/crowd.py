@@ -28,8 +28,8 @@ from bench import page
 from bench.load import Sample, Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
-from bench.stack import StackOptions, stack
-from bench.supply import MODEL_NAME, Supply, default_cache
+from bench.stack import shaped, stack
+from bench.supply import default_cache
 
 _MAX_TRIES = 4
 _PROBE_INTERVAL_S = 0.05
@@ -155,13 +155,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
-    supply = Supply(arguments.cache)
-    home = arguments.cache / "home-int8"
+    options = shaped(arguments.cache)
     context = multiprocessing.get_context("spawn")
-    with stack(StackOptions(home, supply.openvino("int8"), MODEL_NAME)) as target:
+    with stack(options) as target:
         crowd(target, 32)  # so that the room knows at which rate it serves, as it does in a service that is in use
         stop, found = context.Event(), context.Queue()
-        watcher = context.Process(target=probe, args=(target.port, str(home / "tls" / "cert.pem"), stop, found))
+        watcher = context.Process(target=probe, args=(target.port, str(options.home / "tls" / "cert.pem"), stop, found))
         watcher.start()
         clients = crowd(target, arguments.clients)
         stop.set()

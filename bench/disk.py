@@ -13,15 +13,15 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench import page
 from bench.measure import Measurement, ServerSubject, measure
 from bench.processes import end_on_sigterm
 from bench.scenarios import Scenario
-from bench.stack import StackOptions, stack
-from bench.supply import MODEL_NAME, Supply, default_cache
+from bench.stack import shaped, stack
+from bench.supply import default_cache
 
 _NUM_STREAMS = 16
 _GOAL = 0.02
@@ -51,14 +51,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--not-kept", action="store_true", help="only print")
     arguments = parser.parse_args()
-    model = Supply(arguments.cache).openvino("int8")
     many = Scenario("disk", num_prompt=64, max_tokens=arguments.tokens, streams=(_NUM_STREAMS,))
     one = Scenario("one token", num_prompt=64, max_tokens=1, streams=(1,))
     with ExitStack() as exits:
         subjects = []
         for name, delay_ms in (("plain", 0), ("slow", arguments.delay_ms)):
             delay = (*_TRACE, "-e", f"inject=fdatasync,fsync:delay_enter={delay_ms * 1000}") if delay_ms else _TRACE
-            options = StackOptions(arguments.cache / f"disk-{name}", model, MODEL_NAME, prefix=delay)
+            options = replace(shaped(arguments.cache), home=arguments.cache / f"home-disk-{name}", prefix=delay)
             subjects.append(ServerSubject(exits.enter_context(stack(options))))
         plain, slow = subjects
         for subject in subjects:

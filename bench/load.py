@@ -47,7 +47,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request as its client saw it; times are seconds on the generator's clock, 0 where it never came so far."""
+    """One request as its client saw it; times are seconds on the generator's clock, 0 where it never came so far.
+
+    ``times`` are those of the pieces of text, as they came.
+    """
 
     started: float
     ended: float
@@ -56,6 +59,7 @@ class Sample:
     num_prompt: int = 0
     num_completion: int = 0
     worst_gap_s: float = 0.0
+    times: tuple[float, ...] = ()
     text: str = ""
     error: str = ""
     retry_after_s: float | None = None
@@ -123,6 +127,7 @@ def _read(response: http.client.HTTPResponse, started: float) -> Sample:
         num_prompt=usage.get("prompt_tokens", 0),
         num_completion=usage.get("completion_tokens", 0),
         worst_gap_s=max(gaps, default=0.0),
+        times=tuple(times),
         text="".join(texts),
         error=error or ("" if is_done else "the stream ended without [DONE]"),
     )

@@ -13,20 +13,20 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench import cpu, page
 from bench.measure import ServerSubject
 from bench.processes import end_on_sigterm
 from bench.scenarios import Scenario
-from bench.stack import StackOptions, stack
-from bench.supply import MODEL_NAME, Supply, default_cache
+from bench.stack import shaped, stack
+from bench.supply import default_cache
 
 _NUM_TOKENS = 1000
 _MIB = 1024 * 1024
 _SETTLE_S = 1
-_CASES = (("int8", 1400, 8), ("int4", 1200, 8), ("int8", 2000, 16))
+_CASES = (("native", 1400, 8), ("native", 1200, 8), ("native", 2000, 16), ("openvino", 1400, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Cgroup:
 class Outcome:
     """What a run inside the limit came to."""
 
-    weight_format: str
+    runner: str
     limit_mib: int
     num_sequences: int
     num_served: int
@@ -110,19 +110,17 @@ def limited(limit_mib: int) -> Iterator[Cgroup]:
         cgroup.remove()
 
 
-def run(supply: Supply, weight_format: str, limit_mib: int, num_sequences: int) -> Outcome:
+def run(cache: Path, runner: str, limit_mib: int, num_sequences: int) -> Outcome:
     """Start the service inside the limit and let it serve one burst of long sequences."""
     scenario = Scenario("memory", num_prompt=_NUM_TOKENS - 64, max_tokens=64, streams=(num_sequences,))
     with limited(limit_mib) as cgroup:
-        home = supply.cache / f"home-{weight_format}"
         unhurried = {"chat.deadline_s": 1800}  # a busy machine must not look like a small one
-        options = StackOptions(home, supply.openvino(weight_format), MODEL_NAME, unhurried, cgroup.path)
-        with stack(options) as target:
+        with stack(replace(shaped(cache, runner, unhurried), cgroup=cgroup.path)) as target:
             turns = list(scenario.turns(num_sequences, seed=7))
             (samples,) = ServerSubject(target).run(turns)
             time.sleep(_SETTLE_S)
             return Outcome(
-                weight_format=weight_format,
+                runner=runner,
                 limit_mib=limit_mib,
                 num_sequences=num_sequences,
                 num_served=sum(not one.error and one.num_completion == scenario.max_tokens for one in samples),
@@ -138,13 +136,13 @@ def main() -> None:
     """Run every case (or the one that is asked for), write, and end with 1 when the service did not live in one."""
     end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
-    parser.add_argument("--case", nargs=3, metavar=("FORMAT", "MIB", "SEQUENCES"), help="only this one; not written")
+    parser.add_argument("--case", nargs=3, metavar=("RUNNER", "MIB", "SEQUENCES"), help="only this one; not written")
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     cases = [(arguments.case[0], int(arguments.case[1]), int(arguments.case[2]))] if arguments.case else _CASES
     outcomes = []
-    for weight_format, limit_mib, num_sequences in cases:
-        outcomes.append(run(Supply(arguments.cache), weight_format, limit_mib, num_sequences))
+    for runner, limit_mib, num_sequences in cases:
+        outcomes.append(run(arguments.cache, runner, limit_mib, num_sequences))
         print(json.dumps({**asdict(outcomes[-1]), "lives": outcomes[-1].lives}), flush=True)
     if not arguments.case:
         page.save("memory", {"outcomes": [asdict(one) for one in outcomes]}, _table(outcomes))
@@ -152,14 +150,12 @@ def main() -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:
-    lines = [
-        "| weights | limit MiB | sequences of 1000 tokens | served | killed | peak MiB | anonymous MiB by process |"
-    ]
+    lines = ["| runner, int8 | limit MiB | sequences of 1000 | served | killed | peak MiB | anonymous MiB by process |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for one in outcomes:
         sizes = ", ".join(f"{role} {size}" for role, size in one.by_process_mib.items())
         counts = f"{one.limit_mib} | {one.num_sequences} | {one.num_served} | {one.num_killed} | {one.peak_mib}"
-        lines.append(f"| {one.weight_format} | {counts} | {sizes} |")
+        lines.append(f"| {one.runner} | {counts} | {sizes} |")
     return "\n".join(lines)
 
 

@@ -59,6 +59,31 @@ def write_hugging_face(folder: Path, seed: int = 0) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": FIRST_SPECIAL_ID + 2}))
 
 
+def write_compressed(source: Path, folder: Path) -> None:
+    """The model at ``source`` as compressed-tensors: linear layers in int8, their inputs too, token by token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "_proj.weight" not in name:
+            tensors[name] = tensor
+            continue
+        scale = tensor.float().abs().amax(dim=1, keepdim=True) / 127
+        tensors[name] = (tensor.float() / scale).round().to(torch.int8)
+        tensors[f"{name}_scale"] = scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    eight = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": eight | {"strategy": "channel", "dynamic": False},
+        "input_activations": eight | {"strategy": "token", "dynamic": True},
+    }
+    how = {"quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed"}
+    whole = how | {"config_groups": {"group_0": group}, "ignore": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(_config() | {"quantization_config": whole}, indent=2))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+
+
 def write_gguf(folder: Path, path: Path) -> None:
     """The same model as GGUF in float16, from which llama-quantize makes the others."""
     writer = gguf.GGUFWriter(path, "qwen2")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -26,8 +26,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from bench.load import Target
 from bench.processes import free_port, running, wait_for
+from bench.supply import Supply
 
-ACCOUNT = "bench"
+ACCOUNTS = ("bench", "bench-other")
 _PASSWORD = secrets.token_urlsafe(24)
 _NEW_LOGIN_S = 240  # an access token lives for ten minutes
 _CHATSVC = [sys.executable, "-m", "chatsvc.cli.main"]
@@ -45,11 +46,23 @@ class StackOptions:
     prefix: tuple[str, ...] = ()
 
 
+def shaped(cache: Path, runner: str = "native", settings: Mapping[str, object] | None = None) -> StackOptions:
+    """The random model in Qwen1.5-0.5B-Chat's shape: safetensors and the default runner, or ``openvino`` int8."""
+    supply = Supply(cache)
+    home = cache / f"home-{runner}"
+    if runner == "openvino":
+        model = supply.openvino("int8")
+        return StackOptions(home, model, model.name, {"engine.runner": "openvino", **(settings or {})})
+    model = supply.hugging_face()
+    return StackOptions(home, model, model.name, settings or {})
+
+
 class Login:
     """Logs in when asked for headers and the last token grows old."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext, account: str = ACCOUNTS[0]) -> None:
         self._address = (host, port, tls)
+        self._account = account
         self._token = ""
         self._until = 0.0
 
@@ -58,7 +71,7 @@ class Login:
         if time.monotonic() > self._until:
             host, port, tls = self._address
             connection = http.client.HTTPSConnection(host, port, timeout=30, context=tls)
-            body = json.dumps({"username": ACCOUNT, "password": _PASSWORD})
+            body = json.dumps({"username": self._account, "password": _PASSWORD})
             connection.request("POST", "/login", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             answer = json.loads(response.read())
@@ -68,6 +81,12 @@ class Login:
             self._token = answer["access_token"]
             self._until = time.monotonic() + _NEW_LOGIN_S
         return {"Authorization": f"Bearer {self._token}"}
+
+
+def as_other(target: Target) -> Target:
+    """The same service, asked by another principal."""
+    assert target.tls
+    return replace(target, headers=Login(target.host, target.port, target.tls, ACCOUNTS[1]))
 
 
 @contextlib.contextmanager
@@ -97,11 +116,16 @@ def stack(options: StackOptions) -> Iterator[Target]:
 def _prepare(options: StackOptions, port: int) -> None:
     """Model, account and nginx's files, each by the command an operator would type."""
     home = options.home
+    secret = _PASSWORD + "\n"
     if not (home / "models" / options.model_name).exists():
         _chatsvc(home, "model", "import", str(options.model), "--name", options.model_name)
-        _chatsvc(home, "user", "add", ACCOUNT, "--role", "user", "--password-stdin", standard_input=_PASSWORD + "\n")
     _chatsvc(home, "model", "activate", options.model_name)
-    _chatsvc(home, "user", "passwd", ACCOUNT, "--password-stdin", standard_input=_PASSWORD + "\n")
+    there = _chatsvc(home, "user", "list", "--json")
+    for account in ACCOUNTS:
+        if f'"{account}"' not in there:
+            _chatsvc(home, "user", "add", account, "--role", "user", "--password-stdin", standard_input=secret)
+        else:
+            _chatsvc(home, "user", "passwd", account, "--password-stdin", standard_input=secret)
     tls = home / "tls"
     where = ["--output", str(home / "nginx"), "--run-directory", str(home / "nginx-run")]
     names = ["--server-name", "localhost", "--listen", f"127.0.0.1:{port}"]
@@ -109,7 +133,7 @@ def _prepare(options: StackOptions, port: int) -> None:
     _chatsvc(home, "config", "nginx", *where, *names, *certificate, "--access-log", str(home / "access.log"))
 
 
-def _chatsvc(home: Path, *arguments: str, standard_input: str = "") -> None:
+def _chatsvc(home: Path, *arguments: str, standard_input: str = "") -> str:
     done = subprocess.run(
         [*_CHATSVC, *arguments],
         input=standard_input,
@@ -120,6 +144,7 @@ def _chatsvc(home: Path, *arguments: str, standard_input: str = "") -> None:
     )
     if done.returncode:
         raise RuntimeError(f"chatsvc {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def _in_cgroup(cgroup: Path | None) -> list[str]:

