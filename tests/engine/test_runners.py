@@ -81,17 +81,16 @@ def test_openvino_cannot_load_nonsense(tmp_path: Path) -> None:
         load_runner(tmp_path, "openvino", make_card(), RunnerOptions())
 
 
-def test_the_choice_of_a_runner_says_why() -> None:
-    assert choose("gguf", "auto") == ("openvino", "engine.runner is auto and the weights are gguf")
-    assert choose("safetensors", "torch") == ("torch", "engine.runner says so")
+def test_the_choice_of_a_runner_says_why(tmp_path: Path) -> None:
+    assert choose(tmp_path, "openvino", "auto") == ("openvino", "it is the fastest that serves")
+    assert choose(tmp_path, "safetensors", "torch") == ("torch", "engine.runner says so")
     with pytest.raises(OperatorError, match="convert"):
-        choose("gguf", "torch")
-    assert choose("safetensors", "auto")[0] == "torch"
+        choose(tmp_path, "gguf", "torch")
     with pytest.raises(OperatorError, match="No runner"):
-        choose("onnx", "auto")
+        choose(tmp_path, "onnx", "auto")
 
 
-def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(OperatorError, match=r"pip install 'chatsvc\[torch\]'"):
-        choose("safetensors", "auto")
+        choose(tmp_path, "safetensors", "torch-int8")

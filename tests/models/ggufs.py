@@ -23,6 +23,7 @@ def tiny_gguf(
     model: str = "gpt2",
     tokenizer: Tokenizer | None = None,
     with_tensors: bool = True,
+    heads: int = HEADS,
 ) -> Path:
     """A GGUF file; ``pre=None`` leaves the name of the split out, as files from before May 2024 do."""
     tokenizer = tokenizer or trained_tokenizer(512)
@@ -31,8 +32,8 @@ def tiny_gguf(
     writer.add_block_count(LAYERS)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(INTERMEDIATE)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_file_type(1)

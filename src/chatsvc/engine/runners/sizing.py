@@ -1,6 +1,6 @@
 """How much memory a model takes, and how large its KV cache may be. Pure but for reading the files' heads.
 
-Measured with OpenVINO: the process takes about 260 MB besides the weights (libraries, activations of a chunk, the card);
+Measured with OpenVINO: the process takes about 260 MB besides the weights (libraries, activations of a chunk, card);
 weights are repacked into as much memory as their file; a cached token takes, for each layer and KV head, a byte for
 every number of key and value, 8 bytes of scale for the value and, over a block of 32, 8 bytes for every channel of the
 key. Cache pages are touched on use only, but a budget counts them all.

@@ -1,0 +1,174 @@
+"""The native runner over the embedded model: answers, and that company, chunks and cache change no bit of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.runners.base import RunnerOptions
+from chatsvc.engine.runners.native import library
+from chatsvc.engine.runners.native.library import PAGE_TOKENS
+from chatsvc.engine.runners.native.runner import NativeRunner
+from chatsvc.engine.runners.sizing import MIB
+from chatsvc.errors import OperatorError
+from chatsvc.models.store import ModelFolder
+from tests.engine.conftest import run
+from tests.engine.test_process import GREEDY, PARIS, PARIS_ID
+
+pytestmark = pytest.mark.skipif(
+    bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"
+)
+
+FIRST = Sampling(max_tokens=1, temperature=0)
+SHORT = Sampling(max_tokens=12, temperature=0)
+
+
+def load(folder: ModelFolder, **options: float) -> NativeRunner:
+    with folder.weights() as path:
+        runner = NativeRunner(path, folder.card(), RunnerOptions(**{"num_threads": 2, **options}))  # type: ignore[arg-type]
+    runner.warm_up()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def native(smollm2: ModelFolder) -> NativeRunner:
+    return load(smollm2, max_num_seqs=8, max_gap_ms=100)
+
+
+def prompt(start: int, length: int) -> list[int]:
+    return [100 + (start * 7919 + number * 31) % 40_000 for number in range(length)]
+
+
+def first_output(runner: NativeRunner, ids: Sequence[int], key: str) -> int:
+    """How many tokens of the prompt were found in the cache."""
+    runner.add(1, ids, FIRST, key)
+    outputs = []
+    while not outputs:
+        outputs = runner.step()
+    return outputs[0].num_cached_tokens
+
+
+def test_it_answers(native: NativeRunner) -> None:
+    assert native.card.runner == "native"
+    assert PARIS_ID in run(native, [(PARIS, GREEDY)])[0]
+
+
+def test_company_changes_no_token(native: NativeRunner) -> None:
+    prompts = [prompt(number, length) for number, length in enumerate((1, 2, 31, 32, 33, 64, 100, 300, 700, 5))]
+    alone = [run(native, [(ids, SHORT)], [f"alone {number}"])[0] for number, ids in enumerate(prompts)]
+    together = run(native, [(ids, SHORT) for ids in prompts], [f"together {number}" for number in range(len(prompts))])
+    assert together == alone
+    assert all(len(ids) > 0 for ids in alone)
+
+
+def test_chunks_and_threads_change_no_token(smollm2: ModelFolder, native: NativeRunner) -> None:
+    work = [(prompt(20 + number, 200 + 77 * number), SHORT) for number in range(3)]
+    expected = run(native, work, ["a", "b", "c"])
+    small = load(smollm2, max_num_seqs=3, prefill_chunk_tokens=32, num_threads=1)
+    assert run(small, work, ["a", "b", "c"]) == expected
+
+
+def test_a_cached_prefix_changes_no_token_and_is_its_owners_alone(native: NativeRunner) -> None:
+    ids = prompt(30, 200)
+    longer = [*ids, *prompt(31, 40)]
+    assert first_output(native, ids, "alice") == 0
+    assert first_output(native, longer, "alice") == 200 // PAGE_TOKENS * PAGE_TOKENS
+    assert first_output(native, longer, "mallory") == 0
+    assert first_output(native, longer, "mallory") == 240 // PAGE_TOKENS * PAGE_TOKENS
+    assert run(native, [(longer, SHORT)], ["alice"]) == run(native, [(longer, SHORT)], ["carol"])
+
+
+def test_a_completion_is_a_prefix_of_the_next_turn(native: NativeRunner) -> None:
+    ids = prompt(40, 90)
+    completion = run(native, [(ids, Sampling(max_tokens=60, temperature=0))], ["alice"])[0]
+    turn = [*ids, *completion, *prompt(41, 10)]
+    assert first_output(native, turn, "alice") >= (len(ids) + len(completion) - 1) // PAGE_TOKENS * PAGE_TOKENS
+
+
+def test_running_sequences_go_on_while_a_long_prompt_joins(native: NativeRunner) -> None:
+    native.add(1, prompt(50, 40), Sampling(max_tokens=2000, temperature=0), "alice")
+    native.step()
+    native.add(2, prompt(51, 1500), FIRST, "bob")
+    owners = []
+    while 2 not in owners:
+        owners += [output.sequence_id for output in native.step()]
+    native.cancel(1)
+    assert owners.count(1) >= 1500 // 256
+
+
+def test_cancel_frees_everything_whether_running_or_waiting(smollm2: ModelFolder) -> None:
+    runner = load(smollm2, max_num_seqs=2, cache_size_gb=0.001)  # the smallest useful cache: one sequence
+    long = Sampling(max_tokens=1900, temperature=0)
+    runner.add(1, prompt(60, 100), long, "")
+    runner.add(2, prompt(61, 100), long, "")
+    assert [output.sequence_id for output in runner.step()] == [1]
+    assert runner.cache_usage() > 0.9
+    runner.cancel(2)
+    runner.add(3, prompt(62, 100), long, "")
+    runner.cancel(1)
+    assert [output.sequence_id for output in runner.step()] == [3]
+    runner.cancel(3)
+    runner.cancel(3)
+    assert runner.step() == []
+    assert runner.cache_usage() == 0
+
+
+def test_what_waits_for_room_is_served_in_its_order(smollm2: ModelFolder) -> None:
+    runner = load(smollm2, max_num_seqs=3, cache_size_gb=0.001)
+    runner.add(1, prompt(70, 1000), Sampling(max_tokens=4, temperature=0), "")
+    runner.add(2, PARIS, Sampling(max_tokens=1900, temperature=0), "")  # ends long before, but might need all
+    runner.add(3, prompt(71, 100), Sampling(max_tokens=4, temperature=0), "")
+    ended = []
+    while len(ended) < 3:
+        ended += [output.sequence_id for output in runner.step() if output.finish_reason]
+    assert ended == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("ids", "max_tokens"), [([], 1), ([-1], 1), ([1_000_000], 1), ([5] * 9000, 1), ([5] * 100, 100_000)]
+)
+def test_what_cannot_be_served_is_refused_and_the_next_is_served(
+    native: NativeRunner, ids: list[int], max_tokens: int
+) -> None:
+    with pytest.raises(ValueError, match=r"at least one id|do not fit"):
+        native.add(1, ids, Sampling(max_tokens=max_tokens, temperature=0), "")
+    assert len(run(native, [([5, 6], Sampling(max_tokens=2, temperature=0))])[0]) == 2
+
+
+def test_a_seed_repeats_and_none_does_not(native: NativeRunner) -> None:
+    def sampled(seed: int | None) -> list[int]:
+        return run(native, [(prompt(80, 20), Sampling(max_tokens=20, temperature=1.5, seed=seed))])[0]
+
+    assert sampled(-5) == sampled(-5)
+    assert sampled(6) != sampled(-5)
+    assert sampled(None) != sampled(None)
+
+
+def test_a_seed_alone_decides_in_any_company(native: NativeRunner) -> None:
+    work = [(prompt(81, 20), Sampling(max_tokens=20, temperature=1.0, seed=number)) for number in range(4)]
+    assert run(native, work) == [run(native, [one])[0] for one in work]
+
+
+def test_the_cache_is_sized_from_the_memory_limit(smollm2: ModelFolder) -> None:
+    with pytest.raises(OperatorError, match="does not fit") as raised:
+        load(smollm2, memory_limit_mb=200)
+    needed_mb = int(raised.value.message.split("it needs ")[1].split()[0])
+    with smollm2.weights() as path:
+        runner = NativeRunner(path, smollm2.card(), RunnerOptions(memory_limit_mb=needed_mb))
+    assert 2048 <= len(runner._pages) * PAGE_TOKENS < 2200
+    runner._options = RunnerOptions(memory_limit_mb=1)  # as if it had taken more than was thought
+    with pytest.raises(OperatorError, match="it takes"):
+        runner.warm_up()
+
+
+def test_the_cache_takes_memory_only_when_it_is_used(native: NativeRunner, smollm2: ModelFolder) -> None:
+    def cached_mib() -> int:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        rows = [int(line.split()[1]) for line in lines if line.startswith("Rss:")]
+        return sum(rows) * 1024 // MIB
+
+    before = cached_mib()
+    runner = load(smollm2, cache_size_gb=8.0)
+    assert cached_mib() - before < 1000
+    assert len(runner._pages) * 32 > 200_000

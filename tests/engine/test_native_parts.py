@@ -1,0 +1,304 @@
+"""The native runner's parts: pages, choosing, the largest logits, and checkpoints of every kind against fp32 torch."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.runners.base import RunnerOptions
+from chatsvc.engine.runners.choice import choose, load_runner
+from chatsvc.engine.runners.native import library
+from chatsvc.engine.runners.native.checkpoint import NotServed, obstacle, open_checkpoint
+from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.filling import fill
+from chatsvc.engine.runners.native.library import Model, Room, Rows
+from chatsvc.engine.runners.native.pages import Pages
+from chatsvc.errors import OperatorError
+from tests.engine.filemodel import make_card
+from tests.models.ggufs import tiny_gguf
+
+pytestmark = pytest.mark.skipif(
+    bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"
+)
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 500,
+    "hidden_size": 256,
+    "intermediate_size": 320,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.05,
+}
+MODELS: dict[str, Callable[[], Any]] = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+    "qwen2-all-heads": lambda: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "num_key_value_heads": 4})),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "llama-128": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=128)),
+}
+
+
+def write(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+    torch.manual_seed(1)
+    model = MODELS[name]()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def logits_of(path: Path, ids: list[int]) -> np.ndarray[Any, Any]:
+    checkpoint = open_checkpoint(path)
+    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, checkpoint)
+    return model.forward([Rows(ids, 0, list(range(8)))], range(len(ids)))
+
+
+def truth_of(path: Path, ids: list[int]) -> np.ndarray[Any, Any]:
+    where = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **where)
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def assert_alike(ours: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> None:
+    """Bytes instead of floats move a logit by about a hundredth of what logits differ by."""
+    assert ours.shape == truth.shape
+    assert np.abs(ours - truth).mean() < 0.03 * truth.std()
+    assert np.corrcoef(ours.ravel(), truth.ravel())[0, 1] > 0.999
+
+
+IDS = [(7 * number * number + 3) % 500 for number in range(200)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_says_what_torch_says(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name)
+    assert_alike(logits_of(path, IDS), truth_of(path, IDS))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_checkpoints_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = write(tmp_path, "qwen2", dtype)
+    assert_alike(logits_of(path, IDS), truth_of(path, IDS))
+
+
+def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
+    path = write(tmp_path, "llama")
+    whole = logits_of(path, IDS)
+    tensors = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    for number, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
+        save_file({name: tensors[name] for name in names}, path / f"model-0000{number + 1}-of-00002.safetensors")
+    assert np.array_equal(logits_of(path, IDS), whole)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+def test_gguf_files_of_each_kind_are_read(tmp_path: Path, kind: str) -> None:
+    source = tiny_gguf(tmp_path / "f16.gguf", heads=1)
+    path = source if kind == "F16" else requantised(source, tmp_path / "model.gguf", kind)
+    ids = [number % 400 for number in IDS]
+    assert_alike(logits_of(path, ids), truth_of(path, ids))
+
+
+def requantised(source: Path, target: Path, kind: str) -> Path:
+    """The same file with its matrices in another type, written by the gguf package."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(target, "qwen2")
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            value = field.contents()
+            kinds = [field.types[0], *(field.types[1:2] if field.types[0] == gguf.GGUFValueType.ARRAY else [])]
+            writer.add_key_value(field.name, value, kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None)
+    for tensor in reader.tensors:
+        numbers = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        if numbers.ndim == 1:
+            writer.add_tensor(tensor.name, numbers)
+        else:
+            wanted = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(tensor.name, gguf.quants.quantize(numbers, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"model_type": "qwen3"}, "architecture qwen3"),
+        ({"hidden_act": "gelu"}, "architecture"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary"),
+        ({"use_sliding_window": True}, "sliding"),
+        ({"head_dim": 32}, "heads of 32"),
+        ({"intermediate_size": 100}, "multiple of 64"),
+        ({"num_attention_heads": 5, "head_dim": 64}, "evenly"),
+    ],
+)
+def test_what_it_does_not_compute_it_leaves_to_others(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    path = write(tmp_path, "qwen2")
+    assert obstacle(path) == ""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **change}))
+    assert reason in obstacle(path)
+    with pytest.raises(NotServed, match=reason):
+        open_checkpoint(path)
+    kind, why = choose(path, "safetensors", "auto")
+    assert kind == "torch"
+    assert reason in why
+    with pytest.raises(OperatorError, match=reason):
+        choose(path, "safetensors", "native")
+
+
+def test_gguf_files_it_does_not_compute(tmp_path: Path) -> None:
+    assert "qwen3" in obstacle(tiny_gguf(tmp_path / "a.gguf", architecture="qwen3"))
+    kind, why = choose(tmp_path / "a.gguf", "gguf", "auto")
+    assert kind == "openvino"
+    assert "native does not" in why
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"model_type": "qwen2"}', "nonsense"])
+def test_a_broken_folder_is_refused(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, "qwen2")
+    (path / "config.json").write_text(content)
+    with pytest.raises(OperatorError, match="cannot be read"):
+        open_checkpoint(path)
+
+
+def test_other_numbers_are_left_to_others(tmp_path: Path) -> None:
+    path = write(tmp_path, "qwen2", torch.float64)
+    assert "F64" in obstacle(path)
+
+
+def test_a_processor_without_vnni_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "_NEEDED_FLAGS", library._NEEDED_FLAGS | {"avx1024"})
+    assert library.missing() == "the processor has no avx1024"
+    kind, why = choose(tiny_gguf(tmp_path / "a.gguf", heads=1), "gguf", "auto")
+    assert (kind, "avx1024" in why) == ("openvino", True)
+    with pytest.raises(OperatorError, match="avx1024"):
+        load_runner(tmp_path / "a.gguf", "gguf", make_card(), RunnerOptions(kind="native"))
+
+
+def test_a_package_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(library, "_PATH", tmp_path / "_native.so")
+    assert "not compiled" in library.missing()
+
+
+def test_memory_that_is_not_there_is_refused() -> None:
+    shape = library.Shape(64, 64, 64, 64, 64, 64, 100, 1e-6, 1e4, has_bias=False, is_tied=True)
+    with pytest.raises(OperatorError, match="not enough memory"):
+        Model(shape, Room(max_tokens=128, max_rows=16, num_pages=2**31 - 1, num_threads=1))
+
+
+def test_the_largest_logits_are_found_in_order() -> None:
+    random = np.random.default_rng(0)
+    shape = library.Shape(64, 64, 1, 1, 1, 64, 100, 1e-6, 1e4, has_bias=False, is_tied=True)
+    model = Model(shape, Room(max_tokens=128, max_rows=16, num_pages=4, num_threads=1))
+    for size in (1, 5, 16, 17, 1000, 151_936):
+        logits = random.integers(-1000, 1000, size).astype(np.float32)  # many are equal
+        for count in (1, 2, 50, 256):
+            expected = np.lexsort((np.arange(size), -logits))[:count]
+            assert model.largest(logits, count).tolist() == expected.tolist()
+
+
+# choosing
+
+
+def chosen(sampling: Sampling, logits: list[float], count: int = 1) -> Counter[int]:
+    def largest(values: Any, number: int) -> Any:
+        return np.argsort(-values, kind="stable")[:number].astype(np.int32)
+
+    chooser = Chooser(sampling, largest)
+    return Counter(chooser.choose(np.array(logits, dtype=np.float32)) for _ in range(count))
+
+
+LOGITS = [0.0, 2.0, 1.0, -1.0, 0.5]
+
+
+def test_temperature_shapes_the_frequencies() -> None:
+    counts = chosen(Sampling(max_tokens=1, temperature=0.7, seed=1), LOGITS, 20_000)
+    weights = np.exp(np.array(LOGITS) / 0.7)
+    for token, weight in enumerate(weights / weights.sum()):
+        assert counts[token] / 20_000 == pytest.approx(weight, abs=0.015)
+
+
+def test_top_p_and_top_k_keep_the_likeliest() -> None:
+    assert set(chosen(Sampling(max_tokens=1, top_k=2, seed=1), LOGITS, 500)) == {1, 2}
+    assert set(chosen(Sampling(max_tokens=1, top_p=0.1, seed=1), LOGITS, 500)) == {1}
+    assert set(chosen(Sampling(max_tokens=1, top_p=0.8, seed=1), LOGITS, 500)) == {1, 2, 4}
+    assert set(chosen(Sampling(max_tokens=1, top_k=0, seed=1), LOGITS, 2000)) == {0, 1, 2, 3, 4}
+    assert set(chosen(Sampling(max_tokens=1, top_k=1, temperature=2), LOGITS, 50)) == {1}
+
+
+def test_penalties_lower_what_was_chosen() -> None:
+    assert chosen(Sampling(max_tokens=1, temperature=0), LOGITS, 5) == {1: 5}
+    presence = chosen(Sampling(max_tokens=1, temperature=0, presence_penalty=1.2), LOGITS, 2)
+    assert presence == {1: 1, 2: 1}
+    frequency = Sampling(max_tokens=1, temperature=0, frequency_penalty=0.6)
+    assert chosen(frequency, LOGITS, 3) == {1: 2, 2: 1}
+
+
+# pages
+
+
+def test_pages_are_taken_given_back_and_taken_again() -> None:
+    pages = Pages(3)
+    taken = pages.take(2)
+    assert taken is not None
+    assert pages.num_used == 2
+    assert pages.take(2) is None
+    assert pages.num_used == 2
+    pages.give_back(taken)
+    assert pages.num_used == 0
+    assert sorted(pages.take(3) or []) == [0, 1, 2]
+
+
+def test_named_pages_are_shared_kept_and_at_last_given_away_oldest_first() -> None:
+    pages = Pages(3)
+    one, two = pages.take(2) or []
+    pages.name(one, b"1")
+    pages.name(two, b"2")
+    assert pages.share([b"1", b"other", b"2"]) == [one]
+    pages.give_back([one, two])
+    assert pages.num_used == 1
+    pages.give_back([one])
+    assert pages.num_used == 0
+    assert len(pages.take(2) or []) == 2  # the free one, and the end of the prefix before its beginning
+    assert pages.share([b"2"]) == []
+    assert pages.share([b"1"]) == [one]
+
+
+def test_of_two_pages_with_one_name_the_first_is_shared() -> None:
+    pages = Pages(4)
+    one, two = pages.take(2) or []
+    pages.name(one, b"same")
+    pages.name(two, b"same")
+    pages.give_back([two])
+    assert pages.share([b"same"]) == [one]
+    assert len(pages.take(3) or []) == 3
+
+
+def test_a_copied_folder_is_not_needed_once_it_is_loaded(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", "qwen2")
+    runner = load_runner(
+        path, "safetensors", make_card(context_length=512), RunnerOptions(kind="native", num_threads=1)
+    )
+    shutil.rmtree(path)
+    runner.warm_up()
+    runner.add(1, [5, 6, 7], Sampling(max_tokens=1, temperature=0), "")
+    assert len(runner.step()) == 1
