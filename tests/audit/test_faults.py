@@ -136,28 +136,47 @@ def test_a_torn_line_that_cannot_be_cut_off_stops_the_log_and_is_cut_at_the_next
     assert found(options, action="audit.start")[-1]["details"]["torn_bytes"] == 50
 
 
+def written_on_a_disk_that_fails(options, disk, prefix) -> list[str]:
+    """What was acknowledged between opening and closing, both on that disk."""
+    disk.active = True
+    try:
+        log = AuditLog.open(options, calls=disk.calls())
+    except AuditUnavailable:
+        return []
+    acknowledged = []
+    for number in range(8):
+        try:
+            log.event(replace(CHAT, request_id=f"{prefix}-{number}"), Result("allowed"))
+            acknowledged.append(f"{prefix}-{number}")
+        except AuditUnavailable:
+            real_time.sleep(0.01)
+    log.close()
+    return acknowledged
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync"])
+@pytest.mark.parametrize("name", ["write", "fdatasync", "fsync", "ftruncate"])
 def test_at_whichever_call_the_disk_fails_nothing_acknowledged_is_lost(options, name, code):
-    """Checkpoints and rotation included: every record is followed by one or the other."""
+    """The first call fails, then the second …, until one run needs no more of them; each run goes on in the same log.
+
+    Opening, checkpoints, rotation and closing included. Segments here hold some ten records.
+    """
     busy = replace(options, checkpoint_records=2, segment_bytes=65_536 // 20, epoch_s=1)
-    for nth in range(9):
-        disk = FaultyDisk(name, code, nth=nth, times=1)
-        log = AuditLog.open(busy, calls=disk.calls())
-        disk.active = True
-        acknowledged = []
-        for number in range(8):
-            try:
-                log.event(replace(CHAT, request_id=f"{nth}-{number}"), Result("allowed"))
-                acknowledged.append(f"{nth}-{number}")
-            except AuditUnavailable:
-                real_time.sleep(0.01)
-        disk.active = False
-        log.close()
-        assert no_torn_line(busy)
-        kept = {each["request_id"] for each in found(busy, stage="event")}
-        assert set(acknowledged) <= kept
     AuditLog.open(busy).close()
+    acknowledged: list[str] = []
+    for nth in range(100):
+        disk = FaultyDisk(name, code, nth=nth, times=1)
+        acknowledged += written_on_a_disk_that_fails(busy, disk, str(nth))
+        if disk.count <= nth:
+            break
+        AuditLog.open(busy).close()  # the next start cuts off what is torn
+        assert no_torn_line(busy)
+    else:
+        pytest.fail("the disk always failed")
+    assert nth >= {"write": 15, "fdatasync": 15, "fsync": 1, "ftruncate": 0}[name], (
+        "every call of a run was made to fail"
+    )
+    assert set(acknowledged) <= {each["request_id"] for each in found(busy, stage="event")}
     assert verify_log(busy.directory, Trust()).exit_code == CLEAN
 
 
@@ -365,10 +384,11 @@ from chatsvc.errors import AuditUnavailable
 
 home = Path(sys.argv[1])
 log = AuditLog.open(AuditOptions(home / "audit", home / "keys", retry_s=0.05))
-for number in range(30):
+for number in range(int(sys.argv[2])):
+    name = f"{sys.argv[3]}-{number}"
     try:
-        log.event(Facts(f"n{number}", "chat.generate"), Result("allowed"))
-        print(f"n{number}", flush=True)
+        log.event(Facts(name, "chat.generate"), Result("allowed"))
+        print(name, flush=True)
     except AuditUnavailable:
         time.sleep(0.1)
 log.close()
@@ -383,7 +403,7 @@ log.close()
 def test_faults_that_the_kernel_injects_lose_nothing_acknowledged(options, tmp_path, fault):
     segment = options.directory / layout.segment_name(0)
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", segment, "-e", "trace=write,fdatasync,ftruncate"]
-    command = [*strace, "-e", f"inject={fault}", sys.executable, "-c", STRACED, tmp_path]
+    command = [*strace, "-e", f"inject={fault}", sys.executable, "-c", STRACED, tmp_path, "30", "n"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if "ptrace" in done.stderr:
         pytest.skip("tracing is not allowed here")
@@ -393,6 +413,40 @@ def test_faults_that_the_kernel_injects_lose_nothing_acknowledged(options, tmp_p
     assert no_torn_line(options)
     AuditLog.open(options).close()
     assert set(acknowledged) <= {each["request_id"] for each in found(options, stage="event")}
+    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_at_whichever_sync_of_the_process_the_kernel_fails_nothing_acknowledged_is_lost(options, tmp_path, call, error):
+    """Keys and folders too, from an empty home on; each run goes on in what the one before left."""
+    acknowledged: set[str] = set()
+    for nth in range(1, 60):
+        strace = ["strace", "-f", "-qq", "-o", tmp_path / "trace", "-e", f"trace={call}"]
+        command = [
+            *strace,
+            "-e",
+            f"inject={call}:error={error}:when={nth}",
+            sys.executable,
+            "-c",
+            STRACED,
+            tmp_path,
+            "5",
+            str(nth),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "ptrace" in done.stderr:
+            pytest.skip("tracing is not allowed here")
+        acknowledged |= set(done.stdout.split())
+        if "INJECTED" not in (tmp_path / "trace").read_text():
+            break
+    else:
+        pytest.fail("a sync always failed")
+    AuditLog.open(options).close()
+    assert no_torn_line(options)
+    assert acknowledged <= {each["request_id"] for each in found(options, stage="event")}
     assert verify_log(options.directory, Trust()).exit_code == CLEAN
 
 
