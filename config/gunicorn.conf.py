@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import resource
 import signal
 import socket
 import stat
@@ -23,7 +24,7 @@ from chatsvc.settings import load
 
 _settings = load()
 _SPARE_CONNECTIONS = 512
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 # As nginx's client_header_timeout, client_body_timeout and send_timeout, for where no nginx is in front.
 _RECEIVE_TIMEOUT_S, _SEND_TIMEOUT_S = 10, 15
 _host = _settings.server.host
@@ -80,6 +81,13 @@ class logger_class(glogging.Logger):  # noqa: N801  (gunicorn's name)
             self.debug("a client was too slow and was closed")
         else:
             super().exception(msg, *args, **kwargs)
+
+
+def on_starting(server: object) -> None:
+    """No core file and no debugger of the same account, here and in the worker: passwords and prompts are in memory."""
+    del server
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def when_ready(server: Any) -> None:

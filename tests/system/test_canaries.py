@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from chatsvc.resources import resource_path
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(200)]
 
@@ -72,6 +76,47 @@ def test_no_process_shows_a_secret_in_its_arguments_or_environment(service, secr
             with contextlib.suppress(OSError):
                 shown = Path(f"/proc/{pid}/{name}").read_bytes()
                 assert [what for what, secret in secrets.items() if secret.encode() in shown] == []
+
+
+def test_no_process_that_knows_a_secret_may_leave_a_core_file(service, secrets) -> None:
+    assert secrets
+    for pid in [*service.pids()["engine"], *service.pids()["web"]]:
+        limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        (core,) = (line.split()[4:6] for line in limits if line.startswith("Max core file size"))
+        assert core == ["0", "0"], pid
+
+
+def test_the_web_processes_may_not_be_looked_into(service) -> None:
+    """What a worker inherits of the hook that gunicorn's first process calls. Root may look all the same."""
+    code = (
+        "import ctypes, os, runpy, sys; runpy.run_path(sys.argv[1])['on_starting'](None);"
+        "os.fork() == 0 and os._exit(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0));"  # PR_GET_DUMPABLE
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    command = [sys.executable, "-c", code, str(resource_path("config/gunicorn.conf.py"))]
+    assert subprocess.run(command, env=service.home.environment, check=False).returncode == 0
+    without = [*command[:2], code.replace("['on_starting'](None)", ""), command[3]]
+    assert subprocess.run(without, env=service.home.environment, check=False).returncode == 1
+
+
+def test_no_answer_repeats_a_secret(service, secrets) -> None:
+    with service.client() as client:
+        bearer = {"Authorization": f"Bearer {service.token()}"}
+        answers = [
+            client.post("/login", json={"username": ANSWERED_TO_NOBODY, "password": WRONG_PASSWORD}),
+            client.post("/login", json={"username": ANSWERED_TO_NOBODY, "password": WRONG_PASSWORD, "more": 1}),
+            client.post("/login", content=b'{"password": "' + WRONG_PASSWORD.encode()),
+            client.post("/password", json={"current": WRONG_PASSWORD, "new": "short"}, headers=bearer),
+            client.post("/chat", json={"query": PROMPT, "max_tokens": -1}, headers=bearer),
+            client.post("/chat", json={"query": PROMPT, "top_p": 7}, headers=bearer),
+            client.post("/chat", content=b'{"query": "' + PROMPT.encode(), headers=bearer),
+            client.get("/me", headers={"Authorization": f"Bearer {BROKEN_TOKEN}"}),
+            client.get("/me", headers={"X-Api-Key": secrets["key's secret"]}),
+        ]
+    for answer in answers:
+        assert 400 <= answer.status_code < 500
+        told = answer.text + str(answer.headers)
+        assert [what for what, secret in secrets.items() if secret in told] == [], answer.text
 
 
 def test_the_logs_tell_of_all_these_requests(service, secrets) -> None:
