@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from chatsvc.audit.contents import Contents, Unsealable, make_auditor_key, read_private, unseal
 from chatsvc.audit.facts import Result
+from chatsvc.audit.id_numbers import is_bank_card, is_iban, is_id_card, is_old_id_card
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.redact import is_bank_card, is_iban, is_id_card, redact
+from chatsvc.audit.redact import redact
 from chatsvc.errors import OperatorError
 from tests.audit.test_log import CHAT, found
 
@@ -87,6 +88,32 @@ def test_a_level_without_its_key_is_no_start(options, auditor, tmp_path):
         ("6222-0210-0112-2334-557? 6222021001122334551", "[bank-card]? 6222021001122334551"),
         ("IBAN DE89 3704 0044 0532 0130 00, DE89370400440532013001", "IBAN [iban], DE89370400440532013001"),
         ("SSN 123-45-6789", "SSN [id-number]"),
+        ("旧证110105491231002，不是110105493231002", "旧证[id-card]，不是110105493231002"),
+        ("护照E12345678或EA1234567；通行证H1234567801", "护照[passport]或[passport]；通行证[id-card]"),
+        ("HKID A123456(3), AB987654(3)? not A123456(4)", "HKID [id-number], [id-number]? not A123456(4)"),
+        ("澳门1234567(8)", "澳门[id-number]"),
+        ("台湾A123456789, not A123456788", "台湾[id-number], not A123456788"),
+        (
+            "NRIC S1234567D F1234567N T1234567J M1234567K, S1234567E",
+            "NRIC [id-number] [id-number] [id-number] [id-number], S1234567E",
+        ),
+        ("주민 900101-1234567, 901301-1234567", "주민 [id-number], 901301-1234567"),
+        (
+            "マイナンバー 1234 5678 9018, 123456789011, 100000000005",
+            "マイナンバー [id-number], 123456789011, 100000000005",
+        ),
+        ("Aadhaar 2341 2341 2346", "Aadhaar [id-number]"),
+        ("NINO AB 12 34 56 C", "NINO [id-number]"),
+        ("NIR 1 84 12 76 451 089 46, 1 84 12 76 451 089 47", "NIR [id-number], 1 84 12 76 451 089 47"),
+        ("DNI 12345678Z, X1234567L, 12345678A", "DNI [id-number], [id-number], 12345678A"),
+        ("CF RSSMRA85T10A562S", "CF [id-number]"),
+        ("CPF 529.982.247-25, 529.982.247-26, 111.111.111-11", "CPF [id-number], 529.982.247-26, 111.111.111-11"),
+        ("Amex 378282246310005, 银联 6222 0210 0112 2334 557", "Amex [bank-card], 银联 [bank-card]"),
+        ("GB82WEST12345698765432 FR1420041010050500013M02606", "[iban] [iban]"),
+        ("客服400-123-4567，８００１２３４５６７", "客服[phone]，[phone]"),
+        ("0049 30 123456, (415) 555-0132, 415.555.0132", "[phone], [phone], [phone]"),
+        ("020 7946 0958 and 030/1234567", "[phone] and [phone]"),
+        ("192.168.100.200, v1.26.4, 2026-11-22 12:00:00", "192.168.100.200, v1.26.4, 2026-11-22 12:00:00"),
         ("key csk_abc_0123456789abcdef ok", "key [token] ok"),
         ("use sk-abcdefghijklmnop1234", "use [token]"),
         ("Authorization: Bearer abc.def-ghi", "Authorization: Bearer [token]"),
@@ -113,6 +140,9 @@ def test_masking_a_long_text_takes_no_time():
         "password " * 20_000,
         "-----BEGIN PRIVATE KEY-----" * 2000,
         "DE89 " * 40_000,
+        "1234 " * 40_000,
+        "A1" * 100_000,
+        "0-" * 100_000,
     ):
         assert isinstance(redact(text), str)
 
@@ -120,6 +150,7 @@ def test_masking_a_long_text_takes_no_time():
 def test_check_digits():
     assert is_id_card("11010519491231002x")
     assert not is_id_card("110105194913310029")
+    assert not is_old_id_card("660105491231002")
     assert not is_bank_card("0000000000000")
     assert not is_bank_card("79927398713")
     assert is_iban("GB82 WEST 1234 5698 7654 32")
