@@ -99,8 +99,8 @@ def test_a_level_without_its_key_is_no_start(options, auditor, tmp_path):
         ),
         ("주민 900101-1234567, 901301-1234567", "주민 [id-number], 901301-1234567"),
         (
-            "マイナンバー 1234 5678 9018, 123456789011, 100000000005",
-            "マイナンバー [id-number], 123456789011, 100000000005",
+            "マイナンバー 1234 5678 9018, 123456789011",
+            "マイナンバー [id-number], 123456789011",
         ),
         ("Aadhaar 2341 2341 2346", "Aadhaar [id-number]"),
         ("NINO AB 12 34 56 C", "NINO [id-number]"),
