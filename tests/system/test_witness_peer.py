@@ -28,8 +28,8 @@ def lives(port: str) -> bool:
 def web(make_home, start, until, free_port):
     """``web(home, port)``: a web process that answers. ``web.home(…)``: the home of one."""
 
-    def begin(home, port: str):
-        program = start(WEB, home.environment, home.path.parent / "web.log")
+    def begin(home, port: str, *prefix: str):
+        program = start([*prefix, *WEB], home.environment, home.path.parent / "web.log")
         until(lambda: program.process.poll() is not None or lives(port), 60, "the web process")
         assert program.process.poll() is None, program.text
         return program
@@ -64,9 +64,9 @@ def pair(web, tmp_path: Path):
     return peer, own, port
 
 
-def serve_and_log_in(web, own, port: str, times: int) -> str:
+def serve_and_log_in(web, own, port: str, times: int, *prefix: str) -> str:
     """What the service said meanwhile."""
-    service = web(own, port)
+    service = web(own, port, *prefix)
     for _ in range(times):
         answer = httpx.post(f"http://127.0.0.1:{port}/login", json={"username": "alice", "password": PASSWORD})
         assert answer.status_code == 200
@@ -101,3 +101,27 @@ def test_one_replica_witnesses_another_and_sees_its_rollback(web, pair, tmp_path
     assert (verify(own, held), own.run("audit", "verify").returncode) == (1, 0)
     shown = peer.run("audit", "show", "--action", "audit.witness", "--outcome", "denied", "-n", "0").stdout
     assert "not shown to begin" in shown
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_one_connection_that_is_opened_is_the_configured_one(web, pair, tmp_path: Path, until) -> None:
+    _, own, port = pair
+    trace = tmp_path / "trace"
+    # -D: strace is no parent, so that the service ends when it is told to.
+    strace = (
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "--seccomp-bpf",
+        "-e",
+        "trace=connect,sendto,sendmsg,sendmmsg",
+        "-o",
+        str(trace),
+    )
+    serve_and_log_in(web, own, port, 2, *strace)
+    until(lambda: "sa_family=AF_INET" in trace.read_text(), 10, "the trace")
+    peer_port = own.settings["CHATSVC_AUDIT__WITNESS_PEER_URL"].rpartition(":")[2]
+    to_hosts = [line for line in trace.read_text().splitlines() if "sa_family=AF_INET" in line]
+    assert [line for line in to_hosts if f"sin_port=htons({peer_port})" not in line] == []
+    assert [line for line in to_hosts if '"127.0.0.1"' not in line] == []
