@@ -191,7 +191,7 @@ def check(home: Home, told: Told) -> Mapping[str, object]:
     }
 
 
-_MUST_BE_EMPTY = (
+MUST_BE_EMPTY = (
     "answered_without_end",
     "begun_without_begin",
     "recorded_twice",
@@ -224,7 +224,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         result = run(Path(place) / "home", arguments.times, arguments.clients)
     print(json.dumps(result, indent=1))
-    missing = [name for name in _MUST_BE_EMPTY if result[name]]
+    missing = [name for name in MUST_BE_EMPTY if result[name]]
     if arguments.times >= 100:
         page.save("kills", result, table(result, time.monotonic() - started))
     sys.exit(f"not as it must be: {', '.join(missing)}" if missing else 0)
@@ -232,7 +232,7 @@ def main() -> None:
 
 def table(result: Mapping[str, object], seconds: float) -> str:
     """Markdown."""
-    lost = sum(len(found) if isinstance(found := result[name], list) else int(str(found)) for name in _MUST_BE_EMPTY)
+    lost = sum(len(found) if isinstance(found := result[name], list) else int(str(found)) for name in MUST_BE_EMPTY)
     names = ("kills", "answered", "streams_begun", "records", "closed_as_aborted")
     head = "| kill -9 | whole answers | streams begun | records | closed as aborted | lost, doubled or open | s |"
     return (

@@ -6,6 +6,7 @@ Knows nothing about what is asked of them.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def _vllm(supply: Supply) -> Iterator[Target]:
     server = [supply.vllm(), "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command = [*server, "--host", "127.0.0.1", "--port", str(port), *sizes]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{(os.cpu_count() or 1) - 1}"  # else it leaves a core to its front
     target = Target("vllm-cpu", "127.0.0.1", port, extra={"ignore_eos": True})
     with running(command, log, environment) as process:
         wait_for(target, "/health", process, log, timeout_s=600)

@@ -31,10 +31,11 @@ def test_a_model_is_compared_with_its_source_for_each_group_size(home: Path, tmp
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox " * 30)
     common = ["tiny", "--against", str(source), "--tokens", "96", "--window", "48", "--text", str(text)]
-    result = quality(*common, "--group-size", "0", "--group-size", "32", "--json")
+    openvino = ["--runner", "openvino", "--group-size", "0", "--group-size", "32"]
+    result = quality(*common, *openvino, "--json")
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
-    assert [row["group_size"] for row in answer["results"]] == [0, 32]
+    assert [(row["runner"], row["group_size"]) for row in answer["results"]] == [("openvino", 0), ("openvino", 32)]
     assert all(row["num_tokens"] == 94 and row["agreement"] > 0.5 for row in answer["results"])
     store.activate("tiny")
     shown = quality("--tokens", "96", "--window", "48", "--text", str(text))
@@ -46,9 +47,24 @@ def test_what_cannot_be_compared_names_the_remedy(home: Path, tmp_path: Path):
     assert "No model is active" in quality().output
     store = ModelStore(home / "models", home / "keys")
     store.import_path(tiny_qwen2(tmp_path / "tiny"), "tiny")
-    refused = quality("tiny")
+    refused = quality("tiny", "--runner", "openvino", "--tokens", "64", "--window", "64")
     assert refused.exit_code == 3
-    assert "converted" in refused.output
+    assert "convert" in refused.output
+    refused = quality("tiny", "--runner", "torch", "--group-size", "32", "--tokens", "64", "--window", "64")
+    assert refused.exit_code == 3
+    assert "--runner openvino" in refused.output
     store.import_path(tiny_gguf(tmp_path / "tiny.gguf"), "tiny-gguf")
     (tmp_path / "short.txt").write_text("a few words")
     assert "a window is" in quality("tiny-gguf", "--text", str(tmp_path / "short.txt")).output
+
+
+def test_safetensors_are_measured_with_whichever_runner_serves_them(home: Path, tmp_path: Path):
+    store = ModelStore(home / "models", home / "keys")
+    store.import_path(tiny_qwen2(tmp_path / "tiny"), "tiny")
+    common = ["tiny", "--tokens", "64", "--window", "64", "--json"]
+    for runner in ("auto", "torch", "torch-int8"):
+        result = quality(*common, "--runner", runner)
+        assert result.exit_code == 0, result.output
+        (row,) = json.loads(result.stdout)["results"]
+        assert row["runner"] == runner or runner == "auto"
+        assert row["num_tokens"] == 63

@@ -6,9 +6,21 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from chatsvc.engine.runners.quality import Forecast, compare, forecast_fp32, forecast_openvino, windows_of
+from chatsvc.engine.runners.native import library
+from chatsvc.engine.runners.quality import (
+    Forecast,
+    compare,
+    forecast_fp32,
+    forecast_native,
+    forecast_openvino,
+    forecast_torch,
+    windows_of,
+)
 from tests.models.ggufs import tiny_gguf
+from tests.shapes import tiny_qwen2
 
 
 def test_agreement_and_perplexity_are_over_all_windows():
@@ -33,4 +45,27 @@ def test_a_model_served_by_openvino_agrees_with_itself_in_fp32(tmp_path: Path):
     result = compare(truth, served)
     assert result.num_tokens == 78
     assert result.agreement > 0.9
+    assert result.perplexity == pytest.approx(result.reference_perplexity, rel=0.02)
+
+
+WINDOWS = [[(7 * number * number + start) % 250 + 3 for number in range(150)] for start in (0, 5)]
+
+
+@pytest.mark.skipif(bool(library.missing()), reason="the native runner does not serve here")
+def test_a_model_served_by_our_own_forward_pass_agrees_with_itself_in_fp32(tmp_path: Path):
+    shape = {"vocab_size": 260, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2}
+    torch.manual_seed(1)
+    path = tmp_path / "tiny"
+    Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, num_hidden_layers=2)).save_pretrained(path)
+    result = compare(forecast_fp32(path, WINDOWS), forecast_native(path, WINDOWS))
+    assert result.num_tokens == 298
+    assert result.agreement > 0.9
+    assert result.perplexity == pytest.approx(result.reference_perplexity, rel=0.02)
+
+
+@pytest.mark.parametrize(("int8", "least"), [(False, 1.0), (True, 0.9)])
+def test_a_model_served_by_torch_agrees_with_itself_in_fp32(tmp_path: Path, *, int8: bool, least: float):
+    path = tiny_qwen2(tmp_path / "tiny")
+    result = compare(forecast_fp32(path, WINDOWS), forecast_torch(path, WINDOWS, int8=int8))
+    assert result.agreement >= least
     assert result.perplexity == pytest.approx(result.reference_perplexity, rel=0.02)

@@ -2,19 +2,21 @@
 
 Both sides see the same text. At every position each says which token it would choose and how probable it holds the one
 that is there. Top-1 agreement is how often the two choices are equal; perplexity is e to the mean of -log probability.
-The candidate is asked through the pipeline that serves, with its KV cache's precision and its kernels.
+The candidate is asked through what serves, with its KV cache's precision and its kernels.
 Knows nothing about stores, settings or printing.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.pipeline import serving_properties
@@ -22,6 +24,7 @@ from chatsvc.models.quiet import import_openvino, refuse_telemetry
 
 _CACHE_SIZE_GB = 1
 _MAX_NUM_BATCHED_TOKENS = 2048
+_NATIVE_CHUNK_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,9 @@ def _perplexity(forecasts: Sequence[Forecast]) -> float:
 
 def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
     """The reference: torch in fp32, one forward pass a window. ``path`` is a safetensors folder or a GGUF file."""
-    refuse_telemetry()
-    import torch  # noqa: PLC0415 - an extra; only this function needs it
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - needs torch
+    import torch  # noqa: PLC0415 - an extra; only where it is needed
 
-    where = {"gguf_file": path.name} if path.is_file() else {}
-    folder = path.parent if path.is_file() else path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **where).eval()
+    model = _load_fp32(path)
     forecasts = []
     for window in windows:
         with torch.inference_mode():
@@ -81,6 +80,61 @@ def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast
         there = log_probs[torch.arange(len(window) - 1), torch.tensor(window[1:])]
         forecasts.append(Forecast(logits.argmax(dim=-1).tolist(), there.tolist()))
     return forecasts
+
+
+def forecast_torch(path: Path, windows: Sequence[Sequence[int]], *, int8: bool) -> list[Forecast]:
+    """The candidate: the torch runner's own forward pass, token by token as in decoding."""
+    import torch  # noqa: PLC0415 - an extra; only where it is needed
+
+    from chatsvc.engine.runners.torch_model import model_for  # noqa: PLC0415 - needs torch
+
+    model = model_for(_load_fp32(path), max_num_seqs=1, int8=int8)
+    forecasts = []
+    for window in windows:
+        cache = model.new_cache()
+        with torch.inference_mode():
+            logits = torch.stack([model.prefill([token], cache) for token in window[:-1]])
+        forecasts.append(_forecast(logits.numpy(), window))
+    return forecasts
+
+
+def _load_fp32(path: Path) -> Any:
+    refuse_telemetry()
+    import torch  # noqa: PLC0415 - an extra; only where it is needed
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415 - needs torch
+
+    where = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **where).eval()
+
+
+def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
+    """The candidate: our own forward pass, in chunks through its KV cache as a prompt goes."""
+    from chatsvc.engine.runners.native.checkpoint import open_checkpoint  # noqa: PLC0415 - only where it serves
+    from chatsvc.engine.runners.native.filling import fill  # noqa: PLC0415 - only where it serves
+    from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Room, Rows  # noqa: PLC0415 - only there
+
+    checkpoint = open_checkpoint(path)
+    longest = max(len(window) for window in windows)
+    pages = list(range(-(-longest // PAGE_TOKENS)))
+    num_threads = len(os.sched_getaffinity(0))
+    model = Model(checkpoint.shape, Room(longest, _NATIVE_CHUNK_TOKENS, len(pages), num_threads))
+    fill(model, checkpoint)
+    forecasts = []
+    for window in windows:
+        starts = range(0, len(window) - 1, _NATIVE_CHUNK_TOKENS)
+        chunks = [Rows(window[:-1][start : start + _NATIVE_CHUNK_TOKENS], start, pages) for start in starts]
+        logits = [model.forward([rows], range(len(rows.ids))) for rows in chunks]
+        forecasts.append(_forecast(np.concatenate(logits), window))
+    return forecasts
+
+
+def _forecast(logits: NDArray[np.float32], window: Sequence[int]) -> Forecast:
+    """From the logits behind every token of a window but the last, (tokens - 1, vocabulary)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    there = wide[np.arange(len(wide)), window[1:]] - np.log(np.exp(wide).sum(axis=1))
+    return Forecast(wide.argmax(axis=1).tolist(), there.tolist())
 
 
 def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: Mapping[str, object]) -> list[Forecast]:
