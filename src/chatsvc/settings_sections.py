@@ -112,6 +112,7 @@ class EngineSection(Section):
     prefill_chunk_tokens: Annotated[int, Field(ge=32)] = 256
     max_gap_ms: Count = 250
     memory_limit_mb: Annotated[int, Field(ge=0)] = 0
+    max_draft_tokens: Annotated[int, Field(ge=0, le=32)] = 7
     dynamic_quantization_group: Literal[0, 32, 64, 128] = 32
     num_threads: Annotated[int, Field(ge=0)] = 0
     stall_timeout_s: Seconds = 30

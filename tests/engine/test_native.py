@@ -172,3 +172,43 @@ def test_the_cache_takes_memory_only_when_it_is_used(native: NativeRunner, smoll
     runner = load(smollm2, cache_size_gb=8.0)
     assert cached_mib() - before < 1000
     assert len(runner._pages) * 32 > 200_000
+
+
+def steps_and_ids(runner: NativeRunner, work: Sequence[tuple[Sequence[int], Sampling]]) -> tuple[int, list[list[int]]]:
+    for number, (ids, sampling) in enumerate(work):
+        runner.add(number, ids, sampling, "steps")
+    results: list[list[int]] = [[] for _ in work]
+    num_steps = num_open = len(work)
+    num_steps = 0
+    while num_open:
+        num_steps += 1
+        for output in runner.step():
+            assert output.num_generated - len(output.token_ids) == (output.finish_reason == "stop")
+            results[output.sequence_id] += output.token_ids
+            num_open -= output.finish_reason is not None
+    return num_steps, results
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_guesses_change_no_token_and_save_steps(smollm2: ModelFolder, native: NativeRunner, temperature: float) -> None:
+    careful = load(smollm2, max_num_seqs=8, max_draft_tokens=0)
+    repeating = [504, 3575, 282, 4649, 314, 7042, 30] * 12
+    work = [
+        (repeating, Sampling(max_tokens=60, temperature=temperature, seed=3)),
+        (PARIS, Sampling(max_tokens=40, temperature=temperature, seed=4, presence_penalty=0.5)),
+    ]
+    num_careful, expected = steps_and_ids(careful, work)
+    num_guessing, guessed = steps_and_ids(native, work)
+    assert guessed == expected
+    assert num_careful == 60
+    assert num_guessing < 30 if temperature == 0 else num_guessing <= 60
+
+
+def test_an_answer_that_ends_inside_a_right_guess_ends_there(native: NativeRunner) -> None:
+    """The completion stands in the prompt already, its end included."""
+    answer = run(native, [(PARIS, GREEDY)])[0]
+    again = [*PARIS, *answer, 2, 198, *PARIS]
+    _, (ids,) = steps_and_ids(native, [(again, GREEDY)])
+    careful_ids = run(native, [(again, Sampling(max_tokens=len(ids), temperature=0, presence_penalty=1e-9))])[0]
+    assert ids == careful_ids
+    assert native.cache_usage() == 0

@@ -20,6 +20,7 @@ from chatsvc.engine.runners.choice import choose, load_runner
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.checkpoint import NotServed, obstacle, open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Model, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
@@ -302,3 +303,28 @@ def test_a_copied_folder_is_not_needed_once_it_is_loaded(tmp_path: Path) -> None
     runner.warm_up()
     runner.add(1, [5, 6, 7], Sampling(max_tokens=1, temperature=0), "")
     assert len(runner.step()) == 1
+
+
+# guesses
+
+
+def test_a_guess_is_what_followed_the_last_time() -> None:
+    ids = [1, 2, 3, 4, 5, 6, 9, 1, 2, 3]
+    drafter = Drafter(ids, 7)
+    assert drafter.propose(7) == [4, 5]  # short at first
+    drafter.learn(2, 2)
+    assert drafter.propose(7) == [4, 5, 6, 9, 1]
+    assert drafter.propose(3) == [4, 5, 6]
+    drafter.learn(5, 0)
+    assert drafter.propose(7) == [4]
+    ids.append(8)
+    assert drafter.propose(7) == []
+    ids += [7, 7, 1, 2, 3]
+    assert drafter.propose(7) == [8]  # the latest of several
+
+
+def test_no_guess_without_a_past_or_a_wish() -> None:
+    assert Drafter([1, 2], 7).propose(7) == []
+    assert Drafter([1, 2, 3, 1, 2, 3], 0).propose(7) == []
+    assert Drafter([1, 2, 3, 1, 2, 3], 7).propose(0) == []
+    assert Drafter([1, 2, 3, 1, 2, 3], 7).propose(-3) == []

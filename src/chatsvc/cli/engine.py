@@ -44,5 +44,6 @@ def runner_options(settings: Settings) -> RunnerOptions:
         num_threads=settings.engine.num_threads,
         max_gap_ms=settings.engine.max_gap_ms,
         memory_limit_mb=settings.engine.memory_limit_mb,
+        max_draft_tokens=settings.engine.max_draft_tokens,
         dynamic_quantization_group=settings.engine.dynamic_quantization_group,
     )

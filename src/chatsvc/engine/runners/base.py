@@ -25,6 +25,7 @@ class RunnerOptions:
         max_gap_ms: how long a running sequence may wait for its next token when a long prompt joins.
         num_threads: 0 leaves the choice to the library.
         memory_limit_mb: what the process may take in all; the KV cache gets what the model leaves. 0: no limit.
+        max_draft_tokens: the longest guess that a sequence's next pass checks, while few run; 0 guesses nothing.
         dynamic_quantization_group: activations that share a scale, in OpenVINO; larger is faster, less exact.
     """
 
@@ -35,6 +36,7 @@ class RunnerOptions:
     max_gap_ms: int = 250
     num_threads: int = 0
     memory_limit_mb: int = 0
+    max_draft_tokens: int = 7
     dynamic_quantization_group: int = 32
 
 

@@ -4,6 +4,8 @@ A step is one pass over a row for every sequence that has its prompt behind it a
 first come first served; the chunk follows from what the last steps took, so that running sequences do not stall. What a
 sequence gets does not depend, to the last bit, on its company, on chunks or on what was cached (csrc/native.h).
 
+While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
+
 A sequence joins when the cache has room for all it may need, prompt and completion, so none is ever thrown out.
 """
 
@@ -23,6 +25,7 @@ from chatsvc.engine.runners.base import RunnerOptions, StepOutput
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Floats, Model, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
@@ -33,6 +36,8 @@ from chatsvc.models.card import ModelCard
 
 # The process without weights and cache: Python, numpy, the model card, the buffers of a pass.
 _PROCESS_BYTES = 140 * MIB
+# Up to about so many rows a pass takes as long as reading the weights does.
+_MAX_GUESSING_ROWS = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +50,7 @@ class _Sequence:
     max_tokens: int
     key: str
     chooser: Chooser
+    drafter: Drafter
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     num_held: int = 0
@@ -55,8 +61,30 @@ class _Sequence:
         return len(self.ids) == self.num_prompt
 
     @property
-    def num_missing(self) -> int:
-        return len(self.ids) - self.num_held
+    def num_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.num_prompt + self.max_tokens - len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What a sequence puts into a pass: the next of its tokens, then guesses; behind how many of them one is chosen."""
+
+    sequence: _Sequence
+    ids: Sequence[int]
+    num_choices: int
+
+
+def _lay_out(turns: Sequence[_Turn]) -> tuple[list[Rows], list[int]]:
+    """The rows of a pass, and the numbers of those behind which a token is chosen."""
+    rows: list[Rows] = []
+    chosen_rows: list[int] = []
+    end = 0
+    for turn in turns:
+        end += len(turn.ids)
+        rows.append(Rows(turn.ids, turn.sequence.num_held, turn.sequence.pages))
+        chosen_rows += range(end - turn.num_choices, end)
+    return rows, chosen_rows
 
 
 class NativeRunner:
@@ -92,7 +120,7 @@ class NativeRunner:
         self._running: dict[int, _Sequence] = {}
         room = Room(
             max_tokens=card.context_length,
-            max_rows=options.prefill_chunk_tokens + options.max_num_seqs,
+            max_rows=options.prefill_chunk_tokens + max(options.max_num_seqs, _MAX_GUESSING_ROWS),
             num_pages=len(self._pages),
             num_threads=options.num_threads or len(os.sched_getaffinity(0)),
         )
@@ -116,10 +144,10 @@ class NativeRunner:
         num_tokens = len(prompt_ids) + sampling.max_tokens
         if num_tokens > self.card.context_length or self._num_pages(num_tokens) > len(self._pages):
             raise ValueError(f"{num_tokens} tokens do not fit the context or the cache")
+        ids = list(prompt_ids)
         chooser = Chooser(sampling, self._model.largest)
-        self._waiting.append(
-            _Sequence(sequence_id, list(prompt_ids), len(prompt_ids), sampling.max_tokens, sharing_key, chooser)
-        )
+        drafter = Drafter(ids, self._options.max_draft_tokens)
+        self._waiting.append(_Sequence(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter))
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
@@ -131,19 +159,18 @@ class NativeRunner:
     def step(self) -> list[StepOutput]:
         """One pass over what is running, after those have joined for whom there is room."""
         self._join_waiting()
-        batch, chosen_rows = self._plan()
-        if not batch:
+        turns = self._plan()
+        if not turns:
             return []
         started = self._clock()
-        logits = self._model.forward([rows for _, rows in batch], chosen_rows)
-        prompts = [(one, rows) for one, rows in batch if one.is_prefilling]
-        outputs = self._take_in(batch, logits)
-        self._steering.note(
-            self._clock() - started,
-            sum(len(rows.ids) for _, rows in prompts),
-            max((rows.start + len(rows.ids) for _, rows in prompts), default=0),
-            is_decoding=len(prompts) < len(batch),
-        )
+        rows, chosen_rows = _lay_out(turns)
+        logits = self._model.forward(rows, chosen_rows)
+        prompts = [turn for turn in turns if turn.sequence.is_prefilling]
+        num_prompt_tokens = sum(len(turn.ids) for turn in prompts)
+        position = max((turn.sequence.num_held + len(turn.ids) for turn in prompts), default=0)
+        outputs = self._take_in(turns, logits)
+        is_decoding = len(prompts) < len(turns)
+        self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
         return outputs
 
     def cache_usage(self) -> float:
@@ -167,47 +194,62 @@ class NativeRunner:
         sequence.num_shared = sequence.num_held = len(shared) * PAGE_TOKENS
         return True
 
-    def _plan(self) -> tuple[list[tuple[_Sequence, Rows]], list[int]]:
-        """Who gets how many rows, and behind which rows a token is chosen."""
+    def _plan(self) -> list[_Turn]:
+        """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
         decoding = [one for one in self._running.values() if not one.is_prefilling]
-        batch = [(one, Rows(one.ids[-1:], one.num_held, one.pages)) for one in decoding]
-        chosen_rows = list(range(len(decoding)))
-        num_rows = len(decoding)
-        left = -1
-        for one in self._running.values():
-            if one.is_prefilling and left:
-                if left < 0:
-                    left = self._steering.chunk(one.num_held, is_decoding=bool(decoding))
-                taken = min(one.num_missing, left)
-                left -= taken
-                num_rows += taken
-                batch.append((one, Rows(one.ids[one.num_held : one.num_held + taken], one.num_held, one.pages)))
-                if taken == one.num_missing:
-                    chosen_rows.append(num_rows - 1)
-        return batch, chosen_rows
+        prefilling = [one for one in self._running.values() if one.is_prefilling]
+        left = 0 if prefilling else _MAX_GUESSING_ROWS - len(decoding)
+        turns = []
+        for one in decoding:
+            guesses = one.drafter.propose(min(left, one.num_left - 1))
+            left -= len(guesses)
+            turns.append(_Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
+        left = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding)) if prefilling else 0
+        for one in prefilling:
+            ids = one.ids[one.num_held : one.num_held + left]
+            left -= len(ids)
+            if ids:
+                turns.append(_Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt)))
+        return turns
 
-    def _take_in(self, batch: Sequence[tuple[_Sequence, Rows]], logits: Floats) -> list[StepOutput]:
+    def _take_in(self, turns: Sequence[_Turn], logits: Floats) -> list[StepOutput]:
         outputs: list[StepOutput] = []
-        for sequence, rows in batch:
-            sequence.num_held += len(rows.ids)
-            self._name_full_pages(sequence)
-            if sequence.num_missing == 0:
-                outputs.append(self._choose(sequence, logits[len(outputs)]))
+        first = 0
+        for turn in turns:
+            if turn.num_choices:
+                outputs.append(self._choose(turn, logits[first : first + turn.num_choices]))
+                first += turn.num_choices
+            else:
+                turn.sequence.num_held += len(turn.ids)
+            self._name_full_pages(turn.sequence)
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.cancel(output.sequence_id)
         return outputs
 
-    def _choose(self, sequence: _Sequence, logits: Floats) -> StepOutput:
+    def _choose(self, turn: _Turn, logits: Floats) -> StepOutput:
+        """Choose behind every row as long as the guess in the next one was right."""
+        sequence = turn.sequence
         num_cached = sequence.num_shared if sequence.is_prefilling else 0
-        token = sequence.chooser.choose(logits)
-        sequence.ids.append(token)
+        guesses = turn.ids[len(turn.ids) - turn.num_choices + 1 :]
+        sequence.num_held += len(turn.ids) - turn.num_choices
         reason: FinishReason | None = None
-        if token in self._eos:
-            reason = "stop"
-        elif len(sequence.ids) - sequence.num_prompt >= sequence.max_tokens:
-            reason = "length"
-        if reason is not None:
-            self.cancel(sequence.number)
-        ids = () if reason == "stop" else (token,)
-        return StepOutput(sequence.number, ids, 1, reason, num_cached_tokens=num_cached)
+        chosen: list[int] = []
+        for row, guess in zip(logits, [*guesses, None], strict=True):
+            chosen.append(sequence.chooser.choose(row))
+            sequence.ids.append(chosen[-1])
+            sequence.num_held += 1
+            reason = self._end_of(sequence)
+            if reason is not None or chosen[-1] != guess:
+                break
+        sequence.drafter.learn(len(guesses), len(chosen) - 1)
+        ids = chosen[:-1] if reason == "stop" else chosen
+        return StepOutput(sequence.number, ids, len(chosen), reason, num_cached_tokens=num_cached)
+
+    def _end_of(self, sequence: _Sequence) -> FinishReason | None:
+        if sequence.ids[-1] in self._eos:
+            return "stop"
+        return "length" if sequence.num_left == 0 else None
 
     def _name_full_pages(self, sequence: _Sequence) -> None:
         num_named = len(sequence.names)
