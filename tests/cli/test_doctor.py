@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from chatsvc import pidfile
 from chatsvc.cli import checks, memory
 from chatsvc.cli.main import main
+from chatsvc.engine.runners.native import library
 from chatsvc.settings import Settings, load
 
 
@@ -62,6 +63,13 @@ def test_packages_are_compared_with_what_was_tested(monkeypatch: pytest.MonkeyPa
     ]
     monkeypatch.setattr(checks.importlib.metadata, "requires", lambda _name: ["rich"])
     assert levels(checks.packages()) == {"packages": "good"}
+
+
+def test_the_runner_that_serves_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "missing", lambda: "")
+    assert [finding.message for finding in checks.runner()] == ["native"]
+    monkeypatch.setattr(library, "missing", lambda: "the processor has no avx512_vnni")
+    assert [finding.message for finding in checks.runner()] == ["openvino, because the processor has no avx512_vnni"]
 
 
 def test_a_processor_without_fast_instructions_is_told(tmp_path: Path) -> None:

@@ -89,6 +89,14 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding("processor", "good", f"{cores} cores, {', '.join(useful)}")
 
 
+def runner() -> Iterator[Finding]:
+    """Which runner serves GGUF files and safetensors here."""
+    from chatsvc.engine.runners.native import library
+
+    missing = library.missing()
+    yield Finding("runner", "good", f"openvino, because {missing}" if missing else "native")
+
+
 def room(settings: Settings) -> Iterator[Finding]:
     """Memory and disk."""
     free = memory.available_bytes()

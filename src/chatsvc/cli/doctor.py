@@ -41,7 +41,7 @@ def command(as_json: bool) -> None:
 def _examine() -> Iterator[Finding]:
     from chatsvc.cli import checks
 
-    yield from chain(checks.python(), checks.packages(), checks.processor())
+    yield from chain(checks.python(), checks.packages(), checks.processor(), checks.runner())
     try:
         settings = load()
     except ConfigurationInvalid as error:
