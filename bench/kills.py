@@ -117,14 +117,14 @@ class Clients:
                 "X-Request-Id": request_id,
             }
             connection.request("POST", "/chat/stream" if streams else "/chat", body, headers)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                answer.read()
-            elif not streams:
-                answer.read()
-                self.told.answered.add(request_id)
-            else:
-                self._read(answer, request_id)
+            with connection.getresponse() as answer:
+                if answer.status != 200:
+                    answer.read()
+                elif not streams:
+                    answer.read()
+                    self.told.answered.add(request_id)
+                else:
+                    self._read(answer, request_id)
         finally:
             connection.close()
 

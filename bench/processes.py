@@ -62,13 +62,14 @@ def wait_for(target: Target, path: str, process: subprocess.Popen[bytes], log: P
     """
     until = time.monotonic() + timeout_s
     while time.monotonic() < until and process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = target.connect(timeout_s=5)
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            contextlib.closing(target.connect(timeout_s=5)) as connection,
+        ):
             connection.request("GET", path)
-            status = connection.getresponse().status
-            connection.close()
-            if status == 200:
-                return
+            with connection.getresponse() as answer:
+                if answer.status == 200:
+                    return
         time.sleep(0.25)
     ending = log.read_text(encoding="utf-8", errors="replace")[-3000:]
     raise RuntimeError(f"{target.name} did not become ready; its log ends:\n{ending}")

@@ -13,6 +13,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
+from bench import kills
+
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 QUERY = {"query": "What is the capital of France?", "max_tokens": 3, "temperature": 0}
@@ -131,3 +133,11 @@ def test_a_stop_signs_everything(audited) -> None:
     verified = json.loads(audited.home.run("audit", "verify", "--json").stdout)
     assert [each["num_covered"] == each["num_records"] for each in verified["logs"]] == [True] * len(verified["logs"])
     assert verified["logs"][0]["num_open"] == 0
+
+
+def test_gunicorn_killed_again_and_again_loses_nothing_that_a_client_relied_on(tmp_path) -> None:
+    """The hundred are ``python -m bench.kills``; here it is done six times."""
+    result = kills.run(tmp_path / "home", times=6, clients=4)
+    assert result["answered"]
+    assert result["streams_begun"]
+    assert {name: result[name] for name in kills.MUST_BE_EMPTY if result[name]} == {}
