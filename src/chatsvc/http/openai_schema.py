@@ -28,7 +28,7 @@ Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
 
 
 def _asks_for_nothing(value: Any) -> Any:
-    if value not in (None, False, [], {}):
+    if value not in (None, False, 0, [], {}):
         raise ValueError("this is not supported here yet; leave it out")
     return value
 
@@ -41,7 +41,7 @@ def _only_text(value: Any) -> Any:
 
 # Known to OpenAI, not to us.
 Unsupported = Annotated[
-    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, [], {}]}), Field(default=None)
+    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, 0, [], {}]}), Field(default=None)
 ]
 TextOnly = Annotated[
     Any, AfterValidator(_only_text), WithJsonSchema({"enum": [None, {"type": "text"}, ["text"]]}), Field(default=None)

@@ -70,9 +70,10 @@ _OFFSET = _query("offset", {"type": "integer", "minimum": 0, "maximum": MAX_OFFS
 _PAGE = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "How many at most.")
 _AFTER = _query("after", {"type": "string"}, "The last name of the page before.")
 _ACCOUNT = _query("account", {"type": "string"}, "Only those of this account.")
-_FROM = _query("from", {"type": "string"}, "The first moment, ISO 8601.")
+_MOMENT = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
+_FROM = _query("from", _MOMENT, "The first moment, ISO 8601.")
 _ORIGIN = {**_query("origin", {"type": "string", "minLength": 1}, "The log's name."), "required": True}
-_TO = _query("to", {"type": "string"}, "The first moment that is left out, ISO 8601.")
+_TO = _query("to", _MOMENT, "The first moment that is left out, ISO 8601.")
 
 _NOT_OK = {
     "503": {
