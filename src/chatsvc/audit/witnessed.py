@@ -104,14 +104,16 @@ class Witnessed:
 def _check(held: Checkpoint | None, new: Checkpoint, submission: Submission) -> None:
     size = held.size if held else 0
     if submission.old_size != size:  # (2)
-        raise HeadRefused(f"The head held here is of {size} records, not {submission.old_size}.")
+        raise HeadRefused(f"The head held here is of {size} records.")
     if held is None:
         if submission.proof:
             raise HeadRefused("Nothing was seen of this log, so there is nothing to prove.")
         return
     if new.size < size or (new.size == size and new.root != held.root):  # (3)
-        raise HeadRefused(f"The head held here is of {size} records already, and this is another log of {new.size}.")
+        raise HeadRefused(
+            f"The head held here is of {size} records; this one is older, or of another log of that length."
+        )
     try:
         verify_consistency(size, new.size, submission.proof, held.root, new.root)  # (4)
     except ProofInvalid:
-        raise HeadRefused(f"The log of {new.size} records is not shown to begin with the {size} seen here.") from None
+        raise HeadRefused(f"The log is not shown to begin with the {size} records seen here.") from None
