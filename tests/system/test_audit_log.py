@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -141,3 +143,51 @@ def test_gunicorn_killed_again_and_again_loses_nothing_that_a_client_relied_on(t
     assert result["answered"]
     assert result["streams_begun"]
     assert {name: result[name] for name in kills.MUST_BE_EMPTY if result[name]} == {}
+
+
+WEB = [sys.executable, "-m", "chatsvc.cli.main", "serve", "--only", "web"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_disk_that_fails_gives_503_until_a_restart_and_loses_nothing(make_home, start, until, free_port) -> None:
+    """What docs/audit-format.md says of an fsync error, in the real web process; the kernel injects it."""
+    port, password = str(free_port()), "alice's long password"
+    home = make_home("failing", GUARD__ALLOWED_NETWORKS='["127.0.0.1"]', SERVER__PORT=port)
+    home.add_account("alice", password, "user")
+
+    def log_in() -> httpx.Response:
+        return httpx.post(f"http://127.0.0.1:{port}/login", json={"username": "alice", "password": password})
+
+    def lives() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+        return False
+
+    def served(*prefix: str):
+        program = start([*prefix, *WEB], home.environment, home.path.parent / "web.log")
+        until(lambda: program.process.poll() is not None or lives(), 60, "the web process")
+        assert program.process.poll() is None, program.text
+        return program
+
+    served().stop()
+    (segment,) = (home.path / "audit").glob("audit-*.jsonl")
+    fault = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=12+", "-P", str(segment))
+    service = served("strace", "-D", "-f", "-qq", "-o", "/dev/null", *fault)
+    answers: list[httpx.Response] = []
+    until(lambda: answers.append(log_in()) or answers[-1].status_code != 200, 60, "the fault")
+    assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "audit_unavailable")
+    assert log_in().status_code == 503
+    health = httpx.get(f"http://127.0.0.1:{port}/healthz")
+    assert health.status_code == 503
+    assert health.json()["reason"].startswith("the audit log cannot be written")
+    service.stop()
+
+    service = served()
+    assert log_in().status_code == 200
+    service.stop()
+    shown = home.run("audit", "show", "--action", "auth.login", "--json", "-n", "0").stdout.splitlines()
+    allowed = {each["request_id"] for line in shown if (each := json.loads(line))["outcome"] == "allowed"}
+    acknowledged = {answer.headers["X-Request-Id"] for answer in answers if answer.status_code == 200}
+    assert acknowledged
+    assert acknowledged <= allowed
+    assert home.run("audit", "verify").returncode == 0
