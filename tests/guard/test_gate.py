@@ -16,6 +16,7 @@ from chatsvc.errors import (
 )
 from chatsvc.guard.admission import duration_text
 from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.directory import Vouched
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, Principal, scope
 from chatsvc.guard.room import Room
@@ -170,6 +171,31 @@ def test_2_a_store_that_cannot_say_is_503_never_not_revoked(gate, guard, pair, k
             gate.authenticate(bearer(token), ANY_PRINCIPAL)
     with pytest.raises(AuthenticationFailed):
         gate.authenticate(bearer("a.b.c"), ANY_PRINCIPAL)  # a denial stays a denial
+
+
+class Issuer:
+    """Vouches for an account, whatever it is shown."""
+
+    def __init__(self, account_id):
+        self.vouched = Vouched(account_id, 2**40)
+
+    def check_bearer(self, token):
+        return self.vouched
+
+
+def test_2_an_account_that_another_issuer_vouches_for_must_still_be_there_and_enabled(guard, options, ada):
+    gate = guard.gate(options, Room(2, 4, 3), lambda *_: None, issuer=Issuer(ada["id"]))
+    admission = gate.admit(gate.authenticate(bearer("their.own.token"), CHAT))
+    assert admission.principal.name == "ada"
+    assert not admission.is_revoked()
+    guard.accounts.set_disabled("ada", disabled=True)
+    assert admission.is_revoked()
+    admission.release()
+    with pytest.raises(AuthenticationFailed):
+        gate.authenticate(bearer("their.own.token"), CHAT)
+    guard.accounts.remove("ada")
+    with pytest.raises(AuthenticationFailed):
+        gate.authenticate(bearer("their.own.token"), CHAT)
 
 
 def test_3_a_principal_without_the_scope_is_refused(gate, guard, pair):

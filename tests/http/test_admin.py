@@ -160,7 +160,9 @@ def test_limits_are_set_and_shown(call, client, alice, audited):
     assert client.get("/me", headers=alice).json["limits"]["requests_per_minute"] == 7
     call("PUT", "/limits/alice", {})
     assert call("GET", "/limits")[1]["accounts"] == {}
-    assert len(audited("admin.account.limits")) == 2
+    first, second = (record["details"] for record in audited("admin.account.limits"))
+    assert (first["before"]["tokens_per_day"], first["after"]["tokens_per_day"]) == (None, 70)
+    assert (second["before"], second["after"]["tokens_per_day"]) == (first["after"], None)
 
 
 def test_keys_are_made_rotated_and_revoked(call, client, audited):
@@ -191,7 +193,9 @@ def test_who_is_in_is_listed_and_one_session_can_be_ended(call, client, alice, a
     assert call("DELETE", f"/sessions/{sessions[0]['sid']}")[0] == 204
     assert client.get("/me", headers=alice).status_code == 401
     assert len(call("GET", "/sessions")[1]["sessions"]) == 1
-    assert len(audited("admin.session.end")) == 1
+    (ended,) = audited("admin.session.end")
+    assert ended["details"]["before"] == {name: str(value) for name, value in sessions[0].items()}
+    assert ended["details"]["after"] is None
 
 
 def test_an_engine_that_is_not_ready_is_shown_as_such(call):
