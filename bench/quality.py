@@ -6,8 +6,9 @@ The same measurement as ``chatsvc bench quality``, over the formats and group si
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,17 @@ from bench import page
 from bench.processes import end_on_sigterm
 from bench.supply import Supply, default_cache
 from chatsvc.cli.bench import manual
-from chatsvc.engine.runners.quality import compare, forecast_fp32, forecast_openvino, windows_of
-from chatsvc.models import embedded
-from chatsvc.models.store import ModelStore
+from chatsvc.engine.runners.quality import (
+    Forecast,
+    compare,
+    forecast_fp32,
+    forecast_native,
+    forecast_openvino,
+    forecast_torch,
+    windows_of,
+)
 
+Forecaster = Callable[[Sequence[Sequence[int]]], list[Forecast]]
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _WINDOW = 528
 # What says how the model is built; the rest of a configuration that came from GGUF says that it did.
@@ -38,33 +46,42 @@ def main() -> None:
     """Measure and write."""
     end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=2 * _WINDOW)
+    parser.add_argument("--tokens", type=int, default=4 * _WINDOW)
     parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--not-kept", action="store_true", help="only print")
     arguments = parser.parse_args()
     supply = Supply(arguments.cache)
-    store = ModelStore(supply.cache / "store" / "models", supply.cache / "store" / "keys")
-    served = embedded.ensure(store, cache=supply.cache)
-    (original,) = supply.cache.glob(f"{embedded.SHA256[:16]}-*.gguf")
+    served, original = supply.embedded()
     tokenizer = Tokenizer.from_str(served.card().tokenizer_json.decode())
     windows = windows_of(tokenizer.encode(manual(), add_special_tokens=False).ids[: arguments.tokens], _WINDOW)
     truth = forecast_fp32(original, windows)
     rows = []
-    for title, path, properties in _candidates(supply, original, served.path / "model.gguf"):
-        result = compare(truth, forecast_openvino(path, windows, properties))
+    for title, forecast in _candidates(supply, original, served.path / "model.gguf"):
+        result = compare(truth, forecast(windows))
         rows.append({"served": title, **asdict(result)})
         print(title, result, flush=True)
-    page.save("quality", {"rows": rows}, _table(rows))
+    if not arguments.not_kept:
+        page.save("quality", {"rows": rows}, _table(rows))
 
 
-def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[str, Path, Mapping[str, object]]]:
-    yield "GGUF as imported (Q4_1 rewritten as Q8_0), group 32", served, {_GROUP_SIZE: 32}
-    yield "GGUF as imported, no dynamic quantisation", served, {_GROUP_SIZE: 0}
-    yield "GGUF Q4_1 as it was, group 32", original, {_GROUP_SIZE: 32}
+def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[str, Forecaster]]:
     source = _as_hugging_face(original, supply.cache / "smollm2")
+    yield "native, GGUF as served", partial(forecast_native, served)
+    yield "native, the same weights as safetensors fp32", partial(forecast_native, source)
+    yield "torch int8", partial(forecast_torch, source, int8=True)
+    for title, path, group in _of_openvino(supply, original, served, source):
+        yield f"OpenVINO, {title}", partial(forecast_openvino, path, properties={_GROUP_SIZE: group})
+
+
+def _of_openvino(supply: Supply, original: Path, served: Path, source: Path) -> Iterator[tuple[str, Path, int]]:
+    """Title, weights, the group of dynamic quantisation."""
+    yield "GGUF as imported (Q4_1 rewritten as Q8_0), group 32", served, 32
+    yield "GGUF as imported, no dynamic quantisation", served, 0
+    yield "GGUF Q4_1 as it was, group 32", original, 32
     for group in (0, 32, 64, 128):
         title = f"converted int8, group {group}" if group else "converted int8, no dynamic quantisation"
-        yield title, supply.converted(source, "int8"), {_GROUP_SIZE: group}
-    yield "converted int4, group 64", supply.converted(source, "int4"), {_GROUP_SIZE: 64}
+        yield title, supply.converted(source, "int8"), group
+    yield "converted int4, group 64", supply.converted(source, "int4"), 64
 
 
 def _as_hugging_face(original: Path, folder: Path) -> Path:
