@@ -156,7 +156,7 @@ def test_the_cache_is_sized_from_the_memory_limit(smollm2: ModelFolder) -> None:
     needed_mb = int(raised.value.message.split("it needs ")[1].split()[0])
     with smollm2.weights() as path:
         runner = NativeRunner(path, smollm2.card(), RunnerOptions(memory_limit_mb=needed_mb))
-    assert 2048 <= len(runner._pages) * PAGE_TOKENS < 2200
+    assert 2048 <= runner.card.context_length == len(runner._pages) * PAGE_TOKENS < 2200
     runner._options = RunnerOptions(memory_limit_mb=1)  # as if it had taken more than was thought
     with pytest.raises(OperatorError, match="it takes"):
         runner.warm_up()

@@ -104,7 +104,6 @@ class NativeRunner:
     def __init__(
         self, path: Path, card: ModelCard, options: RunnerOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.card = msgspec.structs.replace(card, runner="native")
         self.max_num_seqs = options.max_num_seqs
         self._options = options
         self._clock = clock
@@ -115,11 +114,14 @@ class NativeRunner:
         page_bytes = library.page_bytes(checkpoint.shape)
         fixed_bytes = library.weights_bytes(checkpoint.shape) + _PROCESS_BYTES
         self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, card.context_length, options))
+        # Whoever asks for more than the cache holds is told so like one who asks for more than the model knows.
+        context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
+        self.card = msgspec.structs.replace(card, runner="native", context_length=context_length)
         self._num_cache_bytes = len(self._pages) * page_bytes
         self._waiting: list[_Sequence] = []
         self._running: dict[int, _Sequence] = {}
         room = Room(
-            max_tokens=card.context_length,
+            max_tokens=context_length,
             max_rows=options.prefill_chunk_tokens + max(options.max_num_seqs, _MAX_GUESSING_ROWS),
             num_pages=len(self._pages),
             num_threads=options.num_threads or len(os.sched_getaffinity(0)),
@@ -141,9 +143,8 @@ class NativeRunner:
         """Take a sequence in."""
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary_size:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
-        num_tokens = len(prompt_ids) + sampling.max_tokens
-        if num_tokens > self.card.context_length or self._num_pages(num_tokens) > len(self._pages):
-            raise ValueError(f"{num_tokens} tokens do not fit the context or the cache")
+        if len(prompt_ids) + sampling.max_tokens > self.card.context_length:
+            raise ValueError(f"{len(prompt_ids) + sampling.max_tokens} tokens do not fit the context")
         ids = list(prompt_ids)
         chooser = Chooser(sampling, self._model.largest)
         drafter = Drafter(ids, self._options.max_draft_tokens)

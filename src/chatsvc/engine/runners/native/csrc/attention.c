@@ -73,9 +73,10 @@ void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot,
 void quantise_query(query *q, int8_t *bytes, const float *head, int head_size) {
     q->bytes = bytes;
     q->scale = to_bytes(bytes, head, head_size) / sqrtf((float)head_size);
-    int sum = 0;
-    for (int d = 0; d < head_size; d++) sum += bytes[d];
-    q->offset = -128 * sum;
+    __m512i sums = _mm512_setzero_si512();
+    for (int d = 0; d < head_size; d += GROUP)
+        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(bytes + d));
+    q->offset = -128 * _mm512_reduce_add_epi32(sums);
 }
 
 INLINE __m512i broadcast_four(const void *bytes) {
@@ -107,31 +108,40 @@ INLINE void score_tile(const uint8_t *keys, int tile, const query *queries, cons
     }
 }
 
+/* The weights of one tile's tokens for one query, as steps of 255, four tokens to a register; returns a step's size. */
+INLINE float weigh_tile(__m512 score, __m512 most, __m512 value_scales, __m512 *sum, __m512i *four_steps) {
+    const __m512 probability = exp_vector(_mm512_sub_ps(score, most));
+    *sum = _mm512_add_ps(*sum, probability);
+    const __m512 weight = _mm512_mul_ps(probability, value_scales);
+    const float largest_weight = _mm512_reduce_max_ps(weight);
+    const __m512 factor = _mm512_set1_ps(largest_weight > 0 ? 255.0f / largest_weight : 0.0f);
+    const __m128i steps = _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(_mm512_mul_ps(weight, factor)));
+    four_steps[0] = _mm512_broadcastd_epi32(steps);
+    four_steps[1] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(steps, 1));
+    four_steps[2] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(steps, 2));
+    four_steps[3] = _mm512_broadcastd_epi32(_mm_shuffle_epi32(steps, 3));
+    return largest_weight / 255.0f;
+}
+
 /* Add one tile's values, weighted, to the queries' outputs; `sums` collects the probabilities. */
 INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const int head_size, const float *scores,
                      size_t stride, const __m512 *most, __m512 *sums, __m512 (*outputs)[8]) {
     const uint8_t *values = keys + (size_t)LANES * head_size;
     const __m512 value_scales = _mm512_loadu_ps((const float *)(values + (size_t)LANES * head_size) + LANES);
-    for (int q = 0; q < num_queries; q++) {
-        const __m512 score = _mm512_loadu_ps(scores + q * stride + (size_t)tile * LANES);
-        const __m512 probability = exp_vector(_mm512_sub_ps(score, most[q]));
-        sums[q] = _mm512_add_ps(sums[q], probability);
-        const __m512 weight = _mm512_mul_ps(probability, value_scales);
-        const float largest = _mm512_reduce_max_ps(weight);
-        const __m512 factor = _mm512_set1_ps(largest > 0 ? 255.0f / largest : 0.0f);
-        uint8_t steps[LANES];
-        _mm_storeu_si128((__m128i *)steps, _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(_mm512_mul_ps(weight, factor))));
-        const __m512 step = _mm512_set1_ps(largest / 255.0f);
-        __m512i four_steps[4];
-        for (int i = 0; i < 4; i++) four_steps[i] = broadcast_four(steps + 4 * i);
-        for (int j = 0; j < head_size / LANES; j++) {
+    __m512i four_steps[QUERIES][4];
+    float step[QUERIES];
+    for (int q = 0; q < num_queries; q++)
+        step[q] = weigh_tile(_mm512_loadu_ps(scores + q * stride + (size_t)tile * LANES), most[q], value_scales,
+                             &sums[q], four_steps[q]);
+#pragma GCC unroll 8
+    for (int j = 0; j < head_size / LANES; j++)
+        for (int q = 0; q < num_queries; q++) {
             __m512i dots = _mm512_setzero_si512();
             for (int i = 0; i < 4; i++)
-                dots = _mm512_dpbusd_epi32(dots, four_steps[i],
+                dots = _mm512_dpbusd_epi32(dots, four_steps[q][i],
                                            _mm512_loadu_si512(values + (size_t)i * 4 * head_size + j * 64));
-            outputs[q][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), step, outputs[q][j]);
+            outputs[q][j] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), _mm512_set1_ps(step[q]), outputs[q][j]);
         }
-    }
 }
 
 INLINE void prefetch_tile(const uint8_t *bytes, size_t size) {

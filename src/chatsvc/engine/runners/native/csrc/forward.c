@@ -104,9 +104,10 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
 }
 
 static void prepare_heads(const pass *p, _Atomic int32_t *counter, int layer) {
-    const int num_kv_heads = p->m->shape.num_kv_heads;
-    for (int piece, last; take(counter, p->batch->num_rows * num_kv_heads, 1, &piece, &last);)
-        prepare_head(p, layer, piece / num_kv_heads, piece % num_kv_heads);
+    const int num_kv_heads = p->m->shape.num_kv_heads, num_pieces = p->batch->num_rows * num_kv_heads;
+    const int size = num_pieces / (team_size(p->m->team) * 8) + 1; /* rows beside each other share cache tiles */
+    for (int first, last; take(counter, num_pieces, size, &first, &last);)
+        for (int piece = first; piece < last; piece++) prepare_head(p, layer, piece / num_kv_heads, piece % num_kv_heads);
 }
 
 static void attend_all(const pass *p, _Atomic int32_t *counter, int layer, int thread) {
