@@ -15,7 +15,7 @@ files or where keys come from. The public test vectors are all in the tests.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -31,6 +31,7 @@ _NONCE_BYTES = 12
 _COMMITMENT_BYTES = 32
 _TAG_BYTES = 16
 _SEALED_CHUNK_BYTES = CHUNK_BYTES + _TAG_BYTES
+_BLOCK_BYTES = 64 * _SEALED_CHUNK_BYTES  # read at a time
 HEADER_BYTES = SALT_BYTES + _COMMITMENT_BYTES
 _LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 
@@ -74,10 +75,21 @@ def plaintext_bytes(message_bytes: int) -> int:
     return num_full * CHUNK_BYTES + rest - _TAG_BYTES
 
 
-def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: bytes) -> None:
+def _nothing(_: memoryview) -> None:
+    pass
+
+
+def decrypt_into(
+    reader: BinaryIO,
+    buffer: memoryview,
+    key: bytes,
+    context: bytes,
+    on_piece: Callable[[memoryview], object] = _nothing,
+) -> None:
     """Decrypt the message that ``reader`` holds to its end into a buffer of exactly :func:`plaintext_bytes`.
 
-    After an error nothing in the buffer may be used.
+    ``on_piece`` is given each piece of the buffer, in order, once it is there. After an error nothing in the buffer may
+    be used.
 
     Raises:
         MessageInvalid: see there.
@@ -89,19 +101,20 @@ def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: byte
     if not hmac.compare_digest(keys.commitment, header[SALT_BYTES:]):
         raise MessageInvalid
     index = written = 0
-    while True:
-        chunk = _read_exactly(reader, _SEALED_CHUNK_BYTES)
-        size = len(chunk) - _TAG_BYTES
-        if size < 0 or written + size > len(buffer):
-            raise MessageInvalid
-        try:
-            keys.cipher.decrypt_into(keys.nonce(index), chunk, None, buffer[written : written + size])
-        except InvalidTag as error:
-            raise MessageInvalid from error
-        written += size
-        if size < CHUNK_BYTES:
-            break
-        index += 1
+    size = CHUNK_BYTES
+    while size == CHUNK_BYTES:
+        block, start = memoryview(_read_exactly(reader, _BLOCK_BYTES)), written
+        for place in range(0, len(block) or 1, _SEALED_CHUNK_BYTES):
+            chunk = block[place : place + _SEALED_CHUNK_BYTES]
+            size = len(chunk) - _TAG_BYTES
+            if size < 0 or written + size > len(buffer):
+                raise MessageInvalid
+            try:
+                keys.cipher.decrypt_into(keys.nonce(index), chunk, None, buffer[written : written + size])
+            except InvalidTag as error:
+                raise MessageInvalid from error
+            written, index = written + size, index + 1
+        on_piece(buffer[start:written])
     if written != len(buffer):
         raise MessageInvalid
 

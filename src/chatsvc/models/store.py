@@ -20,6 +20,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,17 +114,27 @@ class ModelFolder:
         """
         signed, _ = self._manifest()
         found = self._description(signed)
-        manifest.check(self.path, signed, full=found.sealed)
         with self._opened(signed, found) as folder:
             yield folder / GGUF_WEIGHTS if found.format == "gguf" else folder
 
     def _opened(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
-        """The folder itself, or one in memory."""
+        """The folder itself, or one in memory; verified."""
         if found.sealed:
-            return self._unsealed(signed, found)
+            return self._hashed_and_unsealed(signed, found)
+        manifest.check(self.path, signed, full=False)
         if found.format == "gguf" and not os.access(self.path / GGUF_WEIGHTS, os.W_OK):
             return copied(self.path / GGUF_WEIGHTS)
         return contextlib.nullcontext(self.path)
+
+    @contextlib.contextmanager
+    def _hashed_and_unsealed(self, signed: Manifest, found: ModelDescription) -> Iterator[Path]:
+        """Both at once; the path is given when both have said yes."""
+        with contextlib.ExitStack() as stack:
+            with ThreadPoolExecutor(1) as hashing:
+                checked = hashing.submit(manifest.check, self.path, signed, full=True)
+                folder = stack.enter_context(self._unsealed(signed, found))
+            checked.result()
+            yield folder
 
     def _unsealed(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
         """Every file in it was hashed as it was read."""

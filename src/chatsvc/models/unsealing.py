@@ -26,7 +26,7 @@ from chatsvc.models.files import BLOCK_BYTES, open_regular
 from chatsvc.models.sealed import SUFFIX, KeyEncryptionKey, Owner, read_header, unseal_into
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
-_MADV_DONTDUMP = 16
+_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
@@ -135,6 +135,8 @@ def _writable(descriptor: int, size: int) -> Iterator[memoryview]:
         return
     with mmap.mmap(descriptor, size) as mapping:
         mapping.madvise(_MADV_DONTDUMP)
+        with contextlib.suppress(OSError):  # before Linux 5.14; all pages at once take half the time of one by one
+            mapping.madvise(_MADV_POPULATE_WRITE)
         with memoryview(mapping) as buffer:
             yield buffer
 
