@@ -105,6 +105,23 @@ def test_a_postgresql_that_hangs_costs_503_and_nobody_else_anything(
         wait_until(lambda: is_well(server), what="recovery")
 
 
+def test_a_postgresql_that_is_stopped_costs_503_until_it_is_back(serve, store, postgres, tmp_path, wait_until):
+    with serve(tmp_path / "home", **store) as server:
+        token = bearer(server, ALICE)
+        postgres.stop()
+        try:
+            for _ in range(3):
+                assert code_of(ask(server)) == (503, "store_unavailable")
+                assert code_of(httpx.post(f"{server.url}/login", json=ALICE, timeout=30)) == (503, "store_unavailable")
+                assert code_of(httpx.get(f"{server.url}/me", headers=token, timeout=30)) == (503, "store_unavailable")
+            assert httpx.get(f"{server.url}/me", headers={"Authorization": "Bearer a.b.c"}).status_code == 401
+            wait_until(lambda: httpx.get(f"{server.url}/healthz").status_code == 503, what="health to say so")
+        finally:
+            postgres.start()
+        wait_until(lambda: is_well(server), what="recovery")
+        assert httpx.get(f"{server.url}/me", headers=token).status_code == 200
+
+
 def test_a_redis_that_hangs_or_is_stopped_costs_503(serve, store, redis, tmp_path, wait_until):
     with serve(tmp_path / "home", **store, CHATSVC_STORE__REDIS_URL=redis.url) as server:
         assert ask(server).status_code == 200
