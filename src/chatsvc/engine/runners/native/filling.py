@@ -1,35 +1,88 @@
-"""Packs a checkpoint's weights into a model, a block of rows at a time, so that little is held twice."""
+"""Packs a checkpoint's weights into a model, a block of rows at a time, so that little is held twice.
+
+Every tensor is compared with the model's shape before C sees it: C believes what it is told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from chatsvc.engine.runners.native.checkpoint import Checkpoint
-from chatsvc.engine.runners.native.library import Matrix, Model, Vector
+from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
+from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096
+# How many bytes so many numbers of a row are.
+_BYTES = {Number.FLOAT32: (4, 1), Number.FLOAT16: (2, 1), Number.BFLOAT16: (2, 1), Number.Q8_0: (34, 32)}
 
 
 def fill(model: Model, checkpoint: Checkpoint) -> None:
-    """All matrices and vectors."""
+    """All matrices and vectors.
+
+    Raises:
+        OperatorError: a tensor is not there, or not of the size that the model's shape says.
+    """
+    try:
+        _fill(model, checkpoint)
+    except KeyError as error:
+        raise OperatorError(f"The model lacks the tensor {error}; import it again.") from error
+
+
+def _fill(model: Model, checkpoint: Checkpoint) -> None:
     shape = checkpoint.shape
-    for matrix, layer in _matrices(checkpoint):
+    sizes = _matrix_sizes(shape)
+    for matrix, layer in _matrices(shape):
         number, rows = checkpoint.matrix(matrix, layer)
-        for first in range(0, len(rows), _BLOCK_ROWS):
+        num_rows, depth = sizes[matrix]
+        num_bytes, num_numbers = _BYTES[number]
+        _check(len(rows) == num_rows and rows.nbytes * num_numbers == num_rows * depth * num_bytes, matrix.name, layer)
+        for first in range(0, num_rows, _BLOCK_ROWS):
             model.set_rows(matrix, layer, first, number, np.ascontiguousarray(rows[first : first + _BLOCK_ROWS]))
-    model.set_vector(Vector.FINAL_NORM, 0, checkpoint.vector(Vector.FINAL_NORM, 0))
-    for layer in range(shape.num_layers):
-        for vector in (Vector.ATTENTION_NORM, Vector.MLP_NORM, *((Vector.BIAS,) if shape.has_bias else ())):
-            model.set_vector(vector, layer, checkpoint.vector(vector, layer))
+    for vector, layer in _vectors(shape):
+        numbers = checkpoint.vector(vector, layer)
+        num_biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
+        _check(len(numbers) == (num_biases if vector is Vector.BIAS else shape.hidden_size), vector.name, layer)
+        model.set_vector(vector, layer, numbers)
 
 
-def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Matrix, int]]:
+def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it is the condition itself
+    if not is_right:
+        raise OperatorError(
+            f"The tensor {name} of layer {layer} is not of the size that the model says; import the model again."
+        )
+
+
+def _matrix_sizes(shape: Shape) -> Mapping[Matrix, tuple[int, int]]:
+    """Rows and numbers of a row."""
+    num_queries, num_keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
+    return {
+        Matrix.EMBEDDING: (shape.vocabulary_size, shape.hidden_size),
+        Matrix.HEAD: (shape.vocabulary_size, shape.hidden_size),
+        Matrix.QUERY: (num_queries, shape.hidden_size),
+        Matrix.KEY: (num_keys, shape.hidden_size),
+        Matrix.VALUE: (num_keys, shape.hidden_size),
+        Matrix.OUTPUT: (shape.hidden_size, num_queries),
+        Matrix.GATE: (shape.intermediate_size, shape.hidden_size),
+        Matrix.UP: (shape.intermediate_size, shape.hidden_size),
+        Matrix.DOWN: (shape.hidden_size, shape.intermediate_size),
+    }
+
+
+def _matrices(shape: Shape) -> Iterator[tuple[Matrix, int]]:
     yield Matrix.EMBEDDING, 0
-    if not checkpoint.shape.is_tied:
+    if not shape.is_tied:
         yield Matrix.HEAD, 0
-    for layer in range(checkpoint.shape.num_layers):
+    for layer in range(shape.num_layers):
         for matrix in Matrix:
             if matrix >= Matrix.QUERY:
                 yield matrix, layer
+
+
+def _vectors(shape: Shape) -> Iterator[tuple[Vector, int]]:
+    yield Vector.FINAL_NORM, 0
+    for layer in range(shape.num_layers):
+        yield from ((vector, layer) for vector in (Vector.ATTENTION_NORM, Vector.MLP_NORM))
+        if shape.has_bias:
+            yield Vector.BIAS, layer
