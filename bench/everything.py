@@ -1,4 +1,4 @@
-"""``make bench``: all measurements one after the other, each in a process of its own. More than an hour, alone."""
+"""``make bench``: all measurements one after the other, each in a process of its own. Nearly two hours, alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 _PROGRAMS = (
     "bench",
+    "bench.gap",
+    "bench.prefix",
     "bench.quality",
     "bench.memory",
     "bench.crowd",

@@ -81,7 +81,8 @@ def _of_openvino(supply: Supply, original: Path, served: Path, source: Path) -> 
     for group in (0, 32, 64, 128):
         title = f"converted int8, group {group}" if group else "converted int8, no dynamic quantisation"
         yield title, supply.converted(source, "int8"), group
-    yield "converted int4, group 64", supply.converted(source, "int4"), 64
+    yield "converted int4, group 64, plain", supply.plain_int4(source), 32
+    yield "converted int4 (scale estimation and AWQ, group 32)", supply.converted(source, "int4"), 32
 
 
 def _as_hugging_face(original: Path, folder: Path) -> Path:

@@ -62,6 +62,17 @@ class Supply:
             _run([*program, source, folder, weight_format], self.cache / "convert.log")
         return folder
 
+    def plain_int4(self, source: Path) -> Path:
+        """A safetensors folder as OpenVINO int4 without a look at data, for comparison: optimum's command does it."""
+        folder = self.cache / f"{source.name}-int4-plain"
+        if not (folder / "openvino_model.bin").exists():
+            _say(f"converting {source.name} to OpenVINO int4, plainly")
+            program = [Path(sys.executable).with_name("optimum-cli"), "export", "openvino", "--model", source]
+            options = ["--task", "text-generation-with-past", "--library", "transformers", "--weight-format", "int4"]
+            options += ["--group-size", "64", "--ratio", "1.0", "--disable-convert-tokenizer"]
+            _run([*program, *options, folder], self.cache / "convert.log")
+        return folder
+
     def gguf(self, kind: str) -> Path:
         """The same model for llama.cpp: ``Q8_0`` or ``Q4_0``, by its own quantiser."""
         path = self.cache / f"{kind}.gguf"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from chatsvc.cli.bench import TOPICS as EXAMINED_TOPICS
 from chatsvc.errors import OperatorError
 from chatsvc.models import convert as convert_module
 from chatsvc.models.convert import convert
+from chatsvc.models.converter import CALIBRATION_TOPICS
 from chatsvc.models.store import ModelFolder, ModelStore
 from tests.models.test_tokenizer import generate
 from tests.shapes import qwen15_05b_shape
@@ -93,6 +96,12 @@ def test_a_failing_converter_leaves_nothing(store: ModelStore, tiny_folder: Path
     with pytest.raises(OperatorError, match=r"chatsvc\.models\.converter failed"):
         convert(store, "broken", "int8")
     assert [path.name for path in store.root.iterdir()] == ["broken"]
+
+
+def test_int4_is_not_calibrated_with_the_text_that_it_is_examined_by():
+    examined = [topics[topic] for topic in EXAMINED_TOPICS]
+    for topic in CALIBRATION_TOPICS:
+        assert not any(text[:300] in topics[topic] or topics[topic][:300] in text for text in examined), topic
 
 
 @pytest.mark.slow

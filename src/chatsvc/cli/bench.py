@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RUNNERS = ("auto", "native", "openvino", "torch", "torch-int8")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # English prose that every Python brings along, so that anybody can repeat a measurement.
-_TOPICS = ("execmodel", "exceptions", "context-managers", "customization", "import")
+TOPICS = ("execmodel", "exceptions", "context-managers", "customization", "import")
 
 
 @click.group("bench")
@@ -113,7 +113,7 @@ def manual() -> str:
     """Python's own pages on a few topics."""
     from pydoc_data.topics import topics
 
-    return "\n".join(topics[topic] for topic in _TOPICS)
+    return "\n".join(topics[topic] for topic in TOPICS)
 
 
 def _reference(store: ModelStore, against: str, windows: Sequence[Sequence[int]]) -> list[Forecast]:

@@ -136,7 +136,7 @@ def verify(name: str | None, full: bool, as_json: bool) -> None:
 def convert(
     name: str, weight_format: Literal["int8", "int4"], target: str | None, activate_it: bool, as_json: bool
 ) -> None:
-    """Convert the safetensors model NAME to OpenVINO, which serves several times as fast; needs the torch extra."""
+    """Convert the safetensors model NAME to OpenVINO, for processors without AVX-512 VNNI; needs the torch extra."""
     from chatsvc.models.convert import convert as convert_model
 
     settings = load()
