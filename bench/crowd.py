@@ -153,6 +153,7 @@ def main() -> None:
     end_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m bench.crowd", description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, default=500)
+    parser.add_argument("--not-kept", action="store_true", help="only print")
     parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     options = shaped(arguments.cache)
@@ -169,7 +170,8 @@ def main() -> None:
         again = crowd(target, 16)  # afterwards everything is free
     outcome = report(clients, health) | {"num_served_afterwards_of_16": sum(client.is_served for client in again)}
     print(json.dumps(outcome, indent=1))
-    page.save("crowd", outcome, _table(outcome))
+    if not arguments.not_kept:
+        page.save("crowd", outcome, _table(outcome))
     sys.exit(1 if outcome["num_broken"] or outcome["num_served_afterwards_of_16"] != 16 else 0)
 
 
