@@ -124,7 +124,7 @@ def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Foreca
     for window in windows:
         starts = range(0, len(window) - 1, _NATIVE_CHUNK_TOKENS)
         chunks = [Rows(window[:-1][start : start + _NATIVE_CHUNK_TOKENS], start, pages) for start in starts]
-        logits = [model.forward([rows], range(len(rows.ids))) for rows in chunks]
+        logits = [model.forward([rows], range(len(rows.ids))).copy() for rows in chunks]
         forecasts.append(_forecast(np.concatenate(logits), window))
     return forecasts
 

@@ -144,6 +144,7 @@ class Model:
         self._library = _library()
         self._width = -(-shape.vocabulary_size // _LANES) * _LANES
         self._vocabulary_size = shape.vocabulary_size
+        self._logits = np.empty((0, self._width), dtype=np.float32)  # kept: fresh memory would be zeroed at every pass
         self._handle = self._library.model_new(ctypes.byref(_shape(shape, room)))
         if not self._handle:
             raise OperatorError("There is not enough memory for this model; lower engine.cache_size_gb.")
@@ -163,14 +164,19 @@ class Model:
         self._library.model_set_vector(self._handle, vector, layer, values.ctypes.data_as(ctypes.c_void_p))
 
     def forward(self, batch: Sequence[Rows], output_rows: Sequence[int]) -> Floats:
-        """One pass; logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary)."""
+        """One pass; logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary).
+
+        They are there until the next pass.
+        """
         ids = _ids([token for rows in batch for token in rows.ids])
         first_rows = _ids(np.cumsum([0, *(len(rows.ids) for rows in batch)]))
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
         for table, rows in zip(pages, batch, strict=True):
             table[: len(rows.pages)] = rows.pages
         starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
-        logits = np.empty((len(output_rows), self._width), dtype=np.float32)
+        if len(output_rows) > len(self._logits):
+            self._logits = np.empty((len(output_rows), self._width), dtype=np.float32)
+        logits = self._logits[: len(output_rows)]
         call = _Batch(
             len(ids),
             len(batch),

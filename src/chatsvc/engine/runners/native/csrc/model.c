@@ -20,6 +20,13 @@ static void *reserve(model *m, size_t num_bytes) {
     return memory;
 }
 
+/* In huge pages where the kernel gives them: what is read from end to end at every step should cost few of them. */
+static void *reserve_large(model *m, size_t num_bytes) {
+    void *memory = reserve(m, num_bytes);
+    if (memory) madvise(memory, num_bytes, MADV_HUGEPAGE);
+    return memory;
+}
+
 static size_t matrix_bytes(int width, int depth) {
     const size_t num_tiles = (size_t)((width + LANES - 1) / LANES) * (depth / GROUP);
     return (num_tiles * (GROUP * LANES + LANES * sizeof(uint16_t)) + 63) / 64 * 64;
@@ -45,10 +52,8 @@ static uint8_t *place(matrix *m, int width, int depth, uint8_t *at) {
 /* One arena holds all matrices: huge pages for each would waste half of one a matrix. */
 static void place_weights(model *m) {
     const model_shape *s = &m->shape;
-    const size_t num_bytes = model_weights_bytes(s);
-    uint8_t *at = reserve(m, num_bytes);
+    uint8_t *at = reserve_large(m, model_weights_bytes(s));
     if (!at) return;
-    madvise(at, num_bytes, MADV_HUGEPAGE);
     at = place(&m->embedding, s->vocabulary_size, s->hidden_size, at);
     m->head = m->embedding;
     if (!s->is_tied) at = place(&m->head, s->vocabulary_size, s->hidden_size, at);
@@ -127,7 +132,7 @@ model *model_new(const model_shape *shape) {
                           .head_size = shape->head_size,
                           .page_bytes = model_page_bytes(shape)};
     if (m->layers && m->team) {
-        m->cache.pages = reserve(m, m->cache.page_bytes * shape->num_pages);
+        m->cache.pages = reserve_large(m, m->cache.page_bytes * shape->num_pages);
         place_weights(m);
         place_vectors(m);
         fill_rope(m);
