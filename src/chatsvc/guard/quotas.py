@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, update
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
 from chatsvc.store.database import Database, insert_if_missing
@@ -23,6 +23,22 @@ _DAY_S = 86_400
 # Longer than any generation may take: only then is a reservation's row of no use.
 _KEEP_ROW_S = 86_400
 _KEEP_DAYS = 31
+
+# Run with every request, so they are made once. On the tables, not the classes: there are no objects to keep in step.
+_USAGE: Table = Usage.__table__  # type: ignore[assignment]
+_RESERVATION: Table = Reservation.__table__  # type: ignore[assignment]
+_ADD = (
+    update(_USAGE)
+    .where(_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
+    .values(num_tokens=_USAGE.c.num_tokens + bindparam("more"))
+)
+_ADD_WITHIN = _ADD.where(_USAGE.c.num_tokens + bindparam("more") <= bindparam("limit")).returning(_USAGE.c.num_tokens)
+_RESERVE = insert(_RESERVATION)
+_TAKE_RESERVATION = (
+    delete(_RESERVATION)
+    .where(_RESERVATION.c.id == bindparam("reservation"))
+    .returning(_RESERVATION.c.buckets, _RESERVATION.c.day, _RESERVATION.c.num_tokens)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +96,19 @@ class Quotas:
         reservation_id = uuid.uuid4().hex
         counts: list[tuple[Bucket, int]] = []
         with self._database.session() as session:
+            connection = session.connection()
             for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
-                insert_if_missing(session, Usage, bucket=bucket.name, day=day, num_tokens=0)
-                fits = Usage.num_tokens + num_tokens <= bucket.limit
-                count = session.scalar(
-                    update(Usage)
-                    .where(Usage.bucket == bucket.name, Usage.day == day, fits)
-                    .values(num_tokens=Usage.num_tokens + num_tokens)
-                    .returning(Usage.num_tokens)
-                )
+                values = {"name": bucket.name, "today": day, "more": num_tokens, "limit": bucket.limit}
+                count = connection.scalar(_ADD_WITHIN, values)
+                if count is None:  # the day's first, or too much
+                    insert_if_missing(session, Usage, bucket=bucket.name, day=day, num_tokens=0)
+                    count = connection.scalar(_ADD_WITHIN, values)
                 if count is None:
                     raise self.exceeded()
                 counts.append((bucket, count))
-            session.add(
-                Reservation(
-                    id=reservation_id,
-                    buckets=" ".join(bucket.name for bucket in buckets),
-                    day=day,
-                    num_tokens=num_tokens,
-                    expires_at=self._clock() + _KEEP_ROW_S,
-                )
-            )
+            row = {"id": reservation_id, "day": day, "num_tokens": num_tokens}
+            names = " ".join(bucket.name for bucket in buckets)
+            connection.execute(_RESERVE, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
         return Reserved(reservation_id, num_tokens, self._tightest(counts))
 
     def settle(self, reservation_id: str, num_tokens: int) -> None:
@@ -126,19 +134,13 @@ class Quotas:
 
     def _settle(self, reservation_id: str, num_tokens: int) -> None:
         with self._database.session() as session:
-            row = session.execute(
-                delete(Reservation)
-                .where(Reservation.id == reservation_id)
-                .returning(Reservation.buckets, Reservation.day, Reservation.num_tokens)
-            ).first()
+            connection = session.connection()
+            row = connection.execute(_TAKE_RESERVATION, {"reservation": reservation_id}).first()
             if row is None:
                 return
             for name in sorted(row.buckets.split()):
-                session.execute(
-                    update(Usage)
-                    .where(Usage.bucket == name, Usage.day == row.day)
-                    .values(num_tokens=Usage.num_tokens + (num_tokens - row.num_tokens))
-                )
+                values = {"name": name, "today": row.day, "more": num_tokens - row.num_tokens}
+                connection.execute(_ADD, values)
 
     def _settle_late(self) -> None:
         while self._unsettled:
