@@ -39,6 +39,6 @@ class Scenario:
 
 SCENARIOS = (
     Scenario("short", num_prompt=64, max_tokens=128, streams=(1, 4, 8, 16, 32)),
-    Scenario("long", num_prompt=512, max_tokens=32, streams=(1, 4, 8, 16, 32)),
+    Scenario("long", num_prompt=512, max_tokens=32, streams=(1, 8, 16)),
     Scenario("conversation", num_prompt=64, max_tokens=32, streams=(1, 8), num_turns=10),
 )
