@@ -7,6 +7,7 @@ import sys
 
 _PROGRAMS = (
     "bench",
+    "bench.profile",
     "bench.gap",
     "bench.prefix",
     "bench.quality",

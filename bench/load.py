@@ -152,7 +152,10 @@ class Streams:
 
         def run(number: int) -> None:
             gate.wait()
-            samples[number] = stream(self._target, self._connections[number], bodies[number])
+            sample = stream(self._target, self._connections[number], bodies[number])
+            if sample.error.startswith("RemoteDisconnected"):  # llama.cpp's server ends a connection after five requests
+                sample = stream(self._target, self._connections[number], bodies[number])
+            samples[number] = sample
 
         threads = [threading.Thread(target=run, args=(number,)) for number in range(len(bodies))]
         for thread in threads:

@@ -107,7 +107,7 @@ def summarise(
     samples = [sample for turn in answers for sample in turn]
     num_tokens = sum(sample.num_completion for sample in samples)
     first = sorted(sample.first_s for sample in answers[0])
-    later = [sample.first_s for turn in answers[1:] for sample in turn]
+    later = [sample.first_s for turn in answers[1:] for sample in turn if not sample.error]
     return Measurement(
         scenario=scenario.name,
         subject=name,

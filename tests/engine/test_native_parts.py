@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,18 @@ def test_the_largest_logits_are_found_in_order() -> None:
         for count in (1, 2, 50, 256):
             expected = np.lexsort((np.arange(size), -logits))[:count]
             assert model.largest(logits, count).tolist() == expected.tolist()
+
+
+def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
+    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, checkpoint)
+    assert set(model.seconds().values()) == {0.0}
+    started = time.perf_counter()
+    model.forward([Rows(IDS, 0, list(range(8)))], [len(IDS) - 1])
+    whole_s = time.perf_counter() - started
+    assert all(seconds > 0 for seconds in model.seconds().values())
+    assert sum(model.seconds().values()) < whole_s
 
 
 # choosing

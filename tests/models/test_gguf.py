@@ -21,7 +21,9 @@ def test_the_head_says_what_the_gguf_package_says(embedded_model: ModelFolder, g
         reader = GGUFReader(path)
         expected = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
         assert head.metadata == expected
-        assert {name: one.kind for name, one in head.tensors.items()} == {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        assert {name: one.kind for name, one in head.tensors.items()} == {
+            tensor.name: tensor.tensor_type.name for tensor in reader.tensors
+        }
 
 
 def test_every_cut_is_noticed(gguf_file: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from chatsvc.errors import OperatorError
 
 PAGE_TOKENS = 32
 GROUP = 64
+PHASES = ("embedding", "rounding", "q, k, v", "heads", "attention", "output", "gate, up", "down", "vocabulary")
 _LANES = 16
 _PATH = Path(__file__).with_name("_native.so")
 _NEEDED_FLAGS = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"})
@@ -187,6 +188,12 @@ class Model:
         self._library.model_forward(self._handle, ctypes.byref(call))
         return logits[:, : self._vocabulary_size]
 
+    def seconds(self) -> dict[str, float]:
+        """Where all passes so far have spent their time, by phase."""
+        seconds = np.zeros(len(PHASES))
+        self._library.model_seconds(self._handle, seconds.ctypes.data)
+        return dict(zip(PHASES, seconds.tolist(), strict=True))
+
     def clear_cache(self) -> None:
         """Give the cache's memory back until it is used again."""
         self._library.model_clear_cache(self._handle)
@@ -213,6 +220,7 @@ def _library() -> ctypes.CDLL:
     signatures: Sequence[tuple[Any, Any, list[Any]]] = (
         (library.model_new, pointer, [pointer]),
         (library.model_free, None, [pointer]),
+        (library.model_seconds, None, [pointer, pointer]),
         (library.model_clear_cache, None, [pointer]),
         (library.model_page_bytes, ctypes.c_int64, [pointer]),
         (library.model_weights_bytes, ctypes.c_int64, [pointer]),

@@ -5,6 +5,8 @@
  */
 #include "state.h"
 
+#include <time.h>
+
 enum { ATTENTION_ROWS = 16 };
 
 typedef struct {
@@ -129,31 +131,46 @@ static void attend_all(const pass *p, _Atomic int32_t *counter, int layer, int t
     }
 }
 
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* Wait for all; the time since the last phase ended counts as this one's. */
+static void end_phase(const pass *p, int thread, model_phase which) {
+    team_barrier(p->m->team);
+    if (thread) return;
+    const double ended = now();
+    p->m->seconds[which] += ended - p->m->phase_began;
+    p->m->phase_began = ended;
+}
+
 static void run_layer(const pass *p, _Atomic int32_t *counters, int number, int thread) {
     const model *m = p->m;
     const model_shape *s = &m->shape;
     const layer_weights *w = &m->layers[number];
     const int num_rows = p->batch->num_rows, attention = s->num_heads * s->head_size;
     normalise(p, &counters[0], w->attention_norm, NULL, num_rows, thread);
-    team_barrier(m->team);
+    end_phase(p, thread, ROUNDING);
     multiply(p, &counters[1], &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
-    team_barrier(m->team);
+    end_phase(p, thread, QKV);
     prepare_heads(p, &counters[2], number);
-    team_barrier(m->team);
+    end_phase(p, thread, HEADS);
     attend_all(p, &counters[3], number, thread);
-    team_barrier(m->team);
+    end_phase(p, thread, ATTENTION);
     quantise_rows(p, &counters[4], m->attended, attention);
-    team_barrier(m->team);
+    end_phase(p, thread, ROUNDING);
     multiply(p, &counters[5], &w->output, num_rows, m->hidden, s->hidden_size, ADD);
-    team_barrier(m->team);
+    end_phase(p, thread, ATTENTION_OUTPUT);
     normalise(p, &counters[6], w->mlp_norm, NULL, num_rows, thread);
-    team_barrier(m->team);
+    end_phase(p, thread, ROUNDING);
     multiply(p, &counters[7], &w->gate_up, num_rows, m->activated, s->intermediate_size, GATE);
-    team_barrier(m->team);
+    end_phase(p, thread, GATE_UP);
     quantise_rows(p, &counters[8], m->activated, s->intermediate_size);
-    team_barrier(m->team);
+    end_phase(p, thread, ROUNDING);
     multiply(p, &counters[9], &w->down, num_rows, m->hidden, s->hidden_size, ADD);
-    team_barrier(m->team);
+    end_phase(p, thread, MLP_DOWN);
 }
 
 static void run(void *context, int thread) {
@@ -161,13 +178,14 @@ static void run(void *context, int thread) {
     const model *m = p->m;
     _Atomic int32_t *counters = m->counters;
     embed(p, &counters[0]);
-    team_barrier(m->team);
+    end_phase(p, thread, EMBEDDINGS);
     for (int i = 0; i < m->shape.num_layers; i++) run_layer(p, counters + PHASES * (i + 1), i, thread);
     if (!p->batch->num_outputs) return;
     normalise(p, &counters[1], m->final_norm, p->batch->output_rows, p->batch->num_outputs, thread);
-    team_barrier(m->team);
+    end_phase(p, thread, ROUNDING);
     multiply(p, &counters[2], &m->head, p->batch->num_outputs, p->batch->logits,
              (size_t)(m->head.width + LANES - 1) / LANES * LANES, STORE);
+    end_phase(p, thread, LOGITS);
 }
 
 static int plan_attention(const model *m, const model_batch *batch) {
@@ -185,5 +203,6 @@ static int plan_attention(const model *m, const model_batch *batch) {
 void model_forward(model *m, const model_batch *batch) {
     pass p = {m, batch, plan_attention(m, batch)};
     for (int i = 0; i < PHASES * (m->shape.num_layers + 1); i++) atomic_store(&m->counters[i], 0);
+    m->phase_began = now();
     team_run(m->team, run, &p);
 }

@@ -153,6 +153,8 @@ void model_free(model *m) {
 
 void model_clear_cache(model *m) { madvise(m->cache.pages, m->cache.page_bytes * m->shape.num_pages, MADV_DONTNEED); }
 
+void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }
+
 int64_t model_page_bytes(const model_shape *s) {
     return (int64_t)kv_page_bytes(s->num_layers, s->num_kv_heads, s->head_size);
 }

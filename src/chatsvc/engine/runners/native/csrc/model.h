@@ -27,6 +27,11 @@ typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS } model_vector;
 /* How numbers of a file are stored. */
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 } model_number;
 
+/* Where a pass spends its time; ROUNDING is normalising and rounding rows, HEADS rotating and caching them. */
+typedef enum {
+    EMBEDDINGS, ROUNDING, QKV, HEADS, ATTENTION, ATTENTION_OUTPUT, GATE_UP, MLP_DOWN, LOGITS, NUM_PHASES
+} model_phase;
+
 typedef struct model model;
 
 EXPORT model *model_new(const model_shape *shape); /* NULL: not enough memory */
@@ -34,6 +39,8 @@ EXPORT void model_free(model *m);
 /* Rows [first, first + num_rows) of a weight matrix, as they lie in the file. */
 EXPORT void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data);
 EXPORT void model_set_vector(model *m, int which, int layer, const float *data);
+/* NUM_PHASES sums over all passes so far. */
+EXPORT void model_seconds(const model *m, double *seconds);
 EXPORT void model_forward(model *m, const model_batch *batch);
 /* Give the cache's memory back; its pages read as zeros until they are written. */
 EXPORT void model_clear_cache(model *m);

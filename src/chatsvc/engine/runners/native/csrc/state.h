@@ -40,6 +40,7 @@ struct model {
     float *scores, *scratch; /* a part for each thread */
     size_t scores_stride, scratch_stride;
     _Atomic int32_t *counters; /* work handed out, one for each phase of a pass */
+    double seconds[NUM_PHASES], phase_began;
 
     reservation reserved[MAX_RESERVED];
     int num_reserved, is_short;
