@@ -153,9 +153,7 @@ class Streams:
         def run(number: int) -> None:
             gate.wait()
             sample = stream(self._target, self._connections[number], bodies[number])
-            if sample.error.startswith(
-                "RemoteDisconnected"
-            ):  # llama.cpp ends it after five requests
+            if sample.error.startswith("RemoteDisconnected"):  # llama.cpp ends it after five requests
                 sample = stream(self._target, self._connections[number], bodies[number])
             samples[number] = sample
 

@@ -1,6 +1,6 @@
 """``python -m bench.profile``: where a pass of the native runner spends its time, by phase.
 
-Median passes in the shape that is compared: a token of so many sequences behind so long a context, and a prompt's chunk.
+Median passes: a token of so many sequences behind so long a context, and a prompt's chunk.
 """
 
 from __future__ import annotations
