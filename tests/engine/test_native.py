@@ -212,3 +212,14 @@ def test_an_answer_that_ends_inside_a_right_guess_ends_there(native: NativeRunne
     careful_ids = run(native, [(again, Sampling(max_tokens=len(ids), temperature=0, presence_penalty=1e-9))])[0]
     assert ids == careful_ids
     assert native.cache_usage() == 0
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_before_it(native: NativeRunner) -> None:
+    native.add(1, prompt(90, 3000), FIRST, "alice")
+    native.step()
+    native.add(2, prompt(91, 60), FIRST, "bob")
+    native.add(3, prompt(92, 400), FIRST, "carol")
+    ended: list[int] = []
+    while len(ended) < 3:
+        ended += [output.sequence_id for output in native.step()]
+    assert ended == [2, 3, 1]

@@ -1,4 +1,4 @@
-"""The default runner: OpenVINO GenAI's continuous batching over GGUF files and converted directories.
+"""The runner for other processors than the native one's: OpenVINO GenAI over GGUF files and converted directories.
 
 The library takes a prompt in chunks of one fixed size and shares its prefix cache between all. Neither is what we want,
 so a prompt goes in here as growing prefixes, each a request for one token whose blocks the next one finds in the cache:

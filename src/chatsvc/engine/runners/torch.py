@@ -1,7 +1,7 @@
 """The reference runner: torch and transformers, continuous batching, float32 or int8.
 
 What a sequence gets does not depend on who shares its batch, to the last bit (:mod:`.torch_model` tells how), so it is
-the truth that the fast runner is compared with, and the way onto processors that OpenVINO does not serve. Safetensors
+the truth that the fast runners are compared with, and the way onto processors that neither of them serves. Safetensors
 only, nothing is fetched, and code that comes with a model is never run.
 """
 

@@ -61,6 +61,11 @@ class _Sequence:
         return len(self.ids) == self.num_prompt
 
     @property
+    def num_missing(self) -> int:
+        """Prompt tokens that are not in the cache yet."""
+        return self.num_prompt - self.num_held
+
+    @property
     def num_left(self) -> int:
         """Tokens that may still be generated."""
         return self.num_prompt + self.max_tokens - len(self.ids)
@@ -73,6 +78,20 @@ class _Turn:
     sequence: _Sequence
     ids: Sequence[int]
     num_choices: int
+
+
+def _share_out(chunk: int, prefilling: Sequence[_Sequence]) -> list[tuple[_Sequence, int]]:
+    """How much of a chunk each prompt gets: half is for the oldest, the rest for the shortest, so that none waits long.
+
+    A short prompt need not wait for a long one before it, and a long one goes on whatever comes.
+    """
+    oldest, *others = prefilling
+    left = chunk - min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))
+    shares = []
+    for one in sorted(others, key=lambda one: one.num_missing):
+        shares.append((one, min(one.num_missing, left)))
+        left -= shares[-1][1]
+    return [(oldest, chunk - sum(share for _, share in shares)), *shares]
 
 
 def _lay_out(turns: Sequence[_Turn]) -> tuple[list[Rows], list[int]]:
@@ -205,12 +224,13 @@ class NativeRunner:
             guesses = one.drafter.propose(min(left, one.num_left - 1))
             left -= len(guesses)
             turns.append(_Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
-        left = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding)) if prefilling else 0
-        for one in prefilling:
-            ids = one.ids[one.num_held : one.num_held + left]
-            left -= len(ids)
-            if ids:
-                turns.append(_Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt)))
+        if prefilling:
+            chunk = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding))
+            turns += [
+                _Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt))
+                for one, num_tokens in _share_out(chunk, prefilling)
+                if (ids := one.ids[one.num_held : one.num_held + num_tokens])
+            ]
         return turns
 
     def _take_in(self, turns: Sequence[_Turn], logits: Floats) -> list[StepOutput]:
