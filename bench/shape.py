@@ -2,7 +2,7 @@
 
 The vocabulary has the true size and the true special ids, but its ordinary tokens are single bytes and fillers: one
 ASCII character is one token, so a prompt of n tokens is a text of known length for every server alike. It is written as
-a Hugging Face folder (for OpenVINO) and as GGUF (for llama.cpp) from the same tensors.
+a Hugging Face folder (for our runners) and as GGUF (for llama.cpp) from the same tensors.
 Knows nothing about servers or measurements.
 """
 

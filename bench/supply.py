@@ -50,7 +50,7 @@ class Supply:
         return served, original
 
     def openvino(self, weight_format: str) -> Path:
-        """The model converted for the default runner: ``int8`` or ``int4``."""
+        """The model converted for OpenVINO: ``int8`` or ``int4``."""
         return self.converted(self.hugging_face(), weight_format)
 
     def converted(self, source: Path, weight_format: str) -> Path:

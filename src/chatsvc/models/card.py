@@ -18,7 +18,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         tokenizer_json: a Hugging Face ``tokenizer.json``.
         chat_template: Jinja source; it is only ever rendered in a sandbox.
         bos_token, eos_token: their texts, for templates that use them; may be empty.
-        runner: which runner serves it (``openvino``, ``torch``, ``remote`` …).
+        runner: which runner serves it (``native``, ``openvino``, ``torch`` …).
     """
 
     name: str

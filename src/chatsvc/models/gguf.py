@@ -1,7 +1,7 @@
 """Reads the head of a GGUF file: metadata and the list of tensors, from bytes nobody vouches for.
 
 Every length is checked against the file before it is used. Only little-endian versions 2 and 3, and only the tensor
-types the default runner can load. (The ``gguf`` package reads a tokenizer of 150,000 tokens in about ten seconds;
+types that both GGUF runners load. (The ``gguf`` package reads a tokenizer of 150,000 tokens in about ten seconds;
 this takes well under one. Its answers are the oracle in the tests.) Format: ggml-org/ggml, docs/gguf.md.
 """
 

@@ -59,7 +59,7 @@ class Label:
 class _Plan:
     """Which files are copied to which names, and what was read from the small ones.
 
-    ``missing_pre`` is a GGUF file's missing ``tokenizer.ggml.pre``, without which the default runner does not load it.
+    ``missing_pre`` is a GGUF file's missing ``tokenizer.ggml.pre``, without which OpenVINO does not load it.
     """
 
     format: Format
