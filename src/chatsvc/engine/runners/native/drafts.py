@@ -1,7 +1,7 @@
 """Guesses what comes next from what came before: where the last three tokens stood already, what followed them there.
 
 Answers that quote their prompt (a summary, an edit, a document that was looked up) are full of such places. A guess is
-computed in the same pass as the token before it, which costs next to nothing while few rows share a pass, and counts
+computed in the same pass as the token before it, which costs little while few rows share a pass, and counts
 only where the model chooses the same: answers are the same, sooner. (Prompt lookup decoding; LLMA, arXiv 2304.04487.)
 Pure; knows no library.
 """

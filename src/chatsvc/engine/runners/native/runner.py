@@ -1,8 +1,8 @@
 """The default runner: continuous batching over our own forward pass.
 
-A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others,
-first come first served; the chunk follows from what the last steps took, so that running sequences do not stall. What a
-sequence gets does not depend, to the last bit, on its company, on chunks or on what was cached (csrc/native.h).
+A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others
+(half for the oldest, the rest for the shortest); the chunk follows from what the last steps took, so that nobody stalls.
+What a sequence gets does not depend, to the last bit, on its company, chunks or what was cached (csrc/native.h).
 
 While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
 
@@ -36,7 +36,7 @@ from chatsvc.models.card import ModelCard
 
 # The process without weights and cache: Python, numpy, the model card, the buffers of a pass.
 _PROCESS_BYTES = 140 * MIB
-# Up to about so many rows a pass takes as long as reading the weights does.
+# A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
 _MAX_GUESSING_ROWS = 8
 
 
