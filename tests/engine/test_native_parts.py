@@ -150,6 +150,7 @@ def requantised(source: Path, target: Path, kind: str) -> Path:
         ({"head_dim": 32}, "heads of 32"),
         ({"intermediate_size": 100}, "multiple of 64"),
         ({"num_attention_heads": 5, "head_dim": 64}, "evenly"),
+        ({"hidden_act": "silu", "model_type": "mistral"}, "mistral"),
     ],
 )
 def test_what_it_does_not_compute_it_leaves_to_others(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -172,6 +173,23 @@ def test_gguf_files_it_does_not_compute(tmp_path: Path) -> None:
     kind, why = choose(tmp_path / "a.gguf", "gguf", "auto")
     assert kind == "openvino"
     assert "native does not" in why
+
+
+def test_a_bias_that_it_would_leave_out_is_not_served(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)).save_pretrained(tmp_path)
+    assert "self_attn.o_proj.bias" in obstacle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_attention_heads": 0}, {"num_hidden_layers": -1}, {"vocab_size": 1 << 40}, {"num_hidden_layers": 1 << 20}],
+)
+def test_sizes_that_no_model_has_are_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    path = write(tmp_path, "qwen2")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(OperatorError, match="cannot be read"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model_type": "qwen2"}', "nonsense"])
@@ -216,6 +234,22 @@ def test_the_largest_logits_are_found_in_order() -> None:
         for count in (1, 2, 50, 256):
             expected = np.lexsort((np.arange(size), -logits))[:count]
             assert model.largest(logits, count).tolist() == expected.tolist()
+
+
+def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
+    others = [Rows([9, 8, 7], 0, [8]), Rows([number % 500 for number in range(40)], 0, [9, 10])]
+    found = []
+    for num_threads, chunk in ((1, 200), (2, 200), (2, 64), (3, 37)):
+        model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=16, num_threads=num_threads))
+        fill(model, checkpoint)
+        for start in range(0, 200, chunk):
+            rows = Rows(IDS[start : start + chunk], start, list(range(8)))
+            company = others if num_threads > 1 else []
+            behind = sum(len(other.ids) for other in company) + len(rows.ids) - 1
+            logits = model.forward([*company, rows], [behind])[0].copy()
+        found.append(logits)
+    assert all(np.array_equal(logits, found[0]) for logits in found)
 
 
 def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:

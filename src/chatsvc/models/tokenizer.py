@@ -46,7 +46,7 @@ def from_gguf(head: GgufHead) -> Tokenizer:
     if kind != "gpt2":
         raise GgufInvalid(
             f"the file's tokenizer is of kind {kind!r}; only byte-level BPE ('gpt2') is served: import the model's "
-            "safetensors folder and convert it instead"
+            "safetensors folder instead"
         )
     tokens: list[str] = head.get("tokenizer.ggml.tokens", list)
     merges = [_pair(merge) for merge in head.get("tokenizer.ggml.merges", list)]
@@ -122,7 +122,7 @@ def _split(tokenizer: Tokenizer, name: str) -> None:
     else:
         raise GgufInvalid(
             f"the file's tokenizer splits text as {name!r}, which is not known here: import the model's safetensors "
-            "folder and convert it instead"
+            "folder instead"
         )
 
 

@@ -75,5 +75,6 @@ def _obstacle(kind: str, path: Path) -> str:
 
         return library.missing() or checkpoint.obstacle(path)
     if importlib.util.find_spec(_MODULE[kind]) is None:
-        return f"it needs {_MODULE[kind]}, which is not installed (pip install 'chatsvc[torch]')"
+        package = "openvino-genai" if kind == "openvino" else "chatsvc[torch]"
+        return f"it needs {_MODULE[kind]}, which is not installed (pip install '{package}')"
     return ""

@@ -8,7 +8,7 @@ huggingface/safetensors ("Format" in its README).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,13 +19,14 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from chatsvc.engine.runners.native.library import GROUP, Matrix, Number, Shape, Vector
+from chatsvc.engine.runners.native.library import GROUP, Matrix, Shape, Vector
 from chatsvc.errors import OperatorError
 from chatsvc.models import gguf
 
 _HEAD_SIZES = (64, 128)
-_SAFETENSORS = {"F32": (Number.FLOAT32, 4), "F16": (Number.FLOAT16, 2), "BF16": (Number.BFLOAT16, 2)}
-_GGUF = {"F32": Number.FLOAT32, "F16": Number.FLOAT16, "Q8_0": Number.Q8_0}
+_SAFETENSORS_KINDS = frozenset({"F32", "F16", "BF16"})
+# What no model has; beyond it a file would make sizes overflow.
+_MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1024, 1 << 18, 1 << 22
 
 
 class NotServed(OperatorError):
@@ -47,8 +48,8 @@ class Checkpoint(Protocol):
 
     shape: Shape
 
-    def matrix(self, matrix: Matrix, layer: int) -> tuple[Number, NDArray[np.generic]]:
-        """How its numbers are stored, and its rows."""
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
+        """Its rows as they are stored."""
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
         """Its numbers."""
@@ -63,9 +64,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         checkpoint: Checkpoint = GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
-    except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
+        _check(checkpoint.shape)
+    except (LookupError, TypeError, ValueError, ArithmeticError, msgspec.DecodeError) as error:
         raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
-    _check(checkpoint.shape)
     return checkpoint
 
 
@@ -83,13 +84,27 @@ def obstacle(path: Path) -> str:
 
 
 def _check(shape: Shape) -> None:
+    widths = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_size)
+    counts = (shape.num_layers, shape.vocabulary_size, shape.num_heads, shape.num_kv_heads, *widths)
+    if min(counts) < 1 or max(widths) > _WIDEST:
+        raise ValueError("a size that no model has")
+    if shape.num_layers > _MOST_LAYERS or shape.vocabulary_size > _LARGEST_VOCABULARY:
+        raise ValueError("a size that no model has")
     if shape.head_size not in _HEAD_SIZES:
         raise NotServed(f"heads of {shape.head_size} numbers")
-    widths = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_size)
     if any(width % GROUP for width in widths):
         raise NotServed(f"layers that are no multiple of {GROUP} wide")
     if shape.num_heads % shape.num_kv_heads:
         raise NotServed("query heads that do not share KV heads evenly")
+    if shape.is_interleaved and shape.has_bias:
+        raise NotServed("biases of interleaved heads")
+
+
+def _check_biases(names: Iterable[str], known: tuple[str, ...]) -> None:
+    """A bias that nobody adds would be missing from every answer."""
+    unknown = [name for name in names if name.endswith(".bias") and not name.endswith(known)]
+    if unknown:
+        raise NotServed(f"the bias {unknown[0]}")
 
 
 class GgufCheckpoint:
@@ -119,6 +134,7 @@ class GgufCheckpoint:
         architecture = head.get("general.architecture", str)
         if architecture not in ("llama", "qwen2"):
             raise NotServed(f"the architecture {architecture}")
+        _check_biases(head.tensors, tuple(f"attn_{part}.bias" for part in "qkv"))
         values = {key.removeprefix(f"{architecture}."): value for key, value in head.metadata.items()}
         if values.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in head.tensors:
             raise NotServed("a scaled rotary position embedding")
@@ -141,12 +157,9 @@ class GgufCheckpoint:
             is_interleaved=architecture == "llama",
         )
 
-    def matrix(self, matrix: Matrix, layer: int) -> tuple[Number, NDArray[np.generic]]:
-        """See :class:`Checkpoint`; numbers that are packed in other ways are unpacked to float32."""
-        tensor = self._tensor(f"{self._names[matrix].format(layer)}.weight")
-        if tensor.kind in _GGUF:
-            return _GGUF[tensor.kind], tensor.rows
-        return Number.FLOAT32, dequantize(tensor.rows, GGMLQuantizationType[tensor.kind])
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
+        """See :class:`Checkpoint`."""
+        return self._tensor(f"{self._names[matrix].format(layer)}.weight")
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
         """See :class:`Checkpoint`."""
@@ -194,8 +207,9 @@ class SafetensorsCheckpoint:
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise NotServed("a scaled rotary position embedding")
-        if config.get("use_sliding_window") or config.get("mlp_bias"):
-            raise NotServed("sliding windows and biases of the MLP")
+        if config.get("use_sliding_window"):
+            raise NotServed("sliding windows")
+        _check_biases(self._tensors, tuple(f"self_attn.{part}_proj.bias" for part in "qkv"))
         num_heads = int(config["num_attention_heads"])
         return Shape(
             hidden_size=int(config["hidden_size"]),
@@ -211,10 +225,9 @@ class SafetensorsCheckpoint:
             is_tied="lm_head.weight" not in self._tensors,
         )
 
-    def matrix(self, matrix: Matrix, layer: int) -> tuple[Number, NDArray[np.generic]]:
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
         """See :class:`Checkpoint`."""
-        tensor = self._tensors[f"{self._names[matrix].format(layer)}.weight"]
-        return _SAFETENSORS[tensor.kind][0], tensor.rows
+        return self._tensors[f"{self._names[matrix].format(layer)}.weight"]
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
         """See :class:`Checkpoint`."""
@@ -242,7 +255,7 @@ def _map_safetensors(path: Path) -> dict[str, Tensor]:
         if name != "__metadata__":
             first, last = entry["data_offsets"]
             rows = entry["shape"][0] if len(entry["shape"]) > 1 else 1
-            if entry["dtype"] not in _SAFETENSORS:
+            if entry["dtype"] not in _SAFETENSORS_KINDS:
                 raise NotServed(f"numbers of type {entry['dtype']}")
             tensors[name] = Tensor(entry["dtype"], content[start + first : start + last].reshape(rows, -1))
     return tensors

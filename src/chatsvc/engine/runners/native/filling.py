@@ -8,14 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
 
-from chatsvc.engine.runners.native.checkpoint import Checkpoint
+from chatsvc.engine.runners.native.checkpoint import Checkpoint, Tensor
 from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
 from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096
-# How many bytes so many numbers of a row are.
-_BYTES = {Number.FLOAT32: (4, 1), Number.FLOAT16: (2, 1), Number.BFLOAT16: (2, 1), Number.Q8_0: (34, 32)}
+# What the C code reads as it is stored: its name there, and how many bytes so many numbers of a row are.
+_READ_AS_STORED = {
+    "F32": (Number.FLOAT32, 4, 1),
+    "F16": (Number.FLOAT16, 2, 1),
+    "BF16": (Number.BFLOAT16, 2, 1),
+    "Q8_0": (Number.Q8_0, 34, 32),
+}
 
 
 def fill(model: Model, checkpoint: Checkpoint) -> None:
@@ -28,23 +36,36 @@ def fill(model: Model, checkpoint: Checkpoint) -> None:
         _fill(model, checkpoint)
     except KeyError as error:
         raise OperatorError(f"The model lacks the tensor {error}; import it again.") from error
+    except ValueError as error:
+        raise OperatorError(f"The model's tensors are damaged ({error}); import it again.") from error
 
 
 def _fill(model: Model, checkpoint: Checkpoint) -> None:
     shape = checkpoint.shape
     sizes = _matrix_sizes(shape)
     for matrix, layer in _matrices(shape):
-        number, rows = checkpoint.matrix(matrix, layer)
+        tensor = checkpoint.matrix(matrix, layer)
         num_rows, depth = sizes[matrix]
-        num_bytes, num_numbers = _BYTES[number]
-        _check(len(rows) == num_rows and rows.nbytes * num_numbers == num_rows * depth * num_bytes, matrix.name, layer)
+        _check(len(tensor.rows) == num_rows, matrix.name, layer)
         for first in range(0, num_rows, _BLOCK_ROWS):
-            model.set_rows(matrix, layer, first, number, np.ascontiguousarray(rows[first : first + _BLOCK_ROWS]))
+            number, rows, row_numbers = _block(tensor, first)
+            _check(row_numbers == depth, matrix.name, layer)
+            model.set_rows(matrix, layer, first, number, rows)
     for vector, layer in _vectors(shape):
         numbers = checkpoint.vector(vector, layer)
         num_biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
         _check(len(numbers) == (num_biases if vector is Vector.BIAS else shape.hidden_size), vector.name, layer)
         model.set_vector(vector, layer, numbers)
+
+
+def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic], float]:
+    """Some rows for the C code, and how many numbers each has; what C does not read is unpacked to float32."""
+    rows = np.ascontiguousarray(tensor.rows[first : first + _BLOCK_ROWS])
+    if tensor.kind not in _READ_AS_STORED:
+        unpacked = dequantize(rows, GGMLQuantizationType[tensor.kind])
+        return Number.FLOAT32, unpacked, unpacked.shape[1]
+    number, num_bytes, num_numbers = _READ_AS_STORED[tensor.kind]
+    return number, rows, rows.shape[1] * num_numbers / num_bytes
 
 
 def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it is the condition itself

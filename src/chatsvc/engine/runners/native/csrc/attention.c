@@ -10,11 +10,8 @@
  * probabilities keep theirs. A query passes its tiles in order, whoever is computed beside it.
  */
 #include <math.h>
-#include <string.h>
 
 #include "native.h"
-
-#define INLINE static inline __attribute__((always_inline))
 
 enum { TILES = PAGE_TOKENS / LANES };
 
@@ -49,12 +46,12 @@ void rotate_head(float *head, int head_size) {
 static float to_bytes(int8_t *bytes, const float *values, int n) {
     __m512 most = _mm512_setzero_ps();
     for (int i = 0; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
-    const float largest = _mm512_reduce_max_ps(most);
-    const __m512 factor = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    const float limit = _mm512_reduce_max_ps(most);
+    const __m512 factor = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
     for (int i = 0; i < n; i += LANES)
         _mm_storeu_si128((__m128i *)(bytes + i),
                          _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + i), factor))));
-    return largest / 127.0f;
+    return limit / 127.0f;
 }
 
 void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const float *key, const float *value) {
@@ -77,12 +74,6 @@ void quantise_query(query *q, int8_t *bytes, const float *head, int head_size) {
     for (int d = 0; d < head_size; d += GROUP)
         sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(bytes + d));
     q->offset = -128 * _mm512_reduce_add_epi32(sums);
-}
-
-INLINE __m512i broadcast_four(const void *bytes) {
-    int32_t four;
-    memcpy(&four, bytes, sizeof four);
-    return _mm512_set1_epi32(four);
 }
 
 /* Scores of one tile for all queries, -infinity behind what a query may see. */
@@ -112,7 +103,9 @@ INLINE void score_tile(const uint8_t *keys, int tile, const query *queries, cons
 INLINE float weigh_tile(__m512 score, __m512 most, __m512 value_scales, __m512 *sum, __m512i *four_steps) {
     const __m512 probability = exp_vector(_mm512_sub_ps(score, most));
     *sum = _mm512_add_ps(*sum, probability);
-    const __m512 weight = _mm512_mul_ps(probability, value_scales);
+    /* A token that is not seen has no weight, whatever a former owner of the page has left there. */
+    const __mmask16 counts = _mm512_cmp_ps_mask(probability, _mm512_setzero_ps(), _CMP_GT_OQ);
+    const __m512 weight = _mm512_maskz_mul_ps(counts, probability, value_scales);
     const float largest_weight = _mm512_reduce_max_ps(weight);
     const __m512 factor = _mm512_set1_ps(largest_weight > 0 ? 255.0f / largest_weight : 0.0f);
     const __m128i steps = _mm512_cvtusepi32_epi8(_mm512_cvtps_epu32(_mm512_mul_ps(weight, factor)));

@@ -79,7 +79,7 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const int size = s->head_size, share = s->num_heads / s->num_kv_heads;
     const int sequence = m->row_sequences[row];
     const int position = p->batch->starts[sequence] + row - p->batch->first_rows[sequence];
-    float *all = m->qkv + (size_t)row * (s->num_heads + 2 * s->num_kv_heads) * size;
+    float *all = m->qkv + (size_t)row * qkv_width(s);
     const float *bias = m->layers[layer].bias;
     for (int i = 0; i < share; i++) {
         const int number = kv_head * share + i;
@@ -150,7 +150,7 @@ static void run_layer(const pass *p, _Atomic int32_t *counters, int number, int 
     const model *m = p->m;
     const model_shape *s = &m->shape;
     const layer_weights *w = &m->layers[number];
-    const int num_rows = p->batch->num_rows, attention = s->num_heads * s->head_size;
+    const int num_rows = p->batch->num_rows, attention = attention_width(s);
     normalise(p, &counters[0], w->attention_norm, NULL, num_rows, thread);
     end_phase(p, thread, ROUNDING);
     multiply(p, &counters[1], &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
@@ -179,7 +179,7 @@ static void run(void *context, int thread) {
     _Atomic int32_t *counters = m->counters;
     embed(p, &counters[0]);
     end_phase(p, thread, EMBEDDINGS);
-    for (int i = 0; i < m->shape.num_layers; i++) run_layer(p, counters + PHASES * (i + 1), i, thread);
+    for (int i = 0; i < m->shape.num_layers; i++) run_layer(p, counters + COUNTERS * (i + 1), i, thread);
     if (!p->batch->num_outputs) return;
     normalise(p, &counters[1], m->final_norm, p->batch->output_rows, p->batch->num_outputs, thread);
     end_phase(p, thread, ROUNDING);
@@ -202,7 +202,7 @@ static int plan_attention(const model *m, const model_batch *batch) {
 
 void model_forward(model *m, const model_batch *batch) {
     pass p = {m, batch, plan_attention(m, batch)};
-    for (int i = 0; i < PHASES * (m->shape.num_layers + 1); i++) atomic_store(&m->counters[i], 0);
+    for (int i = 0; i < COUNTERS * (m->shape.num_layers + 1); i++) atomic_store(&m->counters[i], 0);
     m->phase_began = now();
     team_run(m->team, run, &p);
 }

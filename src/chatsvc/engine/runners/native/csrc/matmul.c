@@ -6,24 +6,14 @@
  *
  * A panel is read once for ROWS rows. Weights stream from memory, the rows stay in the nearest cache.
  */
-#include <string.h>
-
 #include "native.h"
 
 enum { AHEAD_BYTES = 4096 };
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Sixteen sums beside sixteen dot products are more than the 32 registers hold. The compiler would move dot products to
  * memory and back at every step; the sums are needed once a group, so they are the ones that must live there. */
 enum { IN_REGISTERS = 12 };
 #define IN_MEMORY(pointer) __asm__ volatile("" : : "r"(pointer) : "memory")
-
-INLINE __m512i broadcast_four(const int8_t *bytes) {
-    int32_t four;
-    memcpy(&four, bytes, sizeof four);
-    return _mm512_set1_epi32(four);
-}
 
 /* sums[r] = product of the first `num_rows` rows of a block (a constant when inlined) with one panel. The order of the
  * float additions of a row, group by group, is the same for every num_rows. */

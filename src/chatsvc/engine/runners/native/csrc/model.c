@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { HUGE_BYTES = 2 << 20 };
+enum { HUGE_BYTES = 2 << 20, DONTNEED_LOCKED = 24 /* MADV_DONTNEED_LOCKED of Linux 5.18 */ };
 
 /* Zeroed memory that is there on first use. */
 static void *reserve(model *m, size_t num_bytes) {
@@ -31,10 +31,6 @@ static size_t matrix_bytes(int width, int depth) {
     const size_t num_tiles = (size_t)((width + LANES - 1) / LANES) * (depth / GROUP);
     return (num_tiles * (GROUP * LANES + LANES * sizeof(uint16_t)) + 63) / 64 * 64;
 }
-
-static int attention_width(const model_shape *s) { return s->num_heads * s->head_size; }
-
-static int qkv_width(const model_shape *s) { return (s->num_heads + 2 * s->num_kv_heads) * s->head_size; }
 
 static size_t layer_bytes(const model_shape *s) {
     return matrix_bytes(qkv_width(s), s->hidden_size) + matrix_bytes(s->hidden_size, attention_width(s)) +
@@ -118,7 +114,7 @@ static void reserve_buffers(model *m) {
     m->scores = reserve(m, m->scores_stride * QUERIES * sizeof(float) * team_size(m->team));
     m->scratch = reserve(m, widest * sizeof(float) * team_size(m->team));
     m->scratch_stride = widest;
-    m->counters = reserve(m, (size_t)(PHASES * s->num_layers + PHASES) * sizeof *m->counters);
+    m->counters = reserve(m, (size_t)COUNTERS * (s->num_layers + 1) * sizeof *m->counters);
 }
 
 model *model_new(const model_shape *shape) {
@@ -127,8 +123,7 @@ model *model_new(const model_shape *shape) {
     m->shape = *shape;
     m->layers = calloc(shape->num_layers, sizeof *m->layers);
     m->team = team_new(shape->num_threads);
-    m->cache = (kv_cache){.num_layers = shape->num_layers,
-                          .num_kv_heads = shape->num_kv_heads,
+    m->cache = (kv_cache){.num_kv_heads = shape->num_kv_heads,
                           .head_size = shape->head_size,
                           .page_bytes = model_page_bytes(shape)};
     if (m->layers && m->team) {
@@ -151,7 +146,11 @@ void model_free(model *m) {
     free(m);
 }
 
-void model_clear_cache(model *m) { madvise(m->cache.pages, m->cache.page_bytes * m->shape.num_pages, MADV_DONTNEED); }
+void model_clear_cache(model *m) {
+    const size_t num_bytes = m->cache.page_bytes * m->shape.num_pages;
+    if (madvise(m->cache.pages, num_bytes, MADV_DONTNEED) != 0) /* memory is locked where weights were sealed */
+        madvise(m->cache.pages, num_bytes, DONTNEED_LOCKED);
+}
 
 void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }
 
@@ -237,7 +236,7 @@ static void fill(void *context, int thread) {
     float *row = f->model->scratch + thread * f->model->scratch_stride;
     for (int i = thread; i < f->num_rows; i += team_size(f->model->team)) {
         widen(row, f->data + i * row_bytes(f->number, depth), depth, f->number);
-        pack_rows(f->matrix, output_of(&f->model->shape, f->which, f->first + i), 1, row);
+        pack_row(f->matrix, output_of(&f->model->shape, f->which, f->first + i), row);
     }
 }
 

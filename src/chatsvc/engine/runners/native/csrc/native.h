@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum {
     GROUP = 64,       /* numbers that share a scale, and the size of the Hadamard rotation in front of rounding */
@@ -20,6 +21,15 @@ enum {
     PAGE_TOKENS = 32, /* two cache tiles */
     MAX_THREADS = 64,
 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Four bytes, beside each other in memory, in every lane: one side of vpdpbusd. */
+INLINE __m512i broadcast_four(const void *bytes) {
+    int32_t four;
+    memcpy(&four, bytes, sizeof four);
+    return _mm512_set1_epi32(four);
+}
 
 /* ---- vectors (vectors.c) ---- */
 
@@ -88,8 +98,8 @@ typedef struct {
 } matrix;
 
 void quantise_row(const quantised_rows *to, int row, int depth, const float *values);
-/* Pack `num_rows` rows of float32 weights (outputs) from `first` on; rotates and rounds them. */
-void pack_rows(matrix *m, int first, int num_rows, const float *values);
+/* Pack the float32 weights of one output; rotates and rounds them. */
+void pack_row(matrix *m, int output, const float *values);
 /* Row `index` of a matrix as float32, unrotated: an embedding. */
 void unpack_row(const matrix *m, int index, float *out);
 
@@ -103,7 +113,7 @@ void multiply_panels(const matrix *m, const quantised_rows *rows, int num_rows, 
 
 /* How keys and values lie in memory. A page holds PAGE_TOKENS tokens of every layer and KV head. */
 typedef struct {
-    int num_layers, num_kv_heads, head_size;
+    int num_kv_heads, head_size;
     uint8_t *pages;
     size_t page_bytes;
 } kv_cache;

@@ -38,24 +38,21 @@ void quantise_row(const quantised_rows *to, int row, int depth, const float *val
 /* Where byte `k` of a group of output `lane` lies inside a tile of GROUP x LANES bytes: four neighbours of k together. */
 static size_t in_tile(int k, int lane) { return (size_t)(k / 4) * (4 * LANES) + (size_t)lane * 4 + k % 4; }
 
-void pack_rows(matrix *m, int first, int num_rows, const float *values) {
-    const int num_groups = m->depth / GROUP;
-    for (int i = 0; i < num_rows; i++) {
-        const int output = first + i, panel = output / LANES, lane = output % LANES;
-        for (int g = 0; g < num_groups; g++) {
-            const size_t tile = (size_t)panel * num_groups + g;
-            const group whole = rotated(load_group(values + (size_t)i * m->depth + g * GROUP));
-            float numbers[GROUP];
-            store_group(numbers, whole);
-            const uint16_t half = _cvtss_sh(largest(whole) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
-            const float scale = _cvtsh_ss(half); /* rounding to a half may make it too small by 1 / 2048: clamped */
-            m->scales[tile * LANES + lane] = half;
-            uint8_t *bytes = m->bytes + tile * GROUP * LANES;
-            for (int k = 0; k < GROUP; k++) {
-                const long rounded = scale > 0 ? lrintf(numbers[k] / scale) : 0;
-                const long clamped = rounded > 127 ? 127 : rounded < -127 ? -127 : rounded;
-                bytes[in_tile(k, lane)] = (uint8_t)(clamped + 128);
-            }
+void pack_row(matrix *m, int output, const float *values) {
+    const int num_groups = m->depth / GROUP, panel = output / LANES, lane = output % LANES;
+    for (int g = 0; g < num_groups; g++) {
+        const size_t tile = (size_t)panel * num_groups + g;
+        const group whole = rotated(load_group(values + g * GROUP));
+        float numbers[GROUP];
+        store_group(numbers, whole);
+        const uint16_t half = _cvtss_sh(largest(whole) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
+        const float scale = _cvtsh_ss(half); /* rounding to a half may make it too small by 1 / 2048: clamped */
+        m->scales[tile * LANES + lane] = half;
+        uint8_t *bytes = m->bytes + tile * GROUP * LANES;
+        for (int k = 0; k < GROUP; k++) {
+            const long rounded = scale > 0 ? lrintf(numbers[k] / scale) : 0;
+            const long clamped = rounded > 127 ? 127 : rounded < -127 ? -127 : rounded;
+            bytes[in_tile(k, lane)] = (uint8_t)(clamped + 128);
         }
     }
 }

@@ -5,7 +5,7 @@
 #include "model.h"
 #include "native.h"
 
-enum { MAX_RESERVED = 32, PHASES = 12 };
+enum { MAX_RESERVED = 32, COUNTERS = 10 /* phases of a layer that hand out work */ };
 
 typedef struct {
     void *memory;
@@ -45,5 +45,9 @@ struct model {
     reservation reserved[MAX_RESERVED];
     int num_reserved, is_short;
 };
+
+static inline int attention_width(const model_shape *s) { return s->num_heads * s->head_size; }
+
+static inline int qkv_width(const model_shape *s) { return (s->num_heads + 2 * s->num_kv_heads) * s->head_size; }
 
 #endif
