@@ -114,24 +114,13 @@ def test_cancel_frees_everything_whether_running_or_waiting(smollm2: ModelFolder
     assert runner.cache_usage() == 0
 
 
-def test_what_waits_for_room_is_served_in_its_order(smollm2: ModelFolder) -> None:
-    runner = load(smollm2, max_num_seqs=3, cache_size_gb=0.001)
-    runner.add(1, prompt(70, 1000), Sampling(max_tokens=4, temperature=0), "")
-    runner.add(2, PARIS, Sampling(max_tokens=1900, temperature=0), "")  # ends long before, but might need all
-    runner.add(3, prompt(71, 100), Sampling(max_tokens=4, temperature=0), "")
-    ended = []
-    while len(ended) < 3:
-        ended += [output.sequence_id for output in runner.step() if output.finish_reason]
-    assert ended == [1, 2, 3]
-
-
 @pytest.mark.parametrize(
-    ("ids", "max_tokens"), [([], 1), ([-1], 1), ([1_000_000], 1), ([5] * 9000, 1), ([5] * 100, 100_000)]
+    ("ids", "max_tokens"), [([], 1), ([-1], 1), ([1_000_000], 1), ([5] * 9000, 1), ([5] * 100, 100_000), ([5], 0)]
 )
 def test_what_cannot_be_served_is_refused_and_the_next_is_served(
     native: NativeRunner, ids: list[int], max_tokens: int
 ) -> None:
-    with pytest.raises(ValueError, match=r"at least one id|do not fit"):
+    with pytest.raises(ValueError, match=r"at least one|do not fit"):
         native.add(1, ids, Sampling(max_tokens=max_tokens, temperature=0), "")
     assert len(run(native, [([5, 6], Sampling(max_tokens=2, temperature=0))])[0]) == 2
 
@@ -222,3 +211,17 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_before_it(native: NativeRun
     while len(ended) < 3:
         ended += [output.sequence_id for output in native.step()]
     assert ended == [2, 3, 1]
+
+
+def test_who_needs_much_room_holds_up_nobody_and_is_not_passed_for_ever(smollm2: ModelFolder) -> None:
+    runner = load(smollm2, max_num_seqs=4, cache_size_gb=0.001)
+    runner.add(1, prompt(95, 1000), Sampling(max_tokens=40, temperature=0), "mallory")
+    runner.step()
+    runner.add(2, prompt(96, 1500), FIRST, "mallory")  # must wait for the first to end
+    for number in range(3, 9):
+        runner.add(number, prompt(number, 20), FIRST, "bob")
+    ended: list[int] = []
+    while len(ended) < 8:
+        ended += [output.sequence_id for output in runner.step() if output.finish_reason]
+    assert ended[:4] == [3, 4, 5, 6]
+    assert ended.index(7) > ended.index(1)

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from chatsvc.audit.checkpoint import (
     Checkpoint,
+    KeyUnknown,
     NoteInvalid,
     VerifierKey,
     open_note,
@@ -59,8 +60,10 @@ def read_checkpoint(note: str, keys: Iterable[VerifierKey]) -> Checkpoint:
     """A checkpoint out of its signed note, by a key of the same name as its origin."""
     keys = list(keys)
     checkpoint = parse_checkpoint(open_note(note, keys))
-    if checkpoint.origin not in {key.name for key in keys}:
-        raise NoteInvalid(f"The checkpoint of {checkpoint.origin} is signed under another name.")
+    try:
+        open_note(note, [key for key in keys if key.name == checkpoint.origin])
+    except KeyUnknown:  # one log's key vouches for no other log
+        raise NoteInvalid(f"The checkpoint of {checkpoint.origin} is signed under another name.") from None
     return checkpoint
 
 
@@ -111,6 +114,8 @@ class Replay:
 
     def _compare(self, checkpoint: Checkpoint) -> None:
         seq = self.walk.position.seq
+        if checkpoint.origin.rpartition("/")[2] != self.walk.position.log_id:
+            raise Tampered(seq - 1, f"a checkpoint of {checkpoint.origin} is kept with the records of another log")
         if checkpoint.size != seq:
             raise Tampered(checkpoint.size, f"a checkpoint of {checkpoint.size} records is kept with later records")
         if checkpoint.root != self.walk.position.frontier.root():

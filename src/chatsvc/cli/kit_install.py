@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import secrets
 import shlex
 import shutil
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 try:
     from chatsvc.cli.kit_verify import Kit, KitDiffers, KitError, guarded, read_public_key, report, verify
@@ -183,12 +185,19 @@ def _target(link: Path) -> str | None:
 
 
 def _run(command: list[str], prefix: Path | None = None) -> str:
+    """``prefix``: a command of ours for its home. Root runs it as the home's owner, whose links then betray nobody."""
     environment = {"CHATSVC_HOME": str(prefix / "home")} if prefix else {}
+    owner = (prefix / "home").stat() if prefix and os.geteuid() == 0 else None
+    account: dict[str, Any] = (
+        {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []} if owner and owner.st_uid else {}
+    )
     given = ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
-    done = subprocess.run(given, capture_output=True, text=True, check=False)  # noqa: S603  our own programs, no shell
+    done = subprocess.run(  # noqa: S603  our own programs, no shell
+        given, capture_output=True, text=True, check=False, **account
+    )
     if done.returncode != 0:
         raise KitError(f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[-400:]}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def _say(text: str) -> None:

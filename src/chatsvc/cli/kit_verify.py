@@ -146,7 +146,7 @@ def verify(archive: Path, public_key: bytes) -> Kit:
 
 def _is_plain(name: str) -> bool:
     parts = PurePosixPath(name).parts
-    return len(parts) > 1 and ".." not in parts and not name.startswith("/") and "\\" not in name
+    return len(parts) > 1 and ".." not in parts and "/".join(parts) == name and parts[0] != "/" and "\\" not in name
 
 
 def _measure(

@@ -30,11 +30,14 @@ class Breaker:
         Raises:
             StoreUnavailable: the server did not answer, and somebody else is trying again.
         """
-        if self._try_at is None:  # what every request asks: without the lock
+        answers = self._try_at is None  # what every request asks: without the lock
+        if answers:
             return
         with self._lock:
             now = self._clock()
-            if now < (self._try_at or 0.0):
+            if self._try_at is None:  # it answered meanwhile
+                return
+            if now < self._try_at:
                 raise StoreUnavailable
             self._try_at = now + self._pause_s
 

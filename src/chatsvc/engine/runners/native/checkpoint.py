@@ -65,7 +65,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         checkpoint: Checkpoint = GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
         _check(checkpoint.shape)
-    except (LookupError, TypeError, ValueError, ArithmeticError, msgspec.DecodeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
         raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
     return checkpoint
 

@@ -143,6 +143,7 @@ class Model:
 
     def __init__(self, shape: Shape, room: Room) -> None:
         self._library = _library()
+        self._room = room
         self._width = -(-shape.vocabulary_size // _LANES) * _LANES
         self._vocabulary_size = shape.vocabulary_size
         self._logits = np.empty((0, self._width), dtype=np.float32)  # kept: fresh memory would be zeroed at every pass
@@ -174,6 +175,10 @@ class Model:
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
         for table, rows in zip(pages, batch, strict=True):
             table[: len(rows.pages)] = rows.pages
+        if len(ids) > self._room.max_rows or any(
+            rows.start + len(rows.ids) > min(self._room.max_tokens, len(rows.pages) * PAGE_TOKENS) for rows in batch
+        ):
+            raise ValueError("a pass is larger than the room that was made for it")
         starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
         if len(output_rows) > len(self._logits):
             self._logits = np.empty((len(output_rows), self._width), dtype=np.float32)

@@ -6,7 +6,8 @@ What a sequence gets does not depend, to the last bit, on its company, chunks or
 
 While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
 
-A sequence joins when the cache has room for all it may need, prompt and completion, so none is ever thrown out.
+A sequence joins when the cache has room for all it may need, prompt and completion, so none is ever thrown out. One
+that needs much holds up none that needs little, and they do not hold it up for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -27,8 +27,9 @@ from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import PAGE_TOKENS, Floats, Model, Room, Rows
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, Floats, Model, Room
 from chatsvc.engine.runners.native.pages import Pages
+from chatsvc.engine.runners.native.turns import Member, Turn, lay_out, share_out
 from chatsvc.engine.runners.prefixes import block_names
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
@@ -38,72 +39,6 @@ from chatsvc.models.card import ModelCard
 _PROCESS_BYTES = 140 * MIB
 # A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
 _MAX_GUESSING_ROWS = 8
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache."""
-
-    number: int
-    ids: list[int]
-    num_prompt: int
-    max_tokens: int
-    key: str
-    chooser: Chooser
-    drafter: Drafter
-    pages: list[int] = field(default_factory=list)
-    names: list[bytes] = field(default_factory=list)
-    num_held: int = 0
-    num_shared: int = 0
-
-    @property
-    def is_prefilling(self) -> bool:
-        return len(self.ids) == self.num_prompt
-
-    @property
-    def num_missing(self) -> int:
-        """Prompt tokens that are not in the cache yet."""
-        return self.num_prompt - self.num_held
-
-    @property
-    def num_left(self) -> int:
-        """Tokens that may still be generated."""
-        return self.num_prompt + self.max_tokens - len(self.ids)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """What a sequence puts into a pass: the next of its tokens, then guesses; behind how many of them one is chosen."""
-
-    sequence: _Sequence
-    ids: Sequence[int]
-    num_choices: int
-
-
-def _share_out(chunk: int, prefilling: Sequence[_Sequence]) -> list[tuple[_Sequence, int]]:
-    """How much of a chunk each prompt gets: half is for the oldest, the rest for the shortest, so that none waits long.
-
-    A short prompt need not wait for a long one before it, and a long one goes on whatever comes.
-    """
-    oldest, *others = prefilling
-    left = chunk - min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))
-    shares = []
-    for one in sorted(others, key=lambda one: one.num_missing):
-        shares.append((one, min(one.num_missing, left)))
-        left -= shares[-1][1]
-    return [(oldest, chunk - sum(share for _, share in shares)), *shares]
-
-
-def _lay_out(turns: Sequence[_Turn]) -> tuple[list[Rows], list[int]]:
-    """The rows of a pass, and the numbers of those behind which a token is chosen."""
-    rows: list[Rows] = []
-    chosen_rows: list[int] = []
-    end = 0
-    for turn in turns:
-        end += len(turn.ids)
-        rows.append(Rows(turn.ids, turn.sequence.num_held, turn.sequence.pages))
-        chosen_rows += range(end - turn.num_choices, end)
-    return rows, chosen_rows
 
 
 class NativeRunner:
@@ -137,8 +72,8 @@ class NativeRunner:
         context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
         self.card = msgspec.structs.replace(card, runner="native", context_length=context_length)
         self._num_cache_bytes = len(self._pages) * page_bytes
-        self._waiting: list[_Sequence] = []
-        self._running: dict[int, _Sequence] = {}
+        self._waiting: list[Member] = []
+        self._running: dict[int, Member] = {}
         room = Room(
             max_tokens=context_length,
             max_rows=options.prefill_chunk_tokens + max(options.max_num_seqs, _MAX_GUESSING_ROWS),
@@ -162,12 +97,17 @@ class NativeRunner:
         """Take a sequence in."""
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary_size:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
+        if sampling.max_tokens < 1:
+            raise ValueError("a completion has at least one token")
         if len(prompt_ids) + sampling.max_tokens > self.card.context_length:
             raise ValueError(f"{len(prompt_ids) + sampling.max_tokens} tokens do not fit the context")
         ids = list(prompt_ids)
         chooser = Chooser(sampling, self._model.largest)
         drafter = Drafter(ids, self._options.max_draft_tokens)
-        self._waiting.append(_Sequence(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter))
+        names = block_names(ids[:-1], sharing_key.encode())  # the last token is always computed
+        self._waiting.append(
+            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, names)
+        )
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
@@ -183,7 +123,7 @@ class NativeRunner:
         if not turns:
             return []
         started = self._clock()
-        rows, chosen_rows = _lay_out(turns)
+        rows, chosen_rows = lay_out(turns)
         logits = self._model.forward(rows, chosen_rows)
         prompts = [turn for turn in turns if turn.sequence.is_prefilling]
         num_prompt_tokens = sum(len(turn.ids) for turn in prompts)
@@ -198,15 +138,23 @@ class NativeRunner:
         return self._pages.num_used / len(self._pages)
 
     def _join_waiting(self) -> None:
-        """In their order: one that has to wait for room is not overtaken."""
-        while self._waiting and self._has_joined(self._waiting[0]):
-            sequence = self._waiting.pop(0)
-            self._running[sequence.number] = sequence
+        """In their order; but one that needs more room than there is may be overtaken, by a batch at most."""
+        blocked: list[Member] = []
+        for sequence in list(self._waiting):
+            if any(one.num_overtaken >= self.max_num_seqs for one in blocked):
+                return
+            if self._has_joined(sequence):
+                self._waiting.remove(sequence)
+                self._running[sequence.number] = sequence
+                for one in blocked:
+                    one.num_overtaken += 1
+            else:
+                blocked.append(sequence)
 
-    def _has_joined(self, sequence: _Sequence) -> bool:
-        names = block_names(sequence.ids[:-1], sequence.key.encode())  # the last token is always computed
+    def _has_joined(self, sequence: Member) -> bool:
+        names = sequence.prompt_names
         shared = self._pages.share(names)
-        own = self._pages.take(self._num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared))
+        own = self._pages.take(_num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared))
         if own is None:
             self._pages.give_back(shared)
             return False
@@ -214,7 +162,7 @@ class NativeRunner:
         sequence.num_shared = sequence.num_held = len(shared) * PAGE_TOKENS
         return True
 
-    def _plan(self) -> list[_Turn]:
+    def _plan(self) -> list[Turn]:
         """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
         decoding = [one for one in self._running.values() if not one.is_prefilling]
         prefilling = [one for one in self._running.values() if one.is_prefilling]
@@ -223,17 +171,17 @@ class NativeRunner:
         for one in decoding:
             guesses = one.drafter.propose(min(left, one.num_left - 1))
             left -= len(guesses)
-            turns.append(_Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
+            turns.append(Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
         if prefilling:
             chunk = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding))
             turns += [
-                _Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt))
-                for one, num_tokens in _share_out(chunk, prefilling)
+                Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt))
+                for one, num_tokens in share_out(chunk, prefilling)
                 if (ids := one.ids[one.num_held : one.num_held + num_tokens])
             ]
         return turns
 
-    def _take_in(self, turns: Sequence[_Turn], logits: Floats) -> list[StepOutput]:
+    def _take_in(self, turns: Sequence[Turn], logits: Floats) -> list[StepOutput]:
         outputs: list[StepOutput] = []
         first = 0
         for turn in turns:
@@ -248,7 +196,7 @@ class NativeRunner:
                 self.cancel(output.sequence_id)
         return outputs
 
-    def _choose(self, turn: _Turn, logits: Floats) -> StepOutput:
+    def _choose(self, turn: Turn, logits: Floats) -> StepOutput:
         """Choose behind every row as long as the guess in the next one was right."""
         sequence = turn.sequence
         num_cached = sequence.num_shared if sequence.is_prefilling else 0
@@ -267,12 +215,12 @@ class NativeRunner:
         ids = chosen[:-1] if reason == "stop" else chosen
         return StepOutput(sequence.number, ids, len(chosen), reason, num_cached_tokens=num_cached)
 
-    def _end_of(self, sequence: _Sequence) -> FinishReason | None:
+    def _end_of(self, sequence: Member) -> FinishReason | None:
         if sequence.ids[-1] in self._eos:
             return "stop"
         return "length" if sequence.num_left == 0 else None
 
-    def _name_full_pages(self, sequence: _Sequence) -> None:
+    def _name_full_pages(self, sequence: Member) -> None:
         num_named = len(sequence.names)
         num_full = sequence.num_held // PAGE_TOKENS
         if num_full > num_named:
@@ -282,11 +230,12 @@ class NativeRunner:
                 self._pages.name(page, name)
             sequence.names += new
 
-    def _num_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // PAGE_TOKENS)
-
     def _run_to_end(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
         for number, prompt in enumerate(prompts):
             self.add(-1 - number, prompt, Sampling(max_tokens=max_tokens, temperature=0), "")
         while self._running or self._waiting:
             self.step()
+
+
+def _num_pages(num_tokens: int) -> int:
+    return -(-num_tokens // PAGE_TOKENS)

@@ -1,0 +1,82 @@
+"""A sequence in the native runner, and what it puts into a pass. Pure; knows neither the model nor its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.drafts import Drafter
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache.
+
+    ``names`` are those of its full pages; ``prompt_names`` of all that its prompt will fill but the last token's.
+    """
+
+    number: int
+    ids: list[int]
+    num_prompt: int
+    max_tokens: int
+    key: str
+    chooser: Chooser
+    drafter: Drafter
+    prompt_names: list[bytes]
+    pages: list[int] = field(default_factory=list)
+    names: list[bytes] = field(default_factory=list)
+    num_overtaken: int = 0
+    num_held: int = 0
+    num_shared: int = 0
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether its prompt is not all in the cache yet."""
+        return len(self.ids) == self.num_prompt
+
+    @property
+    def num_missing(self) -> int:
+        """Prompt tokens that are not in the cache yet."""
+        return self.num_prompt - self.num_held
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.num_prompt + self.max_tokens - len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a sequence puts into a pass: the next of its tokens, then guesses; behind how many of them one is chosen."""
+
+    sequence: Member
+    ids: Sequence[int]
+    num_choices: int
+
+
+def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, int]]:
+    """How much of a chunk each prompt gets: half is for the oldest, the rest for the shortest, so that none waits long.
+
+    A short prompt need not wait for a long one before it, and a long one goes on whatever comes.
+    """
+    oldest, *others = prefilling
+    left = max(0, chunk - min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS)))
+    shares = []
+    for one in sorted(others, key=lambda one: one.num_missing):
+        shares.append((one, min(one.num_missing, left)))
+        left -= shares[-1][1]
+    return [(oldest, chunk - sum(share for _, share in shares)), *shares]
+
+
+def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int]]:
+    """The rows of a pass, and the numbers of those behind which a token is chosen."""
+    rows: list[Rows] = []
+    chosen_rows: list[int] = []
+    end = 0
+    for turn in turns:
+        end += len(turn.ids)
+        rows.append(Rows(turn.ids, turn.sequence.num_held, turn.sequence.pages))
+        chosen_rows += range(end - turn.num_choices, end)
+    return rows, chosen_rows
