@@ -22,7 +22,13 @@ CAPITALS = {
     "China": "Beijing",
     "England": "London",
 }
-LONG = {"query": "Write a very long story about a ship and a lighthouse.", "max_tokens": 2000, "temperature": 1.0}
+# With this seed it really is long; others end it after a second.
+LONG = {
+    "query": "Write a very long story about a ship and a lighthouse.",
+    "max_tokens": 2000,
+    "temperature": 1.0,
+    "seed": 28,
+}
 
 
 def gauge(server, name):

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 _MADV_DONTNEED = 4
+_MADV_DONTNEED_LOCKED = 24  # Linux 5.18; the memory is locked where weights were sealed
 
 
 def private_bytes() -> int:
@@ -35,7 +36,8 @@ def drop_file_mapping(path: Path) -> int:
         if len(fields) < 6 or fields[5] not in names:
             continue
         start, end = (int(part, 16) for part in fields[0].split("-"))
-        if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
+        advices = (_MADV_DONTNEED, _MADV_DONTNEED_LOCKED)
+        if any(libc.madvise(start, end - start, advice) == 0 for advice in advices):
             num_bytes += end - start
     for file in files:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)

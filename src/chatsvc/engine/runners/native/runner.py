@@ -141,7 +141,8 @@ class NativeRunner:
         """In their order; but one that needs more room than there is may be overtaken, by a batch at most."""
         blocked: list[Member] = []
         for sequence in list(self._waiting):
-            if any(one.num_overtaken >= self.max_num_seqs for one in blocked):
+            is_full = len(self._running) >= self.max_num_seqs
+            if is_full or any(one.num_overtaken >= self.max_num_seqs for one in blocked):
                 return
             if self._has_joined(sequence):
                 self._waiting.remove(sequence)
