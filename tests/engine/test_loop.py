@@ -108,7 +108,7 @@ def test_a_burst_at_an_idle_engine_starts_together(start_loop: StartLoop, socket
         assert one.read_until(Delta).token_ids == [11]
         assert two.read_until(Delta).token_ids == [21]
         assert set(engine.runner.batch_sizes) == {2}
-        assert engine.runner.sharing_keys == ["", "bob"]
+        assert sorted(engine.runner.sharing_keys) == ["", "bob"]  # whose socket is looked at first is chance
 
 
 def test_cancel_ends_a_running_sequence(start_loop: StartLoop, client: EngineClient) -> None:

@@ -16,7 +16,12 @@ from chatsvc.store.database import Database
 ALICE = {"username": "alice", "password": "alice's long password"}
 ADMIN = {"username": "admin", "password": "an admin's long password"}
 ASK = {"query": "Say hello.", "max_tokens": 4}
-STORY = {"query": "Write a very long story about a ship.", "max_tokens": 2000, "temperature": 1.0, "seed": 0}  # a long one
+STORY = {
+    "query": "Write a very long story about a ship.",
+    "max_tokens": 2000,
+    "temperature": 1.0,
+    "seed": 0,
+}  # a long one
 
 
 @pytest.fixture
