@@ -110,7 +110,7 @@ class EngineSection(Section):
     max_num_seqs: Count = 16
     cache_size_gb: Annotated[float, Field(gt=0)] = 1.0
     prefill_chunk_tokens: Annotated[int, Field(ge=32)] = 256
-    max_gap_ms: Count = 250
+    max_gap_ms: Count = 220
     memory_limit_mb: Annotated[int, Field(ge=0)] = 0
     max_draft_tokens: Annotated[int, Field(ge=0, le=32)] = 7
     dynamic_quantization_group: Literal[0, 32, 64, 128] = 32

@@ -33,7 +33,7 @@ class RunnerOptions:
     max_num_seqs: int = 16
     cache_size_gb: float = 1.0
     prefill_chunk_tokens: int = 256
-    max_gap_ms: int = 250
+    max_gap_ms: int = 220
     num_threads: int = 0
     memory_limit_mb: int = 0
     max_draft_tokens: int = 7
