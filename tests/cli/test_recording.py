@@ -13,7 +13,10 @@ from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_tree
 from chatsvc.cli.main import main
+from chatsvc.cli.quickstart import prepare
 from chatsvc.cli.recording import recorded_long
+from chatsvc.errors import OperatorError
+from chatsvc.models import embedded
 from chatsvc.settings import load
 from tests.audit.logs import lines_of
 from tests.models.ggufs import tiny_gguf
@@ -79,6 +82,35 @@ def test_what_is_refused_or_fails_is_recorded_as_that(home: Path, tmp_path: Path
     run("model", "import", tmp_path / "no.gguf", "--name", "none", code=3)
     failed = records(home, "admin.model.import")[-1]
     assert (failed["outcome"], failed["reason"], failed["details"]["step"]) == ("error", "gguf_invalid", "failed")
+
+
+def test_what_quickstart_makes_is_recorded_once(home: Path):
+    prepare(load())
+    begun, done = records(home, "admin.model.import")
+    assert (begun["details"], done["details"]["step"]) == ({"source": embedded.ORIGIN, "step": "begins"}, "done")
+    assert (done["details"]["name"], len(done["details"]["digest"])) == (embedded.NAME, 64)
+    (activated,) = records(home, "admin.model.activate")
+    assert activated["details"] == {"before": None, "after": embedded.NAME}
+    assert {each["actor"].partition(":")[0] for each in (begun, done, activated)} == {"cli"}
+
+    (home / "models" / "current").unlink()
+    prepare(load())
+    assert len(records(home, "admin.model.import")) == 2  # it was there: nothing was imported, so nothing says so
+    assert len(records(home, "admin.model.activate")) == 2
+    prepare(load())
+    assert len(records(home, "admin.model.activate")) == 2
+    assert [each.exit_code for each in verify_tree(home / "audit", Trust())] == [CLEAN]
+
+
+def test_a_model_that_quickstart_cannot_bring_is_recorded_as_that(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))  # whose cache is empty
+    monkeypatch.setenv("CHATSVC_MODELS__OFFLINE", "true")
+    with pytest.raises(OperatorError, match="chatsvc model import"):
+        prepare(load())
+    assert [each["outcome"] for each in records(home, "admin.model.import")] == ["allowed", "error"]
+    assert not records(home, "admin.model.activate")
 
 
 def test_an_act_that_the_operator_breaks_off_is_recorded(home: Path):

@@ -14,12 +14,16 @@ import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from chatsvc.cli.serve import make_home, require_a_door, require_free_port, supervise
 from chatsvc.errors import Conflict, OperatorError
 from chatsvc.settings import Settings, child_environment, environment_value, load
+
+if TYPE_CHECKING:
+    from chatsvc.models.store import ModelStore
 
 _ADMIN = "admin"
 _PASSWORD_BYTES = 24
@@ -54,7 +58,7 @@ def command() -> None:
         with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
             logs.configure(settings.logs.level, stream)
             require_free_port(settings)
-            _prepare(settings)
+            prepare(settings)
             click.echo("Starting the engine and the web process …")
             code = supervise(settings, on_ready=lambda: click.echo(welcome(settings)), log_directory=log_directory)
     if code:
@@ -95,18 +99,32 @@ def _settings() -> Settings:
     return settings
 
 
-def _prepare(settings: Settings) -> None:
-    from chatsvc.cli.progress import ShownProgress
-    from chatsvc.models import embedded
+def prepare(settings: Settings) -> None:
+    """Make what is missing: the home, a model that is served, the administrator."""
     from chatsvc.models.store import ModelStore
 
     make_home(settings)
     store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
     if store.active() is None:
-        click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
-        with ShownProgress() as progress:
-            embedded.ensure(store, offline=settings.models.offline, progress=progress)
+        _bring_model(settings, store)
     _make_administrator(settings)
+
+
+def _bring_model(settings: Settings, store: ModelStore) -> None:
+    """The embedded model, recorded as `chatsvc model import --activate` is; nobody has to be told: nothing runs yet."""
+    from chatsvc.cli.progress import ShownProgress
+    from chatsvc.cli.recording import recorded, recorded_long
+    from chatsvc.models import embedded
+
+    folder = embedded.find(store)
+    if folder is None:
+        click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
+        source: dict[str, object] = {"source": embedded.ORIGIN}
+        with recorded_long(settings, "admin.model.import", source) as details, ShownProgress() as progress:
+            folder = embedded.bring(store, offline=settings.models.offline, progress=progress)
+            details.update(name=folder.name, digest=folder.card().digest)
+    with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}):
+        store.activate(folder.name)
 
 
 def _make_administrator(settings: Settings) -> None:

