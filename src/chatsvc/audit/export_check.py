@@ -2,9 +2,12 @@
 
 1. Lines are canonical JSON and come in the format's order; the last is the signature.
 2. Every log's records keep the rules of the chain from the position that its head states.
-3. At every checkpoint in between, and at the end through the range proof, the tree has the signed root; so what the
-   head states is true as well.
-4. The signature over the whole file is by a key that the verifier brought, else by one that the file names.
+3. At every checkpoint in between, and at the end through the range proof, the tree has the root that was signed under
+   this log's name; so what the head states is true as well.
+4. The signature over the whole file is by a key of the name that its text begins with, and that key is known for every
+   log in the file: one log's key vouches for no other log, nor for how much of it was left out.
+
+Known are the keys that the verifier brought, else those that the file names.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, VerifierKey, open_note, parse_vkey
+from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, VerifierKey, open_note, parse_note, parse_vkey
 from chatsvc.audit.export import VERSION, is_header, signature_text, whole_lines
 from chatsvc.audit.record import Record, RecordInvalid, decode
 from chatsvc.audit.replay import Replay, read_checkpoint
@@ -56,6 +59,7 @@ class _Reading:
         self._keys: list[VerifierKey] = []
         self._replay: Replay | None = None
         self._head: dict[str, Any] | None = None
+        self._origins: set[str] = set()  # of the logs that have been read
         self._signed = False
         self.num_records = 0
 
@@ -131,15 +135,28 @@ class _Reading:
         levels, right = cover(frontier.size, end["size"]), [bytes.fromhex(each) for each in end["right"]]
         for level, root in zip(levels, right, strict=True):
             frontier.append_subtree(level, root)
-        if (checkpoint.size, checkpoint.root) != (frontier.size, frontier.root()):  # (3)
+        if checkpoint.origin.rpartition("/")[2] != replay.walk.position.log_id:  # (3)
+            raise Tampered(self.seq - 1, f"the checkpoint at the end is of another log, {checkpoint.origin}")
+        if (checkpoint.size, checkpoint.root) != (frontier.size, frontier.root()):
             raise Tampered(self.seq - 1, "the records are not those that the checkpoint at the end covers")
+        self._origins.add(checkpoint.origin)
         self._replay = None
 
     def _check_signature(self, note: str) -> None:
         """(4)"""
         if self._replay is not None:
             raise NoteInvalid
-        text = open_note(note, self._keys)
-        if text != signature_text(text.partition("\n")[0], self._digest.digest()):
+        name = parse_note(note).text.partition("\n")[0]  # verified by what follows
+        try:
+            text = open_note(note, self._fitting(name))
+        except KeyUnknown:
+            raise KeyUnknown("The export is signed by no key that is known for every log in it.") from None
+        if text != signature_text(name, self._digest.digest()):
             raise NoteInvalid
         self._signed = True
+
+    def _fitting(self, name: str) -> list[VerifierKey]:
+        """The known keys of that name that are known for each log in the file too."""
+        known = set(self._keys)
+        named = [key for key in self._keys if key.name == name]
+        return [key for key in named if known.issuperset(VerifierKey(each, key.public) for each in self._origins)]
