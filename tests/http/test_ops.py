@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import time
 
 import pytest
 
 from chatsvc.app import running_in
+from tests.audit.test_faults import FaultyDisk
 
 
 def test_with_a_model_all_is_well(client):
@@ -36,6 +38,23 @@ def test_a_log_that_cannot_be_written_is_not_healthy(client, app):
     assert client.get("/healthz").json["status"] == "error"
     assert client.get("/readyz").json["status"] == "error"
     assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(("name", "code"), [("fdatasync", errno.EIO), ("write", errno.EIO), ("write", errno.ENOSPC)])
+def test_what_is_wrong_with_the_logs_disk_is_said_without_its_path(bare_app, bare_client, caplog, name, code):
+    disk = FaultyDisk(name, code, times=1_000_000)
+    log = running_in(bare_app).audit
+    segment = log._journal.mirror._leader()._segment
+    segment._calls, disk.active = disk.calls(), True
+    refused = bare_client.post("/login", json={"username": "alice", "password": "alice's long password"})
+    assert (refused.status_code, refused.json["error"]["code"]) == (503, "audit_unavailable")
+    for path in ("/healthz", "/readyz"):
+        answer = bare_client.get(path)
+        assert (answer.status_code, answer.json["status"]) == (503, "error")
+        assert answer.json["reason"] == f"the audit log cannot be written: {log.problem()}"
+        assert segment.path.name not in answer.text
+        assert str(segment.path.parent) not in answer.text
+    assert str(segment.path) in caplog.text
 
 
 def test_health_takes_milliseconds(client):

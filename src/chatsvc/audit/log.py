@@ -12,8 +12,9 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from typing import Literal, Self
+from typing import Self
 
+from chatsvc.audit.condition import PROBLEMS, SILENT, Condition
 from chatsvc.audit.denials import Denials
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
@@ -67,8 +68,8 @@ class AuditLog:
         self._owed: list[Entry] = []  # ends that found no space
         self._num_refused = 0
         self._told: set[str] = set()
-        self._state: Literal["open", "full", "dead", "closed"] = "open"
-        self._why: str | None = None
+        self._state: Condition = "open"
+        self._cause: str | None = None  # names a path, so it is for our own log only
         self._committing_since: float | None = None
         self._retry_at = 0.0
         self._publisher = Publisher(witnesses_of(self._options))
@@ -125,11 +126,11 @@ class AuditLog:
                 self._enqueued(self._journal.entry("event", facts, Result("denied", reason=reason)))
 
     def problem(self) -> str | None:
-        """None while records can be written; else why not."""
+        """None while records can be written; else why not, in words for anybody."""
         since = self._committing_since
         if since is not None and time.monotonic() - since > self._options.commit_timeout_s:
-            return "the disk of the audit log does not answer"
-        return self._why
+            return SILENT
+        return PROBLEMS[self._state]
 
     def alarms(self) -> list[str]:
         """What does not stop the service but needs somebody: a device, a witness, space."""
@@ -146,7 +147,6 @@ class AuditLog:
             if self._state == "closed":
                 return
             was, self._state = self._state, "closed"
-            self._why = self._why or "the audit log is closed"
             self._wake.notify()
         self._threads[0].join(2 * self._options.commit_timeout_s)
         if self._threads[0].is_alive():
@@ -183,7 +183,7 @@ class AuditLog:
         with self._wake:
             if self._state != "open":
                 self._num_refused += 1
-                raise AuditUnavailable  # why is in `problem`: it names paths, which no caller needs to know
+                raise AuditUnavailable
             batch = self._enqueued(entry)
         batch.done.wait(self._options.commit_timeout_s)
         with self._lock:  # the writer looks at `abandoned` under the same lock: one of both sees the other
@@ -278,16 +278,16 @@ class AuditLog:
         with self._lock:
             self._num_refused -= refused
             if self._state == "full":
-                self._state, self._why = "open", None
+                self._state, self._cause = "open", None
         _log.warning("the audit log can be written again; %d records were refused meanwhile", refused)
 
-    def _set(self, state: Literal["full", "dead"], why: str) -> None:
+    def _set(self, state: Condition, cause: str) -> None:
         with self._lock:
-            changed, self._why = self._why != why, why
+            changed, self._cause = self._cause != cause, cause
             if self._state != "closed":
                 self._state = state
         if changed:
-            _log.critical("the audit log cannot be written: %s", why)
+            _log.critical("the audit log cannot be written: %s", cause)
 
     def _finish_writing(self) -> None:
         """The thread has ended: what is owed, the last sums, the stop, and a checkpoint over everything."""
