@@ -261,6 +261,20 @@ def test_a_name_at_the_identity_provider_does_not_open_a_local_account(single_si
     assert accounts_of(single_sign_on)["alice"]["source"] == "local"
 
 
+def test_who_says_no_at_the_identity_provider_reads_so_at_the_login(single_sign_on, browse, wait_until):
+    browser = browse()
+    browser.open(f"{single_sign_on.url}/")
+    browser.click("#sso")
+    browser.click("button[value=deny]")
+    wait_until(lambda: "cancelled or denied" in "".join(browser.text("#login-error")))
+    assert browser.is_shown("#username")
+    assert browser.run("location.href") == f"{single_sign_on.url}/"
+    browser.open(f"{single_sign_on.url}/docs")
+    browser.open(f"{single_sign_on.url}/#oidc-constructor")  # no such code: nothing is said
+    wait_until(lambda: browser.is_shown("#username"))
+    assert browser.text("#login-error") == [""]
+
+
 def test_the_offline_page_of_the_api_shows_every_route(server, browse, wait_until):
     browser = browse()
     browser.open(f"{server.url}/docs")

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib.util
 import json
+import re
 import time
 from urllib.parse import parse_qs, urlsplit
 
@@ -58,9 +59,10 @@ def client(app):
     return app.test_client()
 
 
-def at_the_provider(url, sub):
+def at_the_provider(url, sub="", *, deny=False):
     """What a person does there; returns the address the browser is sent back to."""
-    answer = httpx.post(url, data={"sub": sub}, follow_redirects=False, timeout=10)
+    form = {"action": "deny"} if deny else {"sub": sub}
+    answer = httpx.post(url, data=form, follow_redirects=False, timeout=10)
     assert answer.status_code == 302, answer.text
     return answer.headers["Location"]
 
@@ -117,25 +119,61 @@ def test_both_steps_are_audited(app, client):
 
 
 CHANGED_ANSWERS = [
-    lambda query: {**query, "state": "another"},
-    lambda query: {**query, "code": "another"},
-    lambda query: {"state": query["state"], "error": "access_denied"},
-    lambda query: {"code": query["code"]},
-    lambda query: {},
+    (lambda query: {**query, "state": "another"}, "an answer to another login"),
+    (lambda query: {**query, "code": "another"}, "the provider refuses the code"),
+    (lambda query: {"state": query["state"], "error": ["access_denied", "<b>no</b>"]}, "without a code"),
+    (lambda query: {"state": query["state"], "error": "<b>server_error</b>"}, "without a code"),
+    (lambda query: {"code": query["code"]}, "an answer to another login"),
+    (lambda query: {}, "an answer to another login"),
 ]
 
 
-def test_an_answer_that_is_not_to_this_login_is_refused(client):
-    for change in CHANGED_ANSWERS:
+def is_turned_away(answer, code="refused"):
+    """Back at the page, with a code that the page knows and nothing that the provider sent."""
+    return (answer.status_code, answer.headers["Location"]) == (302, f"/#oidc-{code}")
+
+
+def denials(app):
+    """What the audit log says of logins that the provider did not finish."""
+    directory = running_in(app).settings.audit_directory
+    lines = [line for path in directory.glob("*.jsonl") for line in path.read_bytes().splitlines()]
+    found = [json.loads(line) for line in lines if b'"auth.oidc"' in line]
+    return [record["reason"] for record in found if record["outcome"] == "denied"]
+
+
+def test_an_answer_that_is_not_to_this_login_is_refused(app, client, wait_until):
+    for change, reason in CHANGED_ANSWERS:
         back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
         query = {name: values[0] for name, values in parse_qs(back.query).items()}
-        assert client.get("/oidc/callback", query_string=change(query)).status_code == 401
+        assert is_turned_away(client.get("/oidc/callback", query_string=change(query)))
         assert client.post("/oidc/tokens").status_code == 401
+        wait_until(lambda reason=reason: any(reason in each for each in denials(app)))
+
+
+def test_who_says_no_at_the_provider_is_back_at_the_login_and_the_log_knows(app, client, wait_until):
+    there = client.get("/oidc/login").headers["Location"]
+    back = urlsplit(at_the_provider(there, deny=True))
+    assert "access_denied" in back.query
+    assert is_turned_away(client.get(f"{back.path}?{back.query}"), "denied")
+    assert client.post("/oidc/tokens").status_code == 401
+    state = parse_qs(urlsplit(there).query)["state"][0]
+    answer = client.get("/oidc/callback", query_string={"error": "access_denied", "state": state, "code": "c"})
+    assert is_turned_away(answer, "denied")
+    wait_until(lambda: denials(app) == ["the provider says access_denied"])
+    assert is_turned_away(app.test_client().get(f"{back.path}?{back.query}"))  # not on its way to anywhere
+
+
+def test_each_code_has_its_sentence_on_the_page(client):
+    page = client.get("/assets/chat.js").text
+    texts = client.get("/assets/texts.js").text
+    known = dict(re.findall(r'"#oidc-(\w+)": "(\w+)"', page))
+    assert set(known) == {"denied", "refused"}
+    assert all(texts.count(f"{key}: ") == 2 for key in known.values())  # in both languages
 
 
 def test_an_answer_in_another_browser_is_refused(app, client):
     back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
-    assert app.test_client().get(f"{back.path}?{back.query}").status_code == 401
+    assert is_turned_away(app.test_client().get(f"{back.path}?{back.query}"))
 
 
 def test_a_forged_cookie_is_refused(client):
@@ -144,7 +182,8 @@ def test_a_forged_cookie_is_refused(client):
 
 
 def test_a_local_account_is_not_opened_by_a_name_at_the_provider(client):
-    assert log_in(client, "sub-alice").status_code == 401
+    assert is_turned_away(log_in(client, "sub-alice"))
+    assert client.post("/oidc/tokens").status_code == 401
 
 
 def test_a_disabled_account_stays_out_and_its_tools_too(app, client, provider_url):
@@ -153,11 +192,11 @@ def test_a_disabled_account_stays_out_and_its_tools_too(app, client, provider_ur
     assert client.get("/me", headers=bearer(tool)).status_code == 200
     running_in(app).guard.accounts.set_disabled("carol", disabled=True)
     assert client.get("/me", headers=bearer(tool)).status_code == 401
-    assert log_in(client).status_code == 401
+    assert is_turned_away(log_in(client))
 
 
 def test_who_has_no_name_there_is_nobody_here(client):
-    assert log_in(client, "sub-nobody").status_code == 401
+    assert is_turned_away(log_in(client, "sub-nobody"))
 
 
 def api_token(provider_url, client_id="chatsvc-api", sub="sub-carol"):

@@ -1,8 +1,9 @@
 """Logging in by an OpenID provider: away to it, back from it, and the tokens for the page.
 
 The browser carries the state of a login in a signed cookie that no script can read, so any replica can take it back.
-The tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. Knows
-nothing about what the provider says.
+The tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. Who comes
+back without a login is sent to the page as well, with one of two codes behind the ``#``; the page has a sentence for
+each, and nothing that the provider says is repeated.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from chatsvc.http.routing import requires
 _FLOW, _LOGIN = "chatsvc-oidc-flow", "chatsvc-oidc-login"
 _FLOW_S, _LOGIN_S = 600, 60
 _REFUSED = "The identity provider did not log you in; try again."
+
+
+class _SaidNo(AuthenticationFailed):
+    """Whoever decides at the provider, mostly the person, said no (RFC 6749 4.1.2.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +77,21 @@ class _Views:
 
     def callback(self) -> AnyResponse:
         """Back from the provider."""
-        flow = Flow(**self._opened(self._flows, _FLOW, _FLOW_S))
-        given = {name: request.args.getlist(name) for name in ("state", "code")}
-        if given["state"] != [flow.state] or len(given["code"]) != 1:
-            raise AuthenticationFailed("an answer to another login, or a refusal", message=_REFUSED)
-        found = recorded(
-            self._parts.audit,
-            context.facts("auth.oidc"),
-            lambda: self._take(given["code"][0], flow),
-            details=lambda done: {"account": done.account_id},
-        )
+        try:
+            flow, code = self._answered()
+        except AuthenticationFailed as error:
+            # Nobody is known yet: counted and summed up, so that a flood of them cannot fill the disk.
+            self._parts.audit.count_denial(context.facts("auth.oidc"), error.reason)
+            return _turned_away(error)
+        try:
+            found = recorded(
+                self._parts.audit,
+                context.facts("auth.oidc"),
+                lambda: self._take(code, flow),
+                details=lambda done: {"account": done.account_id},
+            )
+        except AuthenticationFailed as error:
+            return _turned_away(error)
         answer = redirect("/#oidc")
         answer.delete_cookie(_FLOW, secure=self._secure, httponly=True, samesite="Lax")
         answer.set_cookie(
@@ -107,6 +117,18 @@ class _Views:
         answer.delete_cookie(_LOGIN, secure=self._secure, httponly=True, samesite="Strict")
         return answer
 
+    def _answered(self) -> tuple[Flow, str]:
+        """The login that this is the provider's answer to, and the code it gave."""
+        flow = Flow(**self._opened(self._flows, _FLOW, _FLOW_S))
+        given = {name: request.args.getlist(name) for name in ("state", "code", "error")}
+        if given["error"] == ["access_denied"]:  # whatever its state: it lets nobody in, and some leave that out
+            raise _SaidNo("the provider says access_denied", message=_REFUSED)
+        if given["state"] != [flow.state]:
+            raise AuthenticationFailed("an answer to another login", message=_REFUSED)
+        if len(given["code"]) != 1:
+            raise AuthenticationFailed("an answer of the provider without a code", message=_REFUSED)
+        return flow, given["code"][0]
+
     def _take(self, code: str, flow: Flow) -> LoggedIn:
         identity = self._parts.provider.finish(code, flow)
         found = self._parts.accounts.take(identity.name, identity.roles, "oidc")
@@ -121,3 +143,9 @@ class _Views:
         except BadData:
             raise AuthenticationFailed("no such login is on its way", message=_REFUSED) from None
         return value
+
+
+def _turned_away(error: AuthenticationFailed) -> AnyResponse:
+    """A person looks at this, not a program: to the page, which says it and offers the login again."""
+    context.current().error_code = error.code
+    return redirect("/#oidc-denied" if isinstance(error, _SaidNo) else "/#oidc-refused")

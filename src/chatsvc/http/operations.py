@@ -108,7 +108,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         "session", "Change one's password", body=PasswordBody, status=204, errors=(409, 429)
     ),
     ("GET", "/oidc/login"): Operation("session", "Away to the identity provider", status=302),
-    ("GET", "/oidc/callback"): Operation("session", "Back from the identity provider", status=302, errors=(401,)),
+    ("GET", "/oidc/callback"): Operation("session", "Back from the identity provider, to the chat page", status=302),
     ("POST", "/oidc/tokens"): Operation("session", "The tokens of that login", "Tokens", errors=(401,)),
     ("GET", "/me"): Operation("session", "Who am I, and what is left of my limits", "Me"),
     ("GET", "/.well-known/jwks.json"): Operation("session", "Public keys of tokens; none with HS256", "Jwks"),

@@ -237,7 +237,16 @@ async function comeBack() {
   await attempt(enter);
 }
 
+// What is said to who comes back without a login: by a code from the service, never in words from the address.
+const TURNED_AWAY = { "#oidc-denied": "ssoDenied", "#oidc-refused": "ssoRefused" };
+
+function turnedAway(key) {
+  history.replaceState(null, "", location.pathname);
+  $("login-error").textContent = say(key);
+}
+
 $("sso").hidden = document.body.dataset.sso !== "yes";
 translate();
 show();
 if (location.hash === "#oidc") comeBack();
+else if (Object.hasOwn(TURNED_AWAY, location.hash)) turnedAway(TURNED_AWAY[location.hash]);

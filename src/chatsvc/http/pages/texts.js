@@ -3,7 +3,8 @@ export const TEXTS = {
   en: {
     loginHint: "Log in with the account of your organisation.",
     username: "User name", password: "Password", logIn: "Log in", logOut: "Log out",
-    sso: "Single sign-on",
+    sso: "Single sign-on", ssoDenied: "The login was cancelled or denied at the identity provider.",
+    ssoRefused: "The identity provider did not log you in; try again.",
     other: "中文", skip: "Skip to the message field", conversations: "Conversations",
     newConversation: "New conversation", messages: "Messages", message: "Message",
     placeholder: "Ask something. Enter sends, Shift+Enter begins a line.",
@@ -17,7 +18,8 @@ export const TEXTS = {
   zh: {
     loginHint: "请使用本单位账号登录。",
     username: "用户名", password: "密码", logIn: "登录", logOut: "退出登录",
-    sso: "单点登录",
+    sso: "单点登录", ssoDenied: "登录已在身份提供方处取消或被拒绝。",
+    ssoRefused: "身份提供方未能完成登录，请重试。",
     other: "English", skip: "跳到输入框", conversations: "会话",
     newConversation: "新会话", messages: "消息", message: "消息",
     placeholder: "请输入问题。回车发送，Shift+回车换行。",
