@@ -13,16 +13,12 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench import machine, page, report
+from bench import machine, page, program, report
 from bench.measure import Measurement, measure
 from bench.processes import end_on_sigterm
 from bench.scenarios import SCENARIOS, Scenario
 from bench.subjects import NAMES, USUAL, subjects
-from bench.supply import default_cache
-
-_KEPT = Path("docs/bench")
 
 
 def main() -> None:
@@ -44,24 +40,24 @@ def main() -> None:
                     for subject in those:
                         measurements.append(measure(subject, scenario, num_streams, number))
                         print(_line(measurements[-1]), flush=True)
-                report.write(arguments.output, head, measurements)
-    if arguments.output == _KEPT:
-        page.embed("throughput", report.markdown(head, measurements))
-    print(f"==> wrote {arguments.output}")
+                if not arguments.not_kept:
+                    report.write(page.FOLDER, head, measurements)
+    tables = report.markdown(head, measurements)
+    print(tables)
+    if not arguments.not_kept:
+        page.embed("throughput", tables)
     if any(one.problems for one in measurements):
-        sys.exit("some measurements have problems; they are in results.json")
+        sys.exit("some measurements have problems; their lines name them")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--scenario", nargs="+", choices=names, default=names)
     parser.add_argument("--subject", nargs="+", choices=NAMES, default=list(USUAL))
     parser.add_argument("--streams", nargs="+", type=int, help="only these numbers of streams")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=JSON", help="keys of chatsvc.toml")
-    parser.add_argument("--cache", type=Path, default=default_cache(), help="where models and llama.cpp are kept")
-    parser.add_argument("--output", type=Path, default=_KEPT)
     return parser.parse_args()
 
 

@@ -1,12 +1,11 @@
 """``python -m bench.audit``: what the audit log costs: durable records a second, CPU a request, verification.
 
 Group commit on this machine's disk and on simulated slow ones (an fdatasync that takes so much longer), with 1, 16 and
-64 writers; then a long log is verified. Prints a Markdown table, and keeps it when the log is a million records long.
+64 writers; then a long log is verified.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import page
+from bench import page, program
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import Calls
 from chatsvc.audit.journal import Entry, Journal, system_clock
@@ -31,12 +30,11 @@ from chatsvc.audit.verify import Trust, verify_log
 FACTS = Facts("5c1d7f0a9be84b0c", "chat.generate", "alice", "s" * 32, "j" * 32, "10.0.0.7", "POST", "/chat", "d" * 64)
 RESULT = Result("allowed", 200, num_prompt_tokens=64, num_completion_tokens=128)
 BATCH = 512
-_KEPT_RECORDS = 1_000_000
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = program.parser(__doc__, has_cache=False)
     parser.add_argument("--seconds", type=float, default=3, help="for each line of the table")
     parser.add_argument("--records", type=int, default=1_000_000, help="of the log that is verified")
     arguments = parser.parse_args()
@@ -48,7 +46,7 @@ def main() -> None:
         ]
         verification = verify_speed(Path(place) / "long", arguments.records)
     print(table(commits, verification))
-    if arguments.records >= _KEPT_RECORDS:
+    if not arguments.not_kept:
         page.save("audit", {"commits": commits, "verification": verification}, table(commits, verification))
 
 

@@ -7,7 +7,6 @@ another's question would show in its usage. Bounded: so many clients, so many tr
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import multiprocessing
@@ -21,15 +20,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
 
-from bench import page
+from bench import page, program
 from bench.load import Sample, Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
 from bench.stack import shaped, stack
-from bench.supply import default_cache
 
 _MAX_TRIES = 4
 _PROBE_INTERVAL_S = 0.05
@@ -151,10 +148,8 @@ def _range(values: list[float]) -> list[float]:
 def main() -> None:
     """Run and print one JSON object; exit code 1 when a client was neither served nor told."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.crowd", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--clients", type=int, default=500)
-    parser.add_argument("--not-kept", action="store_true", help="only print")
-    parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     options = shaped(arguments.cache)
     context = multiprocessing.get_context("spawn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-_PROGRAMS = (
+PROGRAMS = (
     "bench",
     "bench.profile",
     "bench.gap",
@@ -25,7 +25,7 @@ _PROGRAMS = (
 def main() -> None:
     """Run them all; what fails is named at the end."""
     failed = []
-    for program in _PROGRAMS:
+    for program in PROGRAMS:
         print(f"==> python -m {program}", flush=True)
         if subprocess.run([sys.executable, "-m", program], check=False).returncode:
             failed.append(program)

@@ -6,7 +6,6 @@ moment the long prompt is sent until its first token is there; those before it a
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -14,14 +13,12 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from bench import page
+from bench import page, program
 from bench.load import Sample, Streams, Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
 from bench.stack import shaped, stack
-from bench.supply import default_cache
 
 _NUM_STREAMS = 8
 _NUM_LONG = 4000
@@ -84,12 +81,10 @@ def _body(num_tokens: int, seed: int, max_tokens: int) -> dict[str, object]:
 def main() -> None:
     """Measure, print, keep; exit code 1 when the default runner misses the goal."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.gap", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runner", nargs="+", choices=["native", "openvino"], default=["native", "openvino"])
     parser.add_argument("--tokens", type=int, default=700, help="of each running stream")
-    parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--not-kept", action="store_true", help="only print")
     arguments = parser.parse_args()
     joins = []
     for runner in arguments.runner:

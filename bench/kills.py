@@ -8,9 +8,9 @@ missing, and prints what.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -18,16 +18,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
-from bench import cpu, page
-from bench.load import Target
+from bench import cpu, page, program
+from bench.load import Target, asking
 from bench.processes import end_on_sigterm, free_port, running, wait_for
 from chatsvc.models import embedded
 from chatsvc.models.store import ModelStore
@@ -80,32 +78,20 @@ class Home:
 
 
 class Clients:
-    """Threads that ask and ask again, whole answers and streams in turn, and note what they were told."""
+    """What each of many threads does again and again, whole answers and streams in turn; ``told`` notes what came."""
 
-    def __init__(self, home: Home, count: int) -> None:
+    def __init__(self, home: Home) -> None:
         self.told = Told()
         self._home = home
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(count)]
+        self._numbers = itertools.count()
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, number: int) -> None:
-        count = 0
-        while not self._stop.is_set():
-            count += 1
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                self._one(f"c{number}-{count}", streams=count % 2 == 0)
-                continue
-            time.sleep(0.02)  # nobody is there just now
+    def ask(self) -> None:
+        """One request."""
+        number = next(self._numbers)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            self._one(f"c{number}", streams=number % 2 == 0)
+            return
+        time.sleep(0.02)  # nobody is there just now
 
     def _one(self, request_id: str, *, streams: bool) -> None:
         connection = self._home.target.connect(timeout_s=30)
@@ -200,23 +186,24 @@ MUST_BE_EMPTY = (
 )
 
 
-def run(path: Path, times: int, clients: int) -> Mapping[str, object]:
+def run(path: Path, times: int, num_clients: int) -> Mapping[str, object]:
     """All of it, in a new home."""
     home = Home(path)
+    clients = Clients(home)
     engine = [*_CHATSVC, "engine"]
     log = path.parent / "web.log"
     with running(engine, path.parent / "engine.log", home.environment):
-        with Clients(home, clients) as asking:
-            kill_again_and_again(home, asking.told, times, log)
+        with asking(clients.ask, num_clients):
+            kill_again_and_again(home, clients.told, times, log)
         with web(home, log):
             pass  # closes what the last kill left open, and ends in peace
-    return {"kills": times, **check(home, asking.told)}
+    return {"kills": times, **check(home, clients.told)}
 
 
 def main() -> None:
     """Run, print, keep."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.kills", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__, has_cache=False)
     parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
@@ -225,7 +212,7 @@ def main() -> None:
         result = run(Path(place) / "home", arguments.times, arguments.clients)
     print(json.dumps(result, indent=1))
     missing = [name for name in MUST_BE_EMPTY if result[name]]
-    if arguments.times >= 100:
+    if not arguments.not_kept:
         page.save("kills", result, table(result, time.monotonic() - started))
     sys.exit(f"not as it must be: {', '.join(missing)}" if missing else 0)
 

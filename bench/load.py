@@ -8,13 +8,14 @@ Knows nothing about how a server is started or what is compared with what.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +137,26 @@ def _read(response: http.client.HTTPResponse, started: float) -> Sample:
 def _text_of(chunk: Mapping[str, Any]) -> str:
     choices = chunk.get("choices") or [{}]
     return (choices[0].get("delta") or {}).get("content") or ""
+
+
+@contextlib.contextmanager
+def asking(ask: Callable[[], object], num_clients: int) -> Iterator[None]:
+    """So many threads that call ``ask`` again and again until the block ends; it deals with its own errors."""
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.is_set():
+            ask()
+
+    threads = [threading.Thread(target=go_on) for _ in range(num_clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 class Streams:

@@ -10,7 +10,6 @@ throttle has nothing to do: it treats both kinds alike, but it would hide what t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
 import itertools
@@ -32,15 +31,13 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from bench import cpu, page
+from bench import cpu, page, program
 from bench.load import Target
 from bench.processes import end_on_sigterm
 from bench.stack import StackOptions, stack
-from bench.supply import default_cache
+from bench.supply import Supply
 from chatsvc.errors import Conflict
 from chatsvc.guard.assembly import assemble
-from chatsvc.models import embedded
-from chatsvc.models.store import ModelStore
 from chatsvc.settings import load
 from chatsvc.wiring import guard_options
 
@@ -233,24 +230,22 @@ def _table(rushed: Mapping[str, Any], tried: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run, write, and end with exit code 1 where a goal is missed."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.logins", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tries", type=int, default=300)
-    parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--output", type=Path, default=Path("docs/bench"))
     arguments = parser.parse_args()
     home = arguments.cache / "home-logins"
     _add_accounts(home)
-    store = arguments.cache / "store"
-    model = embedded.ensure(ModelStore(store / "models", store / "keys"))
+    model, _ = Supply(arguments.cache).embedded()
     addresses = (f"127.1.{number // 250}.{1 + number % 250}" for number in itertools.count())
-    with stack(StackOptions(home, model.path / "model.gguf", embedded.NAME)) as target:
+    with stack(StackOptions(home, model.path / "model.gguf", model.name)) as target:
         rush(target, addresses, "known0")  # so that every thread has been used once
         rushed = crowded(target, home / "tls" / "cert.pem", addresses, arguments.rounds)
         tried = compared(target, addresses, arguments.tries)
     table = _table(rushed, tried)
     print(table)
-    page.save("logins", {"rush": rushed, "tries": tried}, table, arguments.output)
+    if not arguments.not_kept:
+        page.save("logins", {"rush": rushed, "tries": tried}, table)
     kept = rushed["healthz_p99_ms"] <= _MAX_HEALTH_MS and rushed["memory_rise_mib"] <= _MAX_MIB
     alike = tried["difference"] <= _MAX_DIFFERENCE and len(tried["answers"]) == 1
     served = set(rushed["statuses"]) == {200}

@@ -6,7 +6,6 @@ killed. Needs a writable memory controller (cgroup v1 or v2), which usually mean
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bench import cpu, page
+from bench import cpu, page, program
 from bench.measure import ServerSubject
 from bench.processes import end_on_sigterm
 from bench.scenarios import Scenario
 from bench.stack import shaped, stack
-from bench.supply import default_cache
 
 _NUM_TOKENS = 1000
 _MIB = 1024 * 1024
@@ -135,16 +133,15 @@ def run(cache: Path, runner: str, limit_mib: int, num_sequences: int) -> Outcome
 def main() -> None:
     """Run every case (or the one that is asked for), write, and end with 1 when the service did not live in one."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.partition("\n")[0])
-    parser.add_argument("--case", nargs=3, metavar=("RUNNER", "MIB", "SEQUENCES"), help="only this one; not written")
-    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser = program.parser(__doc__)
+    parser.add_argument("--case", nargs=3, metavar=("RUNNER", "MIB", "SEQUENCES"), help="only this one; not kept")
     arguments = parser.parse_args()
     cases = [(arguments.case[0], int(arguments.case[1]), int(arguments.case[2]))] if arguments.case else _CASES
     outcomes = []
     for runner, limit_mib, num_sequences in cases:
         outcomes.append(run(arguments.cache, runner, limit_mib, num_sequences))
         print(json.dumps({**asdict(outcomes[-1]), "lives": outcomes[-1].lives}), flush=True)
-    if not arguments.case:
+    if not (arguments.case or arguments.not_kept):
         page.save("memory", {"outcomes": [asdict(one) for one in outcomes]}, _table(outcomes))
     sys.exit(0 if all(one.lives for one in outcomes) else 1)
 

@@ -11,18 +11,17 @@ from typing import Any
 
 from bench import machine
 
-_FOLDER = Path("docs/bench")
+FOLDER = Path("docs/bench")
 _PAGE = Path("docs/performance.md")
 
 
-def save(name: str, result: Mapping[str, Any], table: str, folder: Path = _FOLDER) -> None:
-    """``<name>.json`` with the machine, and the table into the page; the page only for results kept in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save(name: str, result: Mapping[str, Any], table: str) -> None:
+    """``<name>.json`` with the machine, and the table into the page."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
     head = machine.describe([*sys.orig_argv]) | {"load_after": machine.load_average()}
     content = {"machine": head, **result}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if folder == _FOLDER:
-        embed(name, table)
+    (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    embed(name, table)
 
 
 def embed(name: str, table: str, page: Path = _PAGE) -> None:

@@ -13,20 +13,17 @@ a test that asks how often chance alone would make the pairs lean to one side as
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from bench import page
+from bench import page, program
 from bench.load import Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
 from bench.stack import as_other, shaped, stack
-from bench.supply import default_cache
 
 _NUM_FIRST = 1000
 _NUM_ANSWER = 8
@@ -119,11 +116,9 @@ def _is_silent(found: Mapping[str, float]) -> bool:
 def main() -> None:
     """Measure, print, keep; exit code 1 when the default runner misses a goal."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.prefix", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--runner", nargs="+", choices=["native", "openvino"], default=["native", "openvino"])
-    parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--not-kept", action="store_true", help="only print")
     arguments = parser.parse_args()
     times = {}
     for runner in arguments.runner:

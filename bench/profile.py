@@ -5,16 +5,14 @@ Median passes: a token of so many sequences behind so long a context, and a prom
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench import page
+from bench import page, program
 from bench.processes import end_on_sigterm
-from bench.supply import Supply, default_cache
+from bench.supply import Supply
 from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, PHASES, Model, Room, Rows
@@ -27,9 +25,7 @@ _PASSES = 31
 def main() -> None:
     """Measure and write."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__.partition("\n")[0])
-    parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--not-kept", action="store_true", help="print only")
+    parser = program.parser(__doc__)
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(Supply(arguments.cache).hugging_face())
     num_pages = max(num * (context // PAGE_TOKENS + 1) for num, context in _CASES)

@@ -5,7 +5,6 @@ The same measurement as ``chatsvc bench quality``, over the formats and group si
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,21 +14,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bench import page
+from bench import page, program
 from bench.processes import end_on_sigterm
-from bench.supply import Supply, default_cache
+from bench.supply import Supply
 from chatsvc.cli.bench import manual
-from chatsvc.engine.runners.quality import (
-    Forecast,
-    compare,
-    forecast_fp32,
-    forecast_native,
-    forecast_openvino,
-    forecast_torch,
-    windows_of,
-)
+from chatsvc.engine.runners import quality
 
-Forecaster = Callable[[Sequence[Sequence[int]]], list[Forecast]]
+Forecaster = Callable[[Sequence[Sequence[int]]], list[quality.Forecast]]
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 _WINDOW = 528
 # What says how the model is built; the rest of a configuration that came from GGUF says that it did.
@@ -45,19 +36,17 @@ _CONFIG_KEYS = frozenset(
 def main() -> None:
     """Measure and write."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=4 * _WINDOW)
-    parser.add_argument("--cache", type=Path, default=default_cache())
-    parser.add_argument("--not-kept", action="store_true", help="only print")
     arguments = parser.parse_args()
     supply = Supply(arguments.cache)
     served, original = supply.embedded()
     tokenizer = Tokenizer.from_str(served.card().tokenizer_json.decode())
-    windows = windows_of(tokenizer.encode(manual(), add_special_tokens=False).ids[: arguments.tokens], _WINDOW)
-    truth = forecast_fp32(original, windows)
+    windows = quality.windows_of(tokenizer.encode(manual(), add_special_tokens=False).ids[: arguments.tokens], _WINDOW)
+    truth = quality.forecast_fp32(original, windows)
     rows = []
     for title, forecast in _candidates(supply, original, served.path / "model.gguf"):
-        result = compare(truth, forecast(windows))
+        result = quality.compare(truth, forecast(windows))
         rows.append({"served": title, **asdict(result)})
         print(title, result, flush=True)
     if not arguments.not_kept:
@@ -66,11 +55,11 @@ def main() -> None:
 
 def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[str, Forecaster]]:
     source = _as_hugging_face(original, supply.cache / "smollm2")
-    yield "native, GGUF as served", partial(forecast_native, served)
-    yield "native, the same weights as safetensors fp32", partial(forecast_native, source)
-    yield "torch int8", partial(forecast_torch, source, int8=True)
+    yield "native, GGUF as served", partial(quality.forecast_native, served)
+    yield "native, the same weights as safetensors fp32", partial(quality.forecast_native, source)
+    yield "torch int8", partial(quality.forecast_torch, source, int8=True)
     for title, path, group in _of_openvino(supply, original, served, source):
-        yield f"OpenVINO, {title}", partial(forecast_openvino, path, properties={_GROUP_SIZE: group})
+        yield f"OpenVINO, {title}", partial(quality.forecast_openvino, path, properties={_GROUP_SIZE: group})
 
 
 def _of_openvino(supply: Supply, original: Path, served: Path, source: Path) -> Iterator[tuple[str, Path, int]]:

@@ -8,7 +8,6 @@ sequences at once. Needs root to look into the engine, which keeps others out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -23,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from bench import page
+from bench import page, program
 from bench.processes import end_on_sigterm
-from bench.supply import MODEL_NAME, Supply, default_cache
+from bench.supply import MODEL_NAME, Supply
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.generation import Finished, Generation
 from chatsvc.engine.protocol import Sampling
@@ -187,13 +186,12 @@ def main() -> None:
     """Measure every format, print, keep."""
     end_on_sigterm()
     logging.disable(logging.WARNING)  # each engine that is ended is news to the client
-    parser = argparse.ArgumentParser(prog="python -m bench.sealed", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     kinds = ("gguf", "openvino", "safetensors")
-    parser.add_argument("--format", nargs="+", choices=kinds, default=list(kinds))
+    parser.add_argument("--format", nargs="+", choices=kinds, default=list(kinds), help="fewer are not kept")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64, help="of each of 16 sequences")
     parser.add_argument("--small", action="store_true", help="the embedded model as GGUF alone; not kept")
-    parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     sources = {"gguf": None} if arguments.small else _sources(Supply(arguments.cache), arguments.format)
     runs: list[Run] = []
@@ -207,7 +205,7 @@ def main() -> None:
                     print(one, flush=True)
                     runs += [one] if number else []
     print(table(runs))
-    if not arguments.small and len(sources) == len(kinds):
+    if len(sources) == len(kinds) and not arguments.not_kept:
         page.save("sealed", {"runs": [asdict(one) for one in runs]}, table(runs))
 
 

@@ -6,18 +6,16 @@ The embedded model, sixteen streams at a time, every prompt a new one. Memory is
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 import time
-from pathlib import Path
 
-from bench import cpu, page
+from bench import cpu, page, program
 from bench.load import Streams, Target, chat
 from bench.processes import end_on_sigterm
 from bench.stack import StackOptions, stack
-from bench.supply import Supply, default_cache
+from bench.supply import Supply
 
 _NUM_STREAMS = 16
 _MAX_TOKENS = 2
@@ -30,10 +28,8 @@ _SETTINGS = {"engine.cache_size_gb": 0.1}
 def main() -> None:
     """Run, write, and end with 1 when a request failed or a process grew."""
     end_on_sigterm()
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.partition("\n")[0])
+    parser = program.parser(__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--not-kept", action="store_true", help="only print")
-    parser.add_argument("--cache", type=Path, default=default_cache())
     arguments = parser.parse_args()
     _, model = Supply(arguments.cache).embedded()
     with stack(StackOptions(arguments.cache / "home-soak", model, "smollm2", _SETTINGS)) as target:

@@ -22,12 +22,6 @@ VLLM_VERSION = "0.32.0"
 MODEL_NAME = "qwen15-05b-shape"
 
 
-def default_cache() -> Path:
-    """``$CHATSVC_BENCH_CACHE``, else below the user's cache directory. About 5 GB in the end."""
-    chosen = os.environ.get("CHATSVC_BENCH_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "chatsvc-bench"
-
-
 @dataclass(frozen=True, slots=True)
 class Supply:
     """What there is in a cache folder, made where it is missing."""

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import http.server
 import itertools
 import json
+import math
+import random
 import socket
+import statistics
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.load import Sample, Streams, Target, chat
+from bench.disk import Round, judge, trimmed_mean
+from bench.disk import table as disk_table
+from bench.everything import PROGRAMS
+from bench.load import Sample, Streams, Target, asking, chat
 from bench.measure import summarise
 from bench.page import embed
+from bench.program import parser
 from bench.report import markdown, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.shape import render
@@ -157,3 +166,60 @@ def test_the_report_has_ratios_and_marks_what_is_missed(tmp_path):
 def test_answers_of_another_length_are_a_problem():
     scenario = Scenario("short", 64, 100, (1,))
     assert summarise(scenario, "x", 0, samples_of(40), {}).problems == ["answers of [128] tokens, 100 asked for"]
+
+
+def test_clients_ask_again_and_again_until_the_block_ends():
+    asked = []
+    with asking(lambda: asked.append(threading.get_ident()), 3):
+        while len(asked) < 100:
+            pass
+    count = len(asked)
+    assert threading.get_ident() not in asked
+    assert len(asked) == count
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_says_how_it_is_called_and_can_leave_the_docs_alone(name):
+    path = Path(*name.split("."))
+    text = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    about = ast.get_docstring(ast.parse(text))
+    assert parser(about).format_usage().startswith(f"usage: python -m {name} [-h] [--not-kept] [--cache CACHE]")
+    assert "program.parser(__doc__" in text
+    assert "arguments.not_kept" in text
+
+
+def test_a_trimmed_mean_does_not_mind_a_few_rounds_that_went_wrong():
+    usual = [0.1 + 0.01 * number for number in range(8)]
+    mean, error = trimmed_mean(usual)
+    assert mean == pytest.approx(statistics.fmean(usual))
+    # By hand: two of eight are drawn in at either end, so 0.12 three times, 0.13, 0.14, 0.15 three times; four are left.
+    drawn_in = [0.12] * 3 + [0.13, 0.14] + [0.15] * 3
+    assert error == pytest.approx(statistics.stdev(drawn_in) / (0.5 * math.sqrt(8)))
+    assert trimmed_mean([*usual[:-2], 70.0, 90.0]) == pytest.approx((mean, error))
+    assert trimmed_mean([0.3]) == (0.3, math.inf)
+
+
+def test_its_standard_error_is_as_large_as_its_means_really_differ():
+    whims = random.Random(7)
+    found = [trimmed_mean([whims.gauss(0, 1) for _ in range(24)]) for _ in range(2000)]
+    claimed = math.sqrt(statistics.fmean(error**2 for _, error in found))
+    assert claimed == pytest.approx(statistics.pstdev(mean for mean, _ in found), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("lost", "error", "verdict"),
+    [
+        (0.010, 0.004, "under"), (0.030, 0.004, "missed"), (0.013, 0.004, "cannot be told apart"),
+        (0.027, 0.004, "cannot be told apart"), (-0.5, math.inf, "cannot be told apart"),
+    ],
+)  # fmt: skip
+def test_a_goal_within_two_standard_errors_is_neither_reached_nor_missed(lost, error, verdict):
+    assert judge(lost, error) == verdict
+
+
+def test_the_slow_disk_is_judged_by_the_rounds_own_ratios():
+    scenario = Scenario("short", 64, 128, (1,))
+    plain, slow = (summarise(scenario, "x", 0, samples_of(speed), {}) for speed in (100, 99))
+    text = disk_table([Round(plain, slow)] * 8, [Round(plain, slow)], 10)
+    assert "| throughput lost to the slow disk | | +1.0% ± 0.0% |" in text
+    assert "| goal: under 2% | | under |" in text

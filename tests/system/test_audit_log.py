@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from bench import kills
+from bench.load import asking
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -86,19 +86,14 @@ def test_a_full_disk_gives_503_and_no_generation_and_it_recovers(audited, small_
 def test_a_web_process_killed_under_load_loses_no_record_of_what_was_answered(audited, until) -> None:
     headers = audited.headers()
     answered: list[str] = []
-    stop = threading.Event()
 
     def ask() -> None:
-        while not stop.is_set():
-            with suppress(httpx.TransportError), audited.client() as client:
-                answer = client.post("/chat", json=QUERY, headers=headers)
-                if answer.status_code == 200:
-                    answered.append(answer.headers["X-Request-Id"])
+        with suppress(httpx.TransportError), audited.client() as client:
+            answer = client.post("/chat", json=QUERY, headers=headers)
+            if answer.status_code == 200:
+                answered.append(answer.headers["X-Request-Id"])
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
+    with asking(ask, 4):
         for number in range(4):
             until(lambda: is_healthy(audited), 90, "the web process's return")
             asked = len(answered)
@@ -107,10 +102,6 @@ def test_a_web_process_killed_under_load_loses_no_record_of_what_was_answered(au
             for pid in web[-1:] if number % 2 else web:  # the worker alone, or its master too
                 os.kill(pid, signal.SIGKILL)
         until(lambda: is_healthy(audited), 90, "the web process's return")
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     ended = {each["request_id"] for each in records(audited, stage="end", action="chat.generate", outcome="allowed")}
     assert answered
     assert set(answered) <= ended
@@ -139,7 +130,7 @@ def test_a_stop_signs_everything(audited) -> None:
 
 def test_gunicorn_killed_again_and_again_loses_nothing_that_a_client_relied_on(tmp_path) -> None:
     """The hundred are ``python -m bench.kills``; here it is done six times."""
-    result = kills.run(tmp_path / "home", times=6, clients=4)
+    result = kills.run(tmp_path / "home", times=6, num_clients=4)
     assert result["answered"]
     assert result["streams_begun"]
     assert {name: result[name] for name in kills.MUST_BE_EMPTY if result[name]} == {}

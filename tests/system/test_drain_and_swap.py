@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Self
 
 import pytest
+
+from bench.load import asking
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -24,51 +25,31 @@ def own_service(boot_service):
     return boot_service(SERVER__DRAIN_TIMEOUT_S="60")
 
 
-def stream(service, events, body: dict) -> list[tuple[str, dict]]:
-    with (
-        service.client() as client,
-        client.stream("POST", "/chat/stream", json=body, headers=service.headers()) as answer,
-    ):
-        assert answer.status_code == 200, answer.read()
-        return list(events(answer))
-
-
 class Streams:
-    """Clients that ask again and again; what each of them got."""
+    """What clients do that stream again and again; what all of them got."""
 
-    def __init__(self, service, events, number: int) -> None:
+    def __init__(self, service, events) -> None:
         self.ends: list[str] = []
         self.problems: list[object] = []
-        self._stop = threading.Event()
         self._service, self._events = service, events
         self._headers = service.headers()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(number)]
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self) -> None:
+    def ask(self) -> None:
         body = {**LONG, "max_tokens": 60}
-        with self._service.client() as client:
-            while not self._stop.is_set():
-                try:
-                    with client.stream("POST", "/chat/stream", json=body, headers=self._headers) as answer:
-                        if answer.status_code != 200:
-                            self.problems.append((answer.status_code, answer.read()))
-                            continue
-                        name, data = list(self._events(answer))[-1]
-                        self.ends.append(name)
-                        if name != "done":
-                            self.problems.append((name, data))
-                except Exception as error:  # noqa: BLE001  (whatever it is, it is the finding)
-                    self.problems.append(error)
+        try:
+            with (
+                self._service.client() as client,
+                client.stream("POST", "/chat/stream", json=body, headers=self._headers) as answer,
+            ):
+                if answer.status_code != 200:
+                    self.problems.append((answer.status_code, answer.read()))
+                    return
+                name, data = list(self._events(answer))[-1]
+                self.ends.append(name)
+                if name != "done":
+                    self.problems.append((name, data))
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is the finding)
+            self.problems.append(error)
 
 
 def test_another_model_takes_over_without_a_cut_stream_or_a_refused_request(own_service, events, until) -> None:
@@ -76,7 +57,8 @@ def test_another_model_takes_over_without_a_cut_stream_or_a_refused_request(own_
     weights = (home.path / "models" / "current").resolve() / "model.gguf"
     home.run("model", "import", str(weights), "--name", "second")
     (old_engine,) = own_service.pids()["engine"]
-    with Streams(own_service, events, 3) as streams:
+    streams = Streams(own_service, events)
+    with asking(streams.ask, 3):
         until(lambda: len(streams.ends) >= 3)
         home.run("model", "activate", "second")
         until(lambda: not Path(f"/proc/{old_engine}").exists(), 90, "the old engine's end")
