@@ -75,10 +75,8 @@ def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast
     forecasts = []
     for window in windows:
         with torch.inference_mode():
-            logits = model(torch.tensor([window])).logits[0, :-1].float()
-        log_probs = torch.log_softmax(logits, dim=-1)
-        there = log_probs[torch.arange(len(window) - 1), torch.tensor(window[1:])]
-        forecasts.append(Forecast(logits.argmax(dim=-1).tolist(), there.tolist()))
+            logits = model(torch.tensor([window])).logits[0, :-1]
+        forecasts.append(_forecast(logits.numpy(), window))
     return forecasts
 
 
@@ -131,10 +129,9 @@ def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Foreca
 
 def _forecast(logits: NDArray[np.float32], window: Sequence[int]) -> Forecast:
     """From the logits behind every token of a window but the last, (tokens - 1, vocabulary)."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    there = wide[np.arange(len(wide)), window[1:]] - np.log(np.exp(wide).sum(axis=1))
-    return Forecast(wide.argmax(axis=1).tolist(), there.tolist())
+    lowered = logits - logits.max(axis=1, keepdims=True)
+    there = lowered[np.arange(len(lowered)), window[1:]] - np.log(np.exp(lowered).sum(axis=1, dtype=np.float64))
+    return Forecast(lowered.argmax(axis=1).tolist(), there.tolist())
 
 
 def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: Mapping[str, object]) -> list[Forecast]:
