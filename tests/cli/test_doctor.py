@@ -65,11 +65,22 @@ def test_packages_are_compared_with_what_was_tested(monkeypatch: pytest.MonkeyPa
     assert levels(checks.packages()) == {"packages": "good"}
 
 
-def test_the_runner_that_serves_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "missing", lambda: "")
-    assert [finding.message for finding in checks.runner()] == ["native"]
-    monkeypatch.setattr(library, "missing", lambda: "the processor has no avx512_vnni")
-    assert [finding.message for finding in checks.runner()] == ["openvino, because the processor has no avx512_vnni"]
+@pytest.mark.parametrize(
+    ("wanted", "missing", "level", "message"),
+    [
+        ("auto", "", "good", "native"),
+        ("auto", "the processor has no avx512_vnni", "good", "openvino, because the processor has no avx512_vnni"),
+        ("native", "", "good", "native, because engine.runner says so"),
+        ("native", "no avx512_vnni", "fatal", "engine.runner = native cannot serve here: no avx512_vnni"),
+        ("openvino", "no avx512_vnni", "good", "openvino, because engine.runner says so"),
+        ("torch-int8", "", "good", "torch-int8, because engine.runner says so"),
+    ],
+)  # fmt: skip
+def test_the_runner_that_serves_here_is_named(settings, monkeypatch, wanted, missing, level, message) -> None:
+    monkeypatch.setattr(library, "missing", lambda: missing)
+    engine = settings.engine.model_copy(update={"runner": wanted})
+    (finding,) = checks.runner(settings.model_copy(update={"engine": engine}))
+    assert (finding.level, finding.message, bool(finding.remedy)) == (level, message, level == "fatal")
 
 
 def test_a_processor_without_fast_instructions_is_told(tmp_path: Path) -> None:

@@ -89,12 +89,19 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Iterator[Finding]:
         yield Finding("processor", "good", f"{cores} cores, {', '.join(useful)}")
 
 
-def runner() -> Iterator[Finding]:
-    """Which runner serves GGUF files and safetensors here."""
-    from chatsvc.engine.runners.native import library
+def runner(settings: Settings) -> Iterator[Finding]:
+    """Which runner serves GGUF files and safetensors here, unless the configuration names one."""
+    from chatsvc.engine.runners import choice
 
-    missing = library.missing()
-    yield Finding("runner", "good", f"openvino, because {missing}" if missing else "native")
+    wanted = settings.engine.runner
+    missing = choice.missing("native" if wanted == "auto" else wanted)
+    if wanted == "auto":
+        yield Finding("runner", "good", f"openvino, because {missing}" if missing else "native")
+    elif missing:
+        remedy = "Set engine.runner to auto, or give it what it needs."
+        yield Finding("runner", "fatal", f"engine.runner = {wanted} cannot serve here: {missing}", remedy)
+    else:
+        yield Finding("runner", "good", f"{wanted}, because engine.runner says so")
 
 
 def room(settings: Settings) -> Iterator[Finding]:

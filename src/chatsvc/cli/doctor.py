@@ -41,7 +41,7 @@ def command(as_json: bool) -> None:
 def _examine() -> Iterator[Finding]:
     from chatsvc.cli import checks
 
-    yield from chain(checks.python(), checks.packages(), checks.processor(), checks.runner())
+    yield from chain(checks.python(), checks.packages(), checks.processor())
     try:
         settings = load()
     except ConfigurationInvalid as error:
@@ -56,6 +56,7 @@ def _examine_installation(settings: Settings) -> Iterator[Finding]:
     from chatsvc.cli import checks
 
     yield from chain(
+        checks.runner(settings),
         checks.room(settings),
         checks.clock(settings),
         checks.door(settings),

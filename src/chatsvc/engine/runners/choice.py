@@ -70,10 +70,20 @@ def choose(path: Path, model_format: str, wanted: str) -> tuple[str, str]:
 
 def _obstacle(kind: str, path: Path) -> str:
     """Why a runner cannot serve the model at ``path`` here; empty when it can."""
-    if kind == "native":
-        from chatsvc.engine.runners.native import checkpoint, library  # noqa: PLC0415 - numpy, only where it is asked for
+    absent = missing(kind)
+    if absent or kind != "native":
+        return absent
+    from chatsvc.engine.runners.native import checkpoint  # noqa: PLC0415 - numpy, only where it is asked for
 
-        return library.missing() or checkpoint.obstacle(path)
+    return checkpoint.obstacle(path)
+
+
+def missing(kind: str) -> str:
+    """What a runner needs and this machine or installation does not have; empty when nothing is missing."""
+    if kind == "native":
+        from chatsvc.engine.runners.native import library  # noqa: PLC0415 - only where it is asked for
+
+        return library.missing()
     if importlib.util.find_spec(_MODULE[kind]) is None:
         package = "openvino-genai" if kind == "openvino" else "chatsvc[torch]"
         return f"it needs {_MODULE[kind]}, which is not installed (pip install '{package}')"
