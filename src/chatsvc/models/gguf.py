@@ -170,7 +170,7 @@ class _Reader:
         if number not in TENSOR_TYPES:
             known = ", ".join(kind for kind, _, _ in TENSOR_TYPES.values())
             raise GgufInvalid(
-                f"tensor {name!r} has quantisation type {number}, which the default runner cannot load; "
+                f"tensor {name!r} has quantisation type {number}, which is not served; "
                 f"use a file quantised to one of {known} (a q8_0 or q4_k_m file)"
             )
         kind, block_bytes, block_values = TENSOR_TYPES[number]
