@@ -156,6 +156,17 @@ def test_a_key_can_have_limits_of_its_own(run, ada):
     assert (made["requests_per_minute"], made["tokens_per_day"], made["max_concurrent"]) == (7, 70, 2)
 
 
+def test_the_limits_of_a_key_can_be_changed(run, ada):
+    given = ["--requests-per-minute", "7", "--max-concurrent", "2"]
+    made = json.loads(run("key", "create", "--name", "ci", "--scope", "chat", "--account", "ada", "--json", *given)[1])
+    change = ["--tokens-per-day", "70", "--expires-days", "1", "--without", "max-concurrent"]
+    changed = json.loads(run("key", "change", made["id"], "--json", *change)[1])
+    assert (changed["requests_per_minute"], changed["tokens_per_day"], changed["max_concurrent"]) == (7, 70, None)
+    assert changed["expires_at"] > made["created_at"]
+    assert run("key", "change", made["id"], "--without", "expiry")[1] == f"Changed the limits of {made['id']}.\n"
+    assert json.loads(run("key", "list", "--json")[1])[0]["expires_at"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -165,6 +176,10 @@ def test_a_key_can_have_limits_of_its_own(run, ada):
         (["create", "--name", "ci", "--account", "ada"], 2),
         (["revoke", "nothere"], 3),
         (["rotate", "nothere"], 3),
+        (["change", "nothere", "--tokens-per-day", "5"], 3),
+        (["change", "nothere"], 2),
+        (["change", "nothere", "--tokens-per-day", "5", "--without", "tokens-per-day"], 2),
+        (["change", "nothere", "--tokens-per-day", "0"], 2),
     ],
 )
 def test_keys_that_cannot_be(run, ada, arguments, code):

@@ -74,6 +74,17 @@ def test_an_expired_key_is_refused(guard, ada, clock):
     refused(guard, text)
 
 
+def test_an_expired_key_works_again_with_a_later_expiry_and_a_revoked_one_never(guard, key, clock):
+    guard.api_keys.set_limits(id_of(key), {"expires_at": clock() + 10})
+    clock.advance(10)
+    refused(guard, key)
+    guard.api_keys.set_limits(id_of(key), {"expires_at": None, "tokens_per_day": 5})
+    assert guard.api_keys.check(key).key_tokens_per_day == 5
+    guard.api_keys.revoke(id_of(key))
+    assert guard.api_keys.set_limits(id_of(key), {"expires_at": clock() + 10}).after["revoked"]
+    refused(guard, key)
+
+
 def test_a_revoked_key_is_refused_and_stays_so(guard, key):
     assert guard.api_keys.revoke(id_of(key)).after["revoked"]
     refused(guard, key)
@@ -97,6 +108,8 @@ def test_after_a_rotation_both_work_for_the_grace_and_then_only_the_new_one(guar
 def test_a_key_that_is_not_there_cannot_be_changed(guard):
     with pytest.raises(NotFound):
         guard.api_keys.revoke("nothere")
+    with pytest.raises(NotFound):
+        guard.api_keys.set_limits("nothere", {"tokens_per_day": 5})
 
 
 def test_its_last_use_is_remembered_to_the_minute(guard, key, clock):

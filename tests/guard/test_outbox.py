@@ -6,6 +6,7 @@ import pytest
 from flask import Flask
 
 from chatsvc.errors import AuditUnavailable, NotFound
+from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.outbox import Outbox, put_into_outbox
 
@@ -37,6 +38,8 @@ def test_every_act_by_command_is_recorded_with_before_and_after(by_command, cloc
     guard.sessions.end(sid, "command")
     guard.sessions.end_all_of(account_id, "command")
     guard.rotate_signing_key()
+    _, made = guard.api_keys.create(NewKey("ada", "ci", ["chat"]))
+    guard.api_keys.set_limits(made.after["id"], {"tokens_per_day": 7})
     guard.accounts.remove("ada")
     records = drained(guard)
     assert [action for action, _, _ in records] == [
@@ -45,12 +48,15 @@ def test_every_act_by_command_is_recorded_with_before_and_after(by_command, cloc
         "admin.session.end",
         "admin.session.end",
         "admin.signing_key.rotate",
+        "admin.key.create",
+        "admin.key.limits",
         "admin.account.remove",
     ]
     assert {actor for _, actor, _ in records} == {"cli:root"}
     assert records[1][2]["before"]["tokens_per_day"] is None
     assert records[1][2]["after"]["tokens_per_day"] == 5
     assert records[1][2]["at"] == clock()
+    assert (records[6][2]["before"]["tokens_per_day"], records[6][2]["after"]["tokens_per_day"]) == (None, 7)
     assert PASSWORD not in str(records)
 
 

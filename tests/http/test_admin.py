@@ -60,6 +60,7 @@ ROUTES = [
     ("PUT", "/limits/alice"),
     ("GET", "/keys"),
     ("POST", "/keys"),
+    ("PATCH", "/keys/x"),
     ("POST", "/keys/x/rotate"),
     ("DELETE", "/keys/x"),
     ("POST", "/signing-keys/rotate"),
@@ -135,6 +136,10 @@ REFUSED = [
     ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["fly"]}, 400),
     ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": ["admin"]}, 409),
     ("POST", "/keys", {"account": "alice", "name": "ci", "scopes": []}, 400),
+    ("PATCH", "/keys/nothere", {"tokens_per_day": 5}, 404),
+    ("PATCH", "/keys/nothere", {"tokens_per_day": 0}, 400),
+    ("PATCH", "/keys/nothere", {"expires_days": 0}, 400),
+    ("PATCH", "/keys/nothere", {"scopes": ["chat"]}, 400),
     ("POST", "/keys/nothere/rotate", None, 404),
     ("POST", "/keys/nothere/rotate", {"grace_s": -1}, 400),
     ("DELETE", "/keys/nothere", None, 404),
@@ -185,6 +190,29 @@ def test_keys_are_made_rotated_and_revoked(call, client, audited):
     text = json.dumps([audited(f"admin.key.{verb}") for verb in ("create", "rotate", "revoke")])
     assert made["id"] in text
     assert not any(secret in text for secret in secrets)
+
+
+def test_the_limits_of_a_key_are_changed_and_what_is_left_out_stays(call, client, audited):
+    body = {"account": "alice", "name": "ci", "scopes": ["chat"], "requests_per_minute": 8, "max_concurrent": 2}
+    made = call("POST", "/keys", body)[1]
+
+    def limits_of_the_key():
+        return client.get("/me", headers={"X-Api-Key": made["key"]}).json["limits"]
+
+    own = limits_of_the_key()
+    status, changed = call("PATCH", f"/keys/{made['id']}", {"tokens_per_day": 9, "max_concurrent": None})
+    assert (status, changed["requests_per_minute"], changed["tokens_per_day"]) == (200, 8, 9)
+    assert limits_of_the_key()["tokens_per_day"] == 9
+    assert limits_of_the_key()["concurrent_requests"] > own["concurrent_requests"] == 2
+
+    assert call("PATCH", f"/keys/{made['id']}", {"expires_days": 0.5})[1]["expires_at"] > made["created_at"]
+    assert client.get("/me", headers={"X-Api-Key": made["key"]}).json["expires_at"]
+    assert call("PATCH", f"/keys/{made['id']}", {})[1]["expires_at"]
+    assert call("PATCH", f"/keys/{made['id']}", {"expires_days": None})[1]["expires_at"] is None
+    first = audited("admin.key.limits")[0]["details"]
+    assert (first["before"]["tokens_per_day"], first["after"]["tokens_per_day"]) == (None, 9)
+    assert (first["before"]["max_concurrent"], first["after"]["max_concurrent"]) == (2, None)
+    assert made["key"].split("_", 2)[2] not in json.dumps(audited("admin.key.limits"))
 
 
 def test_who_is_in_is_listed_and_one_session_can_be_ended(call, client, alice, audited):

@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from chatsvc.store.database import AnyRow, Database
 from chatsvc.store.tables import Account, ApiKey
 
 PREFIX = "csk_"
+LIMITS = frozenset({"expires_at", "requests_per_minute", "tokens_per_day", "max_concurrent"})
 _KEY = re.compile(r"csk_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,128})")
 _MAX_NAME_LENGTH = 128
 _NOTE_USE_EVERY_S = 60.0
@@ -91,7 +92,7 @@ class NewKey:
 
 
 class ApiKeys:
-    """Makes, checks, rotates and revokes keys."""
+    """Makes, checks, changes, rotates and revokes keys."""
 
     def __init__(
         self,
@@ -181,6 +182,16 @@ class ApiKeys:
             query = query.where(Account.name == account)
         with self._database.reading() as session:
             return [_view(row, name) for row, name in session.execute(query.limit(1000))]
+
+    def set_limits(self, key_id: str, limits: Mapping[str, float | None]) -> Change:
+        """Change limits out of ``LIMITS``, at once also for who has the key: what is left out stays, None goes away."""
+        assert limits.keys() <= LIMITS, "only limits are changed"
+
+        def change(row: ApiKey) -> None:
+            for name, value in limits.items():
+                setattr(row, name, value)
+
+        return self._change(key_id, "limits", change)
 
     def rotate(self, key_id: str, *, grace_s: float) -> tuple[str, Change]:
         """Give a key a new secret; the old one works for ``grace_s`` more."""

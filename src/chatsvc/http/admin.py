@@ -63,16 +63,26 @@ class LimitsBody(Body):
     max_concurrent: Limit | None = None
 
 
-class KeyBody(Body):
+class KeyLimitsBody(LimitsBody):
+    """``PATCH /admin/keys/{id}``: what is left out stays, null goes away. The days count from now."""
+
+    expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
+
+    def wanted(self) -> dict[str, float | None]:
+        """The limits that were named, as the guard knows them."""
+        named: dict[str, float | None] = self.model_dump(exclude_unset=True)
+        if "expires_days" in named:
+            days = named.pop("expires_days")
+            named["expires_at"] = None if days is None else time.time() + days * _DAY_S
+        return named
+
+
+class KeyBody(KeyLimitsBody):
     """``POST /admin/keys``."""
 
     account: Text
     name: KeyName
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_day: TokenLimit | None = None
-    max_concurrent: Limit | None = None
 
 
 class RotateBody(Body):
@@ -106,6 +116,7 @@ def blueprint(parts: AdminParts) -> Blueprint:
         ("PUT", "/limits/<string(maxlength=64):name>", views.set_limits),
         ("GET", "/keys", views.keys),
         ("POST", "/keys", views.create_key),
+        ("PATCH", "/keys/<string(maxlength=64):key_id>", views.change_key),
         ("POST", "/keys/<string(maxlength=64):key_id>/rotate", views.rotate_key),
         ("DELETE", "/keys/<string(maxlength=64):key_id>", views.revoke_key),
         ("POST", "/signing-keys/rotate", views.rotate_signing_key),
@@ -192,6 +203,11 @@ class _Views:
         )
         text, change = self._done_with_key("key.create", lambda: self._guard.api_keys.create(new))
         return _created({"key": text, **(change.after or {})})
+
+    def change_key(self, key_id: str) -> Response:
+        """Change a key's own limits; its secret stays."""
+        wanted = parse_json(request, KeyLimitsBody).wanted()
+        return jsonify(self._done("key.limits", lambda: self._guard.api_keys.set_limits(key_id, wanted)).after)
 
     def rotate_key(self, key_id: str) -> Response:
         """Give a key a new secret; the old one works on for the grace."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chatsvc.http.admin import AccountBody, AccountPatchBody, KeyBody, LimitsBody, RotateBody
+from chatsvc.http.admin import AccountBody, AccountPatchBody, KeyBody, KeyLimitsBody, LimitsBody, RotateBody
 from chatsvc.http.answers import SCHEMAS
 from chatsvc.http.audit import HeadBody
 from chatsvc.http.auth import LoginBody, PasswordBody
@@ -130,6 +130,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/admin/keys"): Operation("admin", "List API keys, without their secrets", "Object", query=(_ACCOUNT,)),
     ("POST", "/admin/keys"): Operation(
         "admin", "Make an API key; it is shown once", "Object", KeyBody, status=201, errors=(404, 409)
+    ),
+    ("PATCH", "/admin/keys/{key_id}"): Operation(
+        "admin", "Change a key's own limits: what is left out stays, null goes away", "Object", KeyLimitsBody
     ),
     ("POST", "/admin/keys/{key_id}/rotate"): Operation(
         "admin", "Give a key a new secret", "Object", RotateBody, body_required=False, errors=(409,)
