@@ -25,6 +25,7 @@ RECORDED = {
     ("DELETE", "/admin/accounts/{name}"): ("admin.account.remove", None),
     ("PUT", "/admin/limits/{name}"): ("admin.account.limits", {"requests_per_minute": 5}),
     ("POST", "/admin/keys"): ("admin.key.create", {"account": "alice", "name": "k", "scopes": ["chat"]}),
+    ("PATCH", "/admin/keys/{key_id}"): ("admin.key.limits", {"tokens_per_day": 5}),
     ("POST", "/admin/keys/{key_id}/rotate"): ("admin.key.rotate", {}),
     ("DELETE", "/admin/keys/{key_id}"): ("admin.key.revoke", None),
     ("DELETE", "/admin/sessions/{sid}"): ("admin.session.end", None),

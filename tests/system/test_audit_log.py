@@ -171,6 +171,7 @@ def test_a_disk_that_fails_gives_503_until_a_restart_and_loses_nothing(make_home
     health = httpx.get(f"http://127.0.0.1:{port}/healthz")
     assert health.status_code == 503
     assert health.json()["reason"].startswith("the audit log cannot be written")
+    assert str(home.path) not in health.text
     service.stop()
 
     service = served()
