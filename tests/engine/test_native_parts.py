@@ -23,7 +23,7 @@ from chatsvc.engine.runners.native.checkpoint import NotServed, obstacle, open_c
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import Model, Room, Rows
+from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.errors import OperatorError
 from tests.engine.filemodel import make_card
@@ -43,17 +43,17 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.05,
 }
-MODELS: dict[str, Callable[[], Any]] = {
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
-    "qwen2-all-heads": lambda: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "num_key_value_heads": 4})),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "llama-128": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=128)),
+MODELS: dict[str, Callable[..., Any]] = {
+    "qwen2": lambda **change: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, **change}, tie_word_embeddings=True)),
+    "qwen2-all-heads": lambda **change: Qwen2ForCausalLM(Qwen2Config(**{**SHAPE, "num_key_value_heads": 4, **change})),
+    "llama": lambda **change: LlamaForCausalLM(LlamaConfig(**{**SHAPE, **change})),
+    "llama-128": lambda **change: LlamaForCausalLM(LlamaConfig(**{**SHAPE, **change}, head_dim=128)),
 }
 
 
-def write(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> Path:
+def write(folder: Path, name: str, dtype: torch.dtype = torch.float32, **change: int) -> Path:
     torch.manual_seed(1)
-    model = MODELS[name]()
+    model = MODELS[name](**change)
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.5)
@@ -225,15 +225,47 @@ def test_memory_that_is_not_there_is_refused() -> None:
         Model(shape, Room(max_tokens=128, max_rows=16, num_pages=2**31 - 1, num_threads=1))
 
 
-def test_the_largest_logits_are_found_in_order() -> None:
-    random = np.random.default_rng(0)
-    shape = library.Shape(64, 64, 1, 1, 1, 64, 100, 1e-6, 1e4, has_bias=False, is_tied=True)
-    model = Model(shape, Room(max_tokens=128, max_rows=16, num_pages=4, num_threads=1))
-    for size in (1, 5, 16, 17, 1000, 151_936):
-        logits = random.integers(-1000, 1000, size).astype(np.float32)  # many are equal
-        for count in (1, 2, 50, 256):
-            expected = np.lexsort((np.arange(size), -logits))[:count]
-            assert model.largest(logits, count).tolist() == expected.tolist()
+def assert_largest(found: Output, logits: Floats, count: int) -> None:
+    """Of equal ones the smaller id comes first."""
+    expected = np.lexsort((np.arange(len(logits)), -logits))[:count]
+    assert found.ids.tolist() == expected.tolist()
+    assert np.array_equal(found.logits, logits[expected])
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+@pytest.mark.parametrize("vocab_size", [500, 512, 5003])  # the last panel is full, or is not
+def test_the_largest_logits_are_the_largest_of_all(tmp_path: Path, name: str, vocab_size: int) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, name, vocab_size=vocab_size))
+    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, checkpoint)
+    batch = [Rows(IDS, 0, list(range(8)))]
+    logits = model.forward(batch, range(40)).copy()
+    # A few at a time, then only what may be among the largest is computed; or all at once.
+    for outputs in ([0], [1, 2], [3, 4, 5, 6, 7, 8, 9, 10], list(range(40))):
+        for count in (1, 2, 16, 40, 500, vocab_size, vocab_size + 1):
+            for row, output in zip(outputs, model.forward_largest(batch, outputs, [count] * len(outputs)), strict=True):
+                assert_largest(output, logits[row], count)
+        counts = [(1, 0, 7)[row % 3] for row in outputs]
+        for row, count, output in zip(outputs, counts, model.forward_largest(batch, outputs, counts), strict=True):
+            if count:
+                assert_largest(output, logits[row], count)
+            else:
+                assert np.array_equal(output.logits, logits[row])
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equal_logits_come_in_the_order_of_their_ids(tmp_path: Path, sign: int) -> None:
+    """Every logit is the same, in some places all are below zero: more than the empty places of the last panel have."""
+    path = write(tmp_path, "llama", vocab_size=5003)
+    weights = load_file(path / "model.safetensors")
+    weights["lm_head.weight"][:] = sign * weights["lm_head.weight"][0]
+    save_file(weights, path / "model.safetensors")
+    checkpoint = open_checkpoint(path)
+    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, checkpoint)
+    found = [model.forward_largest([Rows(IDS, 0, list(range(8)))], [row], [3])[0] for row in range(40)]
+    assert all(output.ids.tolist() == [0, 1, 2] for output in found)
+    assert {bool(output.logits[0] < 0) for output in found} == {True, False}
 
 
 def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> None:
@@ -268,11 +300,15 @@ def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
 
 
 def chosen(sampling: Sampling, logits: list[float], count: int = 1) -> Counter[int]:
-    def largest(values: Any, number: int) -> Any:
-        return np.argsort(-values, kind="stable")[:number].astype(np.int32)
-
-    chooser = Chooser(sampling, largest)
-    return Counter(chooser.choose(np.array(logits, dtype=np.float32)) for _ in range(count))
+    """What is chosen from as many of the largest logits as the chooser asks for."""
+    chooser = Chooser(sampling)
+    values = np.array(logits, dtype=np.float32)
+    order = np.argsort(-values, kind="stable").astype(np.int32)
+    tokens: Counter[int] = Counter()
+    for _ in range(count):
+        some = order[: chooser.num_needed(0)] if chooser.num_needed(0) else np.arange(len(values), dtype=np.int32)
+        tokens[chooser.choose(Output(some, values[some]))] += 1
+    return tokens
 
 
 LOGITS = [0.0, 2.0, 1.0, -1.0, 0.5]
@@ -299,6 +335,23 @@ def test_penalties_lower_what_was_chosen() -> None:
     assert presence == {1: 1, 2: 1}
     frequency = Sampling(max_tokens=1, temperature=0, frequency_penalty=0.6)
     assert chosen(frequency, LOGITS, 3) == {1: 2, 2: 1}
+    raising = Sampling(max_tokens=1, temperature=0, presence_penalty=-1.5)
+    assert chosen(raising, LOGITS, 5) == {1: 5}
+    both = Sampling(max_tokens=1, temperature=0, presence_penalty=2.5, frequency_penalty=-0.6)
+    assert chosen(both, LOGITS, 4) == {1: 2, 2: 1, 4: 1}
+
+
+def test_penalties_among_many_and_few_logits_choose_the_same() -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(size=5000).astype(np.float32) * 3
+    order = np.argsort(-logits, kind="stable").astype(np.int32)
+    for top_k in (1, 40):
+        sampling = Sampling(max_tokens=1, top_k=top_k, presence_penalty=0.5, frequency_penalty=0.3, seed=4)
+        few, many = Chooser(sampling), Chooser(sampling)
+        for _ in range(200):
+            some = order[: few.num_needed(0)]
+            everything = Output(np.arange(5000, dtype=np.int32), logits)
+            assert few.choose(Output(some, logits[some])) == many.choose(everything)
 
 
 # pages

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import MAX_TOP_K
-from chatsvc.engine.runners.native.library import Floats, Ids
+from chatsvc.engine.runners.native.library import Floats, Output
 
-Largest = Callable[[Floats, int], Ids]
 _SEED_MASK = (1 << 64) - 1
 
 
@@ -21,25 +19,33 @@ class Chooser:
 
     Args:
         sampling: temperature, bounds, penalties, seed.
-        largest: the ids of the largest logits, largest first.
     """
 
-    def __init__(self, sampling: Sampling, largest: Largest) -> None:
+    def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
-        self._largest = largest
+        is_greedy = sampling.temperature == 0
+        self._top_k = 1 if is_greedy else min(sampling.top_k, MAX_TOP_K) if sampling.top_k > 0 else MAX_TOP_K
+        self._is_penalised = bool(sampling.presence_penalty or sampling.frequency_penalty)
         self._counts: Counter[int] = Counter()
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         self._generator = np.random.Generator(np.random.PCG64(seed & _SEED_MASK))
 
-    def choose(self, logits: Floats) -> int:
-        """The next id; ``logits`` are ours to change."""
-        sampling = self._sampling
-        self._penalise(logits)
-        if sampling.temperature == 0 or sampling.top_k == 1:
-            token = int(self._largest(logits, 1)[0])
-        else:
-            ids = self._largest(logits, min(sampling.top_k, MAX_TOP_K) if sampling.top_k > 0 else MAX_TOP_K)
-            token = int(ids[self._draw(logits[ids].astype(np.float64))])
+    def num_needed(self, num_before: int) -> int:
+        """How many of the largest logits the choice behind ``num_before`` others depends on; 0: on all."""
+        if min(self._sampling.presence_penalty, self._sampling.frequency_penalty) < 0:
+            return 0
+        # Every id that was chosen may fall behind the others.
+        return self._top_k + (len(self._counts) + num_before if self._is_penalised else 0)
+
+    def choose(self, output: Output) -> int:
+        """The next id, from at least the :meth:`num_needed` largest logits."""
+        ids, logits = output.ids, output.logits
+        if self._is_penalised:
+            logits = self._penalised(output)
+            order = _largest(logits, self._top_k)
+            ids, logits = ids[order], logits[order]
+        place = 0 if self._top_k == 1 else self._draw(logits[: self._top_k].astype(np.float64))
+        token = int(ids[place])
         self._counts[token] += 1
         return token
 
@@ -51,9 +57,20 @@ class Chooser:
         kept = sums[: min(num_kept, len(sums))]
         return int(np.searchsorted(kept, self._generator.random() * kept[-1], side="right"))
 
-    def _penalise(self, logits: Floats) -> None:
-        sampling = self._sampling
-        if self._counts and (sampling.presence_penalty or sampling.frequency_penalty):
-            ids = np.fromiter(self._counts, dtype=np.int64)
-            times = np.fromiter(self._counts.values(), dtype=np.float32)
-            logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    def _penalised(self, output: Output) -> Floats:
+        chosen = np.fromiter(self._counts, dtype=np.int32)
+        times = np.fromiter(self._counts.values(), dtype=np.float32)
+        penalties = self._sampling.presence_penalty + self._sampling.frequency_penalty * times
+        _, places, numbers = np.intersect1d(output.ids, chosen, assume_unique=True, return_indices=True)
+        logits = output.logits.copy()
+        logits[places] -= penalties[numbers]
+        return logits
+
+
+def _largest(logits: Floats, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Where the largest are, largest first; of equal ones the first first."""
+    if len(logits) > 8 * count:  # sort only those that may be among them
+        least = np.partition(logits, -count)[-count]
+        places = np.flatnonzero(logits >= least)
+        return places[np.argsort(-logits[places], kind="stable")][:count]
+    return np.argsort(-logits, kind="stable")[:count]

@@ -98,6 +98,17 @@ class Rows:
     pages: Sequence[int]
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Logits behind a row, and the ids they are of.
+
+    Either the largest, largest first (of equal ones the smaller id first), or all, in the ids' order.
+    """
+
+    ids: Ids
+    logits: Floats
+
+
 class _Shape(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads")),
@@ -110,8 +121,10 @@ class _Shape(ctypes.Structure):
 
 class _Batch(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs", "pages_stride")),
-        *((name, ctypes.c_void_p) for name in ("ids", "first_rows", "starts", "pages", "output_rows", "logits")),
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs")),
+        *((name, ctypes.c_int32) for name in ("pages_stride", "largest_stride")),
+        *((name, ctypes.c_void_p) for name in ("ids", "first_rows", "starts", "pages", "output_rows", "num_largest")),
+        *((name, ctypes.c_void_p) for name in ("largest_ids", "largest_logits", "logits")),
     ]
 
 
@@ -146,6 +159,7 @@ class Model:
         self._room = room
         self._width = -(-shape.vocabulary_size // _LANES) * _LANES
         self._vocabulary_size = shape.vocabulary_size
+        self._all_ids = np.arange(shape.vocabulary_size, dtype=np.int32)
         self._logits = np.empty((0, self._width), dtype=np.float32)  # kept: fresh memory would be zeroed at every pass
         self._handle = self._library.model_new(ctypes.byref(_shape(shape, room)))
         if not self._handle:
@@ -166,10 +180,30 @@ class Model:
         self._library.model_set_vector(self._handle, vector, layer, values.ctypes.data_as(ctypes.c_void_p))
 
     def forward(self, batch: Sequence[Rows], output_rows: Sequence[int]) -> Floats:
-        """One pass; logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary).
+        """One pass; all logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary).
 
         They are there until the next pass.
         """
+        self._run(batch, output_rows, _ids([0] * len(output_rows)))
+        return self._logits[: len(output_rows), : self._vocabulary_size]
+
+    def forward_largest(
+        self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Sequence[int]
+    ) -> list[Output]:
+        """One pass; behind each of the rows so many of the largest logits, or all where that is 0.
+
+        Few cost less: what cannot be among them is only estimated. They are there until the next pass.
+        """
+        counts = np.minimum(_ids(num_largest), self._vocabulary_size)
+        ids, logits = self._run(batch, output_rows, counts)
+        return [
+            Output(ids[place, :count], logits[place, :count])
+            if count
+            else Output(self._all_ids, self._logits[place, : self._vocabulary_size])
+            for place, count in enumerate(counts.tolist())
+        ]
+
+    def _run(self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids) -> tuple[Ids, Floats]:
         ids = _ids([token for rows in batch for token in rows.ids])
         first_rows = _ids(np.cumsum([0, *(len(rows.ids) for rows in batch)]))
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
@@ -180,18 +214,22 @@ class Model:
         ):
             raise ValueError("a pass is larger than the room that was made for it")
         starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
-        if len(output_rows) > len(self._logits):
-            self._logits = np.empty((len(output_rows), self._width), dtype=np.float32)
-        logits = self._logits[: len(output_rows)]
+        if len(outputs) > len(self._logits):
+            self._logits = np.empty((len(outputs), self._width), dtype=np.float32)
+        largest_ids = np.empty((len(outputs), num_largest.max(initial=0)), dtype=np.int32)
+        largest_logits = np.empty(largest_ids.shape, dtype=np.float32)
+        read = (ids, first_rows, starts, pages, outputs, num_largest)
+        written = (largest_ids, largest_logits, self._logits)
         call = _Batch(
             len(ids),
             len(batch),
             len(outputs),
             pages.shape[1],
-            *(array.ctypes.data for array in (ids, first_rows, starts, pages, outputs, logits)),
+            largest_ids.shape[1],
+            *(array.ctypes.data for array in (*read, *written)),
         )
         self._library.model_forward(self._handle, ctypes.byref(call))
-        return logits[:, : self._vocabulary_size]
+        return largest_ids, largest_logits
 
     def seconds(self) -> dict[str, float]:
         """Where all passes so far have spent their time, by phase."""
@@ -202,12 +240,6 @@ class Model:
     def clear_cache(self) -> None:
         """Give the cache's memory back until it is used again."""
         self._library.model_clear_cache(self._handle)
-
-    def largest(self, logits: Floats, count: int) -> Ids:
-        """The ids of the ``count`` largest of one row of logits, largest first; of equal ones the smaller id."""
-        ids = np.empty(min(count, len(logits)), dtype=np.int32)
-        self._library.model_top(logits.ctypes.data, len(logits), len(ids), ids.ctypes.data)
-        return ids
 
 
 def _ids(values: Sequence[int] | NDArray[np.int64]) -> Ids:
@@ -232,7 +264,6 @@ def _library() -> ctypes.CDLL:
         (library.model_set_rows, None, [pointer, integer, integer, integer, integer, integer, pointer]),
         (library.model_set_vector, None, [pointer, integer, integer, pointer]),
         (library.model_forward, None, [pointer, pointer]),
-        (library.model_top, None, [pointer, integer, integer, pointer]),
     )
     for function, result, arguments in signatures:
         function.restype, function.argtypes = result, arguments

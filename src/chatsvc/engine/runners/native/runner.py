@@ -27,7 +27,7 @@ from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import PAGE_TOKENS, Floats, Model, Room
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, Turn, lay_out, share_out
 from chatsvc.engine.runners.prefixes import block_names
@@ -102,7 +102,7 @@ class NativeRunner:
         if len(prompt_ids) + sampling.max_tokens > self.card.context_length:
             raise ValueError(f"{len(prompt_ids) + sampling.max_tokens} tokens do not fit the context")
         ids = list(prompt_ids)
-        chooser = Chooser(sampling, self._model.largest)
+        chooser = Chooser(sampling)
         drafter = Drafter(ids, self._options.max_draft_tokens)
         names = block_names(ids[:-1], sharing_key.encode())  # the last token is always computed
         self._waiting.append(
@@ -123,12 +123,11 @@ class NativeRunner:
         if not turns:
             return []
         started = self._clock()
-        rows, chosen_rows = lay_out(turns)
-        logits = self._model.forward(rows, chosen_rows)
+        choices = self._model.forward_largest(*lay_out(turns))
         prompts = [turn for turn in turns if turn.sequence.is_prefilling]
         num_prompt_tokens = sum(len(turn.ids) for turn in prompts)
         position = max((turn.sequence.num_held + len(turn.ids) for turn in prompts), default=0)
-        outputs = self._take_in(turns, logits)
+        outputs = self._take_in(turns, choices)
         is_decoding = len(prompts) < len(turns)
         self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
         return outputs
@@ -182,12 +181,12 @@ class NativeRunner:
             ]
         return turns
 
-    def _take_in(self, turns: Sequence[Turn], logits: Floats) -> list[StepOutput]:
+    def _take_in(self, turns: Sequence[Turn], choices: Sequence[Output]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
         first = 0
         for turn in turns:
             if turn.num_choices:
-                outputs.append(self._choose(turn, logits[first : first + turn.num_choices]))
+                outputs.append(self._choose(turn, choices[first : first + turn.num_choices]))
                 first += turn.num_choices
             else:
                 turn.sequence.num_held += len(turn.ids)
@@ -197,7 +196,7 @@ class NativeRunner:
                 self.cancel(output.sequence_id)
         return outputs
 
-    def _choose(self, turn: Turn, logits: Floats) -> StepOutput:
+    def _choose(self, turn: Turn, choices: Sequence[Output]) -> StepOutput:
         """Choose behind every row as long as the guess in the next one was right."""
         sequence = turn.sequence
         num_cached = sequence.num_shared if sequence.is_prefilling else 0
@@ -205,8 +204,8 @@ class NativeRunner:
         sequence.num_held += len(turn.ids) - turn.num_choices
         reason: FinishReason | None = None
         chosen: list[int] = []
-        for row, guess in zip(logits, [*guesses, None], strict=True):
-            chosen.append(sequence.chooser.choose(row))
+        for choice, guess in zip(choices, [*guesses, None], strict=True):
+            chosen.append(sequence.chooser.choose(choice))
             sequence.ids.append(chosen[-1])
             sequence.num_held += 1
             reason = self._end_of(sequence)

@@ -70,13 +70,15 @@ def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, in
     return [(oldest, chunk - sum(share for _, share in shares)), *shares]
 
 
-def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int]]:
-    """The rows of a pass, and the numbers of those behind which a token is chosen."""
+def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
+    """The rows of a pass, those behind which a token is chosen, and how many of the largest logits each needs."""
     rows: list[Rows] = []
     chosen_rows: list[int] = []
+    needed: list[int] = []
     end = 0
     for turn in turns:
         end += len(turn.ids)
         rows.append(Rows(turn.ids, turn.sequence.num_held, turn.sequence.pages))
         chosen_rows += range(end - turn.num_choices, end)
-    return rows, chosen_rows
+        needed += [turn.sequence.chooser.num_needed(num_before) for num_before in range(turn.num_choices)]
+    return rows, chosen_rows, needed

@@ -13,7 +13,7 @@
 
 #include "native.h"
 
-enum { TILES = PAGE_TOKENS / LANES };
+enum { TILES = PAGE_TOKENS / LANES, AHEAD_TILES = 16 };
 
 static size_t tile_bytes(int head_size) { return (size_t)2 * LANES * head_size + 2 * LANES * sizeof(float); }
 
@@ -137,10 +137,6 @@ INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const
         }
 }
 
-INLINE void prefetch_tile(const uint8_t *bytes, size_t size) {
-    for (size_t i = 0; i < size; i += 64) _mm_prefetch((const char *)bytes + i, _MM_HINT_T0);
-}
-
 INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries,
                            const int num_queries, const int head_size, float *scores, size_t stride) {
     int num_tokens = 0;
@@ -153,9 +149,10 @@ INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int laye
         for (int j = 0; j < head_size / LANES; j++) outputs[q][j] = _mm512_setzero_ps();
     }
     for (int tile = 0; tile < num_tiles; tile++) {
-        const int next = tile + 2 < num_tiles ? tile + 2 : tile;
-        prefetch_tile(tile_of(cache, pages[next / TILES], layer, kv_head, next % TILES, head_size),
-                      (size_t)2 * LANES * head_size);
+        /* Behind the last tile come those of the next head, which the same thread will mostly do next. */
+        const int next = (tile + AHEAD_TILES) % num_tiles, head = kv_head + (tile + AHEAD_TILES) / num_tiles;
+        if (head < cache->num_kv_heads)
+            prefetch(tile_of(cache, pages[next / TILES], layer, head, next % TILES, head_size), tile_bytes(head_size));
         score_tile(tile_of(cache, pages[tile / TILES], layer, kv_head, tile % TILES, head_size), tile, queries,
                    num_queries, head_size, scores, stride, most);
     }

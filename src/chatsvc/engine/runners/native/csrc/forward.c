@@ -25,31 +25,46 @@ static int take(_Atomic int32_t *counter, int total, int size, int *first, int *
 static void embed(const pass *p, _Atomic int32_t *counter) {
     const int hidden = p->m->shape.hidden_size;
     for (int row, last; take(counter, p->batch->num_rows, 1, &row, &last);)
-        unpack_row(&p->m->embedding, p->batch->ids[row], p->m->hidden + (size_t)row * hidden);
+        unpack_token(&p->m->embedding, p->batch->ids[row], p->m->hidden + (size_t)row * hidden);
 }
 
-static void quantise_rows(const pass *p, _Atomic int32_t *counter, const float *values, int depth) {
-    for (int row, last; take(counter, p->batch->num_rows, 1, &row, &last);)
-        quantise_row(&p->m->rows, row, depth, values + (size_t)row * depth);
+static int num_blocks(int num_rows) { return (num_rows + ROWS - 1) / ROWS; }
+
+static int rows_of_block(int block, int num_rows) {
+    return num_rows - block * ROWS < ROWS ? num_rows - block * ROWS : ROWS;
 }
 
-/* Normalised and quantised: row `i` of the result is row sources[i] of hidden, or row i where there are no sources. */
-static void normalise(const pass *p, _Atomic int32_t *counter, const float *weight, const int32_t *sources,
-                      int num_rows, int thread) {
-    const model *m = p->m;
-    float *normed = m->scratch + thread * m->scratch_stride;
-    for (int row, last; take(counter, num_rows, 1, &row, &last);) {
-        const size_t source = sources ? sources[row] : row;
-        rms_norm(normed, m->hidden + source * m->shape.hidden_size, weight, m->shape.hidden_size, m->shape.epsilon);
-        quantise_row(&m->rows, row, m->shape.hidden_size, normed);
+/* Round rows, with `weight` normalised before; row `i` of the result is row sources[i] of `from`, or row i where there
+ * are no sources. A piece is some groups of a block, because rows of a block lie so close in memory that threads that
+ * take a row each would wait for each other's writes. */
+static void quantise_rows(const pass *p, _Atomic int32_t *counter, const float *from, int depth, const float *weight,
+                          const int32_t *sources, int num_rows) {
+    const int blocks = num_blocks(num_rows), num_groups = depth / GROUP;
+    const int parts = (2 * team_size(p->m->team) + blocks - 1) / blocks;
+    for (int piece, end; take(counter, blocks * parts, 1, &piece, &end);) {
+        const int block = piece / parts, part = piece % parts, rows = rows_of_block(block, num_rows);
+        const float *values[ROWS];
+        float factors[ROWS];
+        for (int r = 0; r < rows; r++) {
+            const int row = block * ROWS + r;
+            values[r] = from + (size_t)(sources ? sources[row] : row) * depth;
+            if (weight) factors[r] = rms_factor(values[r], depth, p->m->shape.epsilon);
+        }
+        quantise_block(&p->m->rows, block, rows, depth, num_groups * part / parts, num_groups * (part + 1) / parts, values,
+                       factors, weight);
     }
+}
+
+/* How many panels one takes at a time. */
+static int share_of(const pass *p, int num_panels) {
+    const int pieces = team_size(p->m->team) * 8;
+    return (num_panels + pieces - 1) / pieces;
 }
 
 static void multiply(const pass *p, _Atomic int32_t *counter, const matrix *weights, int num_rows, float *out,
                      size_t stride, epilogue how) {
     const int num_panels = (weights->width + LANES - 1) / LANES;
-    const int pieces = team_size(p->m->team) * 8;
-    int size = (num_panels + pieces - 1) / pieces;
+    int size = share_of(p, num_panels);
     if (how == GATE) size += size % 2;
     for (int first, last; take(counter, num_panels, size, &first, &last);)
         multiply_panels(weights, &p->m->rows, num_rows, first, last, out, stride, how);
@@ -116,7 +131,9 @@ static void attend_all(const pass *p, _Atomic int32_t *counter, int layer, int t
     const model *m = p->m;
     const int num_kv_heads = m->shape.num_kv_heads, share = m->shape.num_heads / num_kv_heads;
     float *scores = m->scores + thread * m->scores_stride * QUERIES;
-    for (int piece, last; take(counter, p->num_items * num_kv_heads, 1, &piece, &last);) {
+    const int num_pieces = p->num_items * num_kv_heads, size = share_of(p, num_pieces);
+    for (int first, last; take(counter, num_pieces, size, &first, &last);)
+        for (int piece = first; piece < last; piece++) {
         const attention_item *item = &m->items[piece / num_kv_heads];
         const int kv_head = piece % num_kv_heads, num_queries = item->num_rows * share;
         const int32_t *pages = p->batch->pages + (size_t)item->sequence * p->batch->pages_stride;
@@ -151,7 +168,7 @@ static void run_layer(const pass *p, _Atomic int32_t *counters, int number, int 
     const model_shape *s = &m->shape;
     const layer_weights *w = &m->layers[number];
     const int num_rows = p->batch->num_rows, attention = attention_width(s);
-    normalise(p, &counters[0], w->attention_norm, NULL, num_rows, thread);
+    quantise_rows(p, &counters[0], m->hidden, s->hidden_size, w->attention_norm, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, &counters[1], &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
     end_phase(p, thread, QKV);
@@ -159,33 +176,113 @@ static void run_layer(const pass *p, _Atomic int32_t *counters, int number, int 
     end_phase(p, thread, HEADS);
     attend_all(p, &counters[3], number, thread);
     end_phase(p, thread, ATTENTION);
-    quantise_rows(p, &counters[4], m->attended, attention);
+    quantise_rows(p, &counters[4], m->attended, attention, NULL, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, &counters[5], &w->output, num_rows, m->hidden, s->hidden_size, ADD);
     end_phase(p, thread, ATTENTION_OUTPUT);
-    normalise(p, &counters[6], w->mlp_norm, NULL, num_rows, thread);
+    quantise_rows(p, &counters[6], m->hidden, s->hidden_size, w->mlp_norm, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, &counters[7], &w->gate_up, num_rows, m->activated, s->intermediate_size, GATE);
     end_phase(p, thread, GATE_UP);
-    quantise_rows(p, &counters[8], m->activated, s->intermediate_size);
+    quantise_rows(p, &counters[8], m->activated, s->intermediate_size, NULL, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, &counters[9], &w->down, num_rows, m->hidden, s->hidden_size, ADD);
     end_phase(p, thread, MLP_DOWN);
 }
 
+/* Whether the outputs are so few, and want so few logits each, that most panels need not be looked at closely. */
+static int is_seeking(const model_batch *batch) {
+    if (batch->num_outputs > MOST_SEEKERS) return 0;
+    for (int i = 0; i < batch->num_outputs; i++)
+        if (batch->num_largest[i] < 1 || batch->num_largest[i] > MOST_SOUGHT) return 0;
+    return 1;
+}
+
+/* Each output says which panels it wants. */
+static void want_all(const pass *p, _Atomic int32_t *counter, int num_panels, int thread) {
+    const model *m = p->m;
+    const model_batch *batch = p->batch;
+    const int hidden = m->shape.hidden_size;
+    float *energies = m->scratch + thread * m->scratch_stride;
+    for (int row, last; take(counter, batch->num_outputs, 1, &row, &last);) {
+        const float *values = m->hidden + (size_t)batch->output_rows[row] * hidden;
+        group_energies(energies, values, rms_factor(values, hidden, m->shape.epsilon), m->final_norm, hidden);
+        m->wanted[row].logits = batch->logits + (size_t)row * num_panels * LANES;
+        want_panels(&m->head, m->peaks + (size_t)row * num_panels, batch->num_largest[row], energies,
+                    batch->largest_ids + (size_t)row * batch->largest_stride, &m->wanted[row],
+                    (uint16_t)(1 << row % ROWS), m->marks + (size_t)(row / ROWS) * num_panels);
+    }
+}
+
+static void compute_piece(const pass *p, int piece, int num_panels) {
+    const model *m = p->m;
+    const int block = piece / num_panels;
+    const uint16_t bits = atomic_exchange_explicit(&m->marks[piece], 0, memory_order_relaxed);
+    compute_wanted(&m->head, &m->rows, block, rows_of_block(block, p->batch->num_outputs), piece % num_panels, bits,
+                   m->wanted + (size_t)block * ROWS);
+}
+
+/* One that is found is on its way from memory while the one before it is computed. */
+static void compute_all_wanted(const pass *p, _Atomic int32_t *counter, int num_panels) {
+    const model *m = p->m;
+    const int total = num_blocks(p->batch->num_outputs) * num_panels;
+    int found = -1;
+    for (int first, last; take(counter, total, share_of(p, total), &first, &last);)
+        for (int piece = first; piece < last; piece++) {
+            if (!atomic_load_explicit(&m->marks[piece], memory_order_relaxed)) continue;
+            prefetch_panel(&m->head, piece % num_panels);
+            if (found >= 0) compute_piece(p, found, num_panels);
+            found = piece;
+        }
+    if (found >= 0) compute_piece(p, found, num_panels);
+}
+
+static void find_all_largest(const pass *p, _Atomic int32_t *counter, int num_panels, int is_sought) {
+    const model *m = p->m;
+    const model_batch *batch = p->batch;
+    for (int row, last; take(counter, batch->num_outputs, 1, &row, &last);) {
+        const float *logits = batch->logits + (size_t)row * num_panels * LANES;
+        int32_t *ids = batch->largest_ids + (size_t)row * batch->largest_stride;
+        float *found = batch->largest_logits + (size_t)row * batch->largest_stride;
+        const int num_largest = batch->num_largest[row];
+        if (is_sought) {
+            largest_wanted(&m->head, &m->wanted[row], num_largest, ids, found);
+        } else if (num_largest) {
+            find_largest(logits, m->shape.vocabulary_size, num_largest, ids);
+            for (int i = 0; i < num_largest; i++) found[i] = logits[ids[i]];
+        }
+    }
+}
+
+static void run_head(const pass *p, _Atomic int32_t *counters, int thread) {
+    const model *m = p->m;
+    const model_batch *batch = p->batch;
+    const int seeking = is_seeking(batch), num_panels = num_vocabulary_panels(&m->shape);
+    quantise_rows(p, &counters[0], m->hidden, m->shape.hidden_size, m->final_norm, batch->output_rows, batch->num_outputs);
+    end_phase(p, thread, ROUNDING);
+    if (seeking) {
+        multiply(p, &counters[1], &m->head.planes, batch->num_outputs, m->peaks, num_panels, PEAK);
+        end_phase(p, thread, LOGITS);
+        want_all(p, &counters[2], num_panels, thread);
+        end_phase(p, thread, LOGITS);
+        compute_all_wanted(p, &counters[3], num_panels);
+    } else {
+        multiply(p, &counters[1], &m->head.planes, batch->num_outputs, batch->logits, (size_t)num_panels * LANES,
+                 STORE_JOINED);
+    }
+    end_phase(p, thread, LOGITS);
+    find_all_largest(p, &counters[4], num_panels, seeking);
+    end_phase(p, thread, LOGITS);
+}
+
 static void run(void *context, int thread) {
     const pass *p = context;
     const model *m = p->m;
-    _Atomic int32_t *counters = m->counters;
-    embed(p, &counters[0]);
+    const int num_layers = m->shape.num_layers;
+    embed(p, &m->counters[0]);
     end_phase(p, thread, EMBEDDINGS);
-    for (int i = 0; i < m->shape.num_layers; i++) run_layer(p, counters + COUNTERS * (i + 1), i, thread);
-    if (!p->batch->num_outputs) return;
-    normalise(p, &counters[1], m->final_norm, p->batch->output_rows, p->batch->num_outputs, thread);
-    end_phase(p, thread, ROUNDING);
-    multiply(p, &counters[2], &m->head, p->batch->num_outputs, p->batch->logits,
-             (size_t)(m->head.width + LANES - 1) / LANES * LANES, STORE);
-    end_phase(p, thread, LOGITS);
+    for (int i = 0; i < num_layers; i++) run_layer(p, m->counters + COUNTERS * (i + 1), i, thread);
+    if (p->batch->num_outputs) run_head(p, m->counters + 1, thread);
 }
 
 static int plan_attention(const model *m, const model_batch *batch) {

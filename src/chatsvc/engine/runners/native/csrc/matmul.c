@@ -5,22 +5,44 @@
  * with 128 added (they are the unsigned side); quantised_rows.offsets takes the 128 away again.
  *
  * A panel is read once for ROWS rows. Weights stream from memory, the rows stay in the nearest cache.
+ *
+ * Where PEAKs are asked for, only the upper halves of the bytes are there: 16h + l is taken for 8 (2h + 1), as if l were
+ * in the middle of what it may be. A byte holds the halves for two steps.
  */
 #include "native.h"
 
-enum { AHEAD_BYTES = 4096 };
+enum { AHEAD_BYTES = 6144 };
 
 /* Sixteen sums beside sixteen dot products are more than the 32 registers hold. The compiler would move dot products to
  * memory and back at every step; the sums are needed once a group, so they are the ones that must live there. */
 enum { IN_REGISTERS = 12 };
 #define IN_MEMORY(pointer) __asm__ volatile("" : : "r"(pointer) : "memory")
 
+/* How the bytes of a matrix lie. */
+typedef enum { WHOLE, JOINED, UPPER } form;
+
+/* The weights of a step of four inputs, for LANES outputs, from a tile or from its two planes. */
+INLINE __m512i weights_of(const uint8_t *tile, const uint8_t *low_tile, int step, const form how) {
+    if (how == WHOLE) return _mm512_load_si512(tile + step * 4 * LANES);
+    const __m512i high = _mm512_load_si512(tile + step / 2 * 4 * LANES);
+    if (how == UPPER) {
+        const __m512i doubled = step % 2 ? _mm512_srli_epi16(high, 3) : _mm512_slli_epi16(high, 1);
+        return _mm512_ternarylogic_epi32(doubled, _mm512_set1_epi8(0x1E), _mm512_set1_epi8(1), 0xEA); /* (a & b) | c */
+    }
+    const __m512i low = _mm512_load_si512(low_tile + step / 2 * 4 * LANES), lower = _mm512_set1_epi8(0x0F);
+    const __m512i upper_half = step % 2 ? high : _mm512_slli_epi16(high, 4);
+    const __m512i lower_half = step % 2 ? _mm512_srli_epi16(low, 4) : low;
+    return _mm512_ternarylogic_epi32(upper_half, lower_half, lower, 0xD8); /* c ? b : a */
+}
+
 /* sums[r] = product of the first `num_rows` rows of a block (a constant when inlined) with one panel. The order of the
  * float additions of a row, group by group, is the same for every num_rows. */
 INLINE void panel_product(const matrix *m, const quantised_rows *rows, int block, const int num_rows, int panel,
-                          __m512 *sums) {
+                          __m512 *sums, const form how) {
     const int num_groups = m->depth / GROUP;
-    const uint8_t *tile = m->bytes + (size_t)panel * num_groups * GROUP * LANES;
+    const size_t tile_bytes = GROUP * LANES / (how == WHOLE ? 1 : 2);
+    const uint8_t *tile = m->bytes + (size_t)panel * num_groups * tile_bytes;
+    const uint8_t *low_tile = how == JOINED ? m->low + (size_t)panel * num_groups * tile_bytes : NULL;
     const uint16_t *scales = m->scales + (size_t)panel * num_groups * LANES;
     const int8_t *bytes = rows->bytes + (size_t)block * m->depth * ROWS;
     const float *row_scales = rows->scales + (size_t)block * num_groups * ROWS;
@@ -30,11 +52,14 @@ INLINE void panel_product(const matrix *m, const quantised_rows *rows, int block
     for (int g = 0; g < num_groups; g++) {
         __m512i dots[ROWS];
 #pragma GCC unroll 16
-        for (int r = 0; r < num_rows; r++) dots[r] = _mm512_set1_epi32(offsets[r]);
+        for (int r = 0; r < num_rows; r++) dots[r] = _mm512_set1_epi32(how == UPPER ? offsets[r] / 8 : offsets[r]);
 #pragma GCC unroll 4
         for (int k = 0; k < GROUP / 4; k++) {
-            const __m512i weights = _mm512_load_si512(tile + k * 4 * LANES);
-            _mm_prefetch((const char *)tile + k * 4 * LANES + AHEAD_BYTES, _MM_HINT_T0);
+            const __m512i weights = weights_of(tile, low_tile, k, how);
+            if (how == WHOLE || k % 2 == 0)
+                _mm_prefetch((const char *)tile + k * 4 * LANES / (how == WHOLE ? 1 : 2) + AHEAD_BYTES, _MM_HINT_T1);
+            if (how == JOINED && k % 2 == 0)
+                _mm_prefetch((const char *)low_tile + k * 2 * LANES + AHEAD_BYTES, _MM_HINT_T1);
 #pragma GCC unroll 16
             for (int r = 0; r < num_rows; r++)
                 dots[r] = _mm512_dpbusd_epi32(dots[r], weights, broadcast_four(bytes + k * 4 * ROWS + r * 4));
@@ -46,7 +71,8 @@ INLINE void panel_product(const matrix *m, const quantised_rows *rows, int block
             sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r]), both, sums[r]);
         }
         if (num_rows > IN_REGISTERS) IN_MEMORY(sums);
-        tile += GROUP * LANES;
+        tile += tile_bytes;
+        if (how == JOINED) low_tile += tile_bytes;
         scales += LANES;
         bytes += GROUP * ROWS;
         row_scales += ROWS;
@@ -59,6 +85,10 @@ INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, 
 #pragma GCC unroll 16
     for (int r = 0; r < num_rows; r++, out += stride) {
         __m512 value = sums[r];
+        if (how == PEAK) {
+            *out = 8.0f * _mm512_reduce_max_ps(value);
+            continue;
+        }
         if (how == ADD) value = _mm512_add_ps(_mm512_loadu_ps(out), value);
         if (how == GATE) {
             const __m512 gate = gates[r], one = _mm512_set1_ps(1.0f);
@@ -72,12 +102,16 @@ INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, 
 INLINE void multiply_block(const matrix *m, const quantised_rows *rows, int row, const int num_rows, int panel,
                            float *out, size_t stride, epilogue how) {
     __m512 sums[ROWS], gates[ROWS];
-    out += (size_t)row * stride + (size_t)(how == GATE ? panel / 2 : panel) * LANES;
+    out += (size_t)row * stride + (how == PEAK ? panel : (how == GATE ? panel / 2 : panel) * LANES);
     if (how == GATE) {
-        panel_product(m, rows, row / ROWS, num_rows, panel, gates);
-        panel_product(m, rows, row / ROWS, num_rows, panel + 1, sums);
+        panel_product(m, rows, row / ROWS, num_rows, panel, gates, WHOLE);
+        panel_product(m, rows, row / ROWS, num_rows, panel + 1, sums, WHOLE);
+    } else if (how == PEAK) {
+        panel_product(m, rows, row / ROWS, num_rows, panel, sums, UPPER);
+    } else if (how == STORE_JOINED) {
+        panel_product(m, rows, row / ROWS, num_rows, panel, sums, JOINED);
     } else {
-        panel_product(m, rows, row / ROWS, num_rows, panel, sums);
+        panel_product(m, rows, row / ROWS, num_rows, panel, sums, WHOLE);
     }
     finish(sums, gates, num_rows, out, stride, how);
 }

@@ -37,8 +37,6 @@ static size_t layer_bytes(const model_shape *s) {
            matrix_bytes(2 * s->intermediate_size, s->hidden_size) + matrix_bytes(s->hidden_size, s->intermediate_size);
 }
 
-static size_t vocabulary_bytes(const model_shape *s) { return matrix_bytes(s->vocabulary_size, s->hidden_size); }
-
 static uint8_t *place(matrix *m, int width, int depth, uint8_t *at) {
     const size_t num_tiles = (size_t)((width + LANES - 1) / LANES) * (depth / GROUP);
     *m = (matrix){.bytes = at, .scales = (uint16_t *)(at + num_tiles * GROUP * LANES), .width = width, .depth = depth};
@@ -50,9 +48,9 @@ static void place_weights(model *m) {
     const model_shape *s = &m->shape;
     uint8_t *at = reserve_large(m, model_weights_bytes(s));
     if (!at) return;
-    at = place(&m->embedding, s->vocabulary_size, s->hidden_size, at);
+    at = place_vocabulary(&m->embedding, s->vocabulary_size, s->hidden_size, at);
     m->head = m->embedding;
-    if (!s->is_tied) at = place(&m->head, s->vocabulary_size, s->hidden_size, at);
+    if (!s->is_tied) at = place_vocabulary(&m->head, s->vocabulary_size, s->hidden_size, at);
     for (int i = 0; i < s->num_layers; i++) {
         layer_weights *layer = &m->layers[i];
         at = place(&layer->qkv, qkv_width(s), s->hidden_size, at);
@@ -95,6 +93,20 @@ static void fill_rope(model *m) {
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
+static void reserve_outputs(model *m, size_t rows, size_t num_panels) {
+    m->peaks = reserve(m, rows * num_panels * sizeof *m->peaks);
+    m->marks = reserve(m, rows / ROWS * num_panels * sizeof *m->marks);
+    m->wanted = reserve(m, rows * sizeof *m->wanted);
+    const size_t stride = (num_panels + LANES - 1) / LANES * LANES;
+    float *bounds = reserve(m, rows * stride * sizeof *bounds);
+    int32_t *numbers = reserve(m, rows * 2 * stride * sizeof *numbers);
+    if (!m->wanted || !bounds || !numbers) return;
+    for (size_t i = 0; i < rows; i++)
+        m->wanted[i] = (wanted_logits){.bounds = bounds + i * stride,
+                                       .slots = numbers + 2 * i * stride,
+                                       .panels = numbers + (2 * i + 1) * stride};
+}
+
 static void reserve_buffers(model *m) {
     const model_shape *s = &m->shape;
     const size_t rows = (s->max_rows + ROWS - 1) / ROWS * ROWS, attention = attention_width(s);
@@ -114,6 +126,7 @@ static void reserve_buffers(model *m) {
     m->scores = reserve(m, m->scores_stride * QUERIES * sizeof(float) * team_size(m->team));
     m->scratch = reserve(m, widest * sizeof(float) * team_size(m->team));
     m->scratch_stride = widest;
+    reserve_outputs(m, rows, num_vocabulary_panels(s));
     m->counters = reserve(m, (size_t)COUNTERS * (s->num_layers + 1) * sizeof *m->counters);
 }
 
@@ -159,7 +172,8 @@ int64_t model_page_bytes(const model_shape *s) {
 }
 
 int64_t model_weights_bytes(const model_shape *s) {
-    return (int64_t)(layer_bytes(s) * s->num_layers + vocabulary_bytes(s) * (s->is_tied ? 1 : 2));
+    const size_t vocabulary = vocabulary_bytes(s->vocabulary_size, s->hidden_size);
+    return (int64_t)(layer_bytes(s) * s->num_layers + vocabulary * (s->is_tied ? 1 : 2));
 }
 
 void model_set_vector(model *m, int which, int layer, const float *data) {
@@ -209,8 +223,7 @@ static size_t row_bytes(int number, int depth) {
 
 typedef struct {
     model *model;
-    matrix *matrix;
-    int first, num_rows, number, which;
+    int which, layer, first, num_rows, number;
     const uint8_t *data;
 } filling;
 
@@ -230,29 +243,34 @@ static int output_of(const model_shape *s, int which, int row) {
     }
 }
 
-static void fill(void *context, int thread) {
-    const filling *f = context;
-    const int depth = f->matrix->depth;
-    float *row = f->model->scratch + thread * f->model->scratch_stride;
-    for (int i = thread; i < f->num_rows; i += team_size(f->model->team)) {
-        widen(row, f->data + i * row_bytes(f->number, depth), depth, f->number);
-        pack_row(f->matrix, output_of(&f->model->shape, f->which, f->first + i), row);
+static matrix *matrix_of(layer_weights *layer, int which) {
+    switch (which) {
+        case OUTPUT: return &layer->output;
+        case DOWN: return &layer->down;
+        case GATE_ROWS:
+        case UP_ROWS: return &layer->gate_up;
+        default: return &layer->qkv;
     }
 }
 
-static matrix *matrix_of(model *m, int which, int layer) {
-    switch (which) {
-        case EMBEDDING: return &m->embedding;
-        case HEAD: return &m->head;
-        case OUTPUT: return &m->layers[layer].output;
-        case DOWN: return &m->layers[layer].down;
-        case GATE_ROWS:
-        case UP_ROWS: return &m->layers[layer].gate_up;
-        default: return &m->layers[layer].qkv;
+static void fill(void *context, int thread) {
+    const filling *f = context;
+    model *m = f->model;
+    vocabulary *tokens = f->which == EMBEDDING ? &m->embedding : f->which == HEAD ? &m->head : NULL;
+    matrix *outputs = tokens ? NULL : matrix_of(&m->layers[f->layer], f->which);
+    const int depth = tokens ? tokens->planes.depth : outputs->depth;
+    float *row = m->scratch + thread * m->scratch_stride;
+    for (int i = 0; i < f->num_rows; i++) {
+        if ((f->first + i) / LANES % team_size(m->team) != thread) continue; /* a panel is one thread's */
+        widen(row, f->data + i * row_bytes(f->number, depth), depth, f->number);
+        if (tokens)
+            pack_token(tokens, f->first + i, row);
+        else
+            pack_row(outputs, output_of(&m->shape, f->which, f->first + i), row);
     }
 }
 
 void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data) {
-    filling f = {m, matrix_of(m, which, layer), first, num_rows, number, which, data};
+    filling f = {m, which, layer, first, num_rows, number, data};
     team_run(m->team, fill, &f);
 }

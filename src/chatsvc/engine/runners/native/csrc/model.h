@@ -1,4 +1,4 @@
-/* What Python calls: a model's weights and cache, one forward pass over a batch of rows, the largest logits of a row. */
+/* What Python calls: a model's weights and cache, one forward pass over a batch of rows. */
 #ifndef CHATSVC_NATIVE_MODEL_H
 #define CHATSVC_NATIVE_MODEL_H
 
@@ -15,11 +15,14 @@ typedef struct {
 } model_shape;
 
 /* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
- * in the pages pages[s * pages_stride ...]. Logits are computed for the rows in output_rows. */
+ * in the pages pages[s * pages_stride ...]. For output o, which is behind row output_rows[o], the num_largest[o] largest
+ * logits are found and are put, largest first, to ids and values at [o * largest_stride]; or where that is 0, all logits
+ * to `logits` at o times the vocabulary rounded up to LANES. Otherwise `logits` is working memory. */
 typedef struct {
-    int32_t num_rows, num_sequences, num_outputs, pages_stride;
-    const int32_t *ids, *first_rows, *starts, *pages, *output_rows;
-    float *logits; /* num_outputs x the vocabulary rounded up to LANES */
+    int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride;
+    const int32_t *ids, *first_rows, *starts, *pages, *output_rows, *num_largest;
+    int32_t *largest_ids;
+    float *largest_logits, *logits;
 } model_batch;
 
 typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE_ROWS, UP_ROWS, DOWN } model_matrix;
@@ -46,7 +49,5 @@ EXPORT void model_forward(model *m, const model_batch *batch);
 EXPORT void model_clear_cache(model *m);
 EXPORT int64_t model_page_bytes(const model_shape *shape);
 EXPORT int64_t model_weights_bytes(const model_shape *shape);
-/* The `k` largest of `n` logits, largest first, the smaller id first where they are equal; their ids. */
-EXPORT void model_top(const float *logits, int n, int k, int32_t *ids);
 
 #endif

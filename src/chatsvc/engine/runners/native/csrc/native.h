@@ -31,6 +31,11 @@ INLINE __m512i broadcast_four(const void *bytes) {
     return _mm512_set1_epi32(four);
 }
 
+/* Ask for bytes that will be needed soon; into the second cache, which can wait for more of them at a time. */
+INLINE void prefetch(const uint8_t *bytes, size_t size) {
+    for (size_t i = 0; i < size; i += 64) _mm_prefetch((const char *)bytes + i, _MM_HINT_T1);
+}
+
 /* ---- vectors (vectors.c) ---- */
 
 /* GROUP floats in registers. */
@@ -75,8 +80,10 @@ static inline float largest(group g) {
     return _mm512_reduce_max_ps(_mm512_max_ps(low, high));
 }
 
-/* y = x * scale[i] / rms(x); n is a multiple of LANES. */
-void rms_norm(float *out, const float *x, const float *weight, int n, float epsilon);
+/* 1 / rms(x), what RMSNorm multiplies a row by before its weight; n is a multiple of LANES. */
+float rms_factor(const float *x, int n, float epsilon);
+/* The squared length of each group of x * factor * weight; n is a multiple of GROUP. */
+void group_energies(float *out, const float *x, float factor, const float *weight, int n);
 /* e to the x to about 1e-7 of it, exactly 0 below -87. */
 __m512 exp_vector(__m512 x);
 
@@ -95,19 +102,68 @@ typedef struct {
     uint8_t *bytes;
     uint16_t *scales; /* IEEE half, panel x group x lane */
     int width, depth;
+    uint8_t *low; /* the lower halves of the bytes, where those are cut into planes and `bytes` are the upper ones */
 } matrix;
 
-void quantise_row(const quantised_rows *to, int row, int depth, const float *values);
-/* Pack the float32 weights of one output; rotates and rounds them. */
-void pack_row(matrix *m, int output, const float *values);
-/* Row `index` of a matrix as float32, unrotated: an embedding. */
-void unpack_row(const matrix *m, int index, float *out);
+/* Where a matrix's panels and a panel's tiles are counted from: tile `group` of `panel`. */
+static inline size_t tile_number(int depth, int panel, int group) { return (size_t)panel * (depth / GROUP) + group; }
 
-typedef enum { STORE, ADD, GATE } epilogue;
-/* Outputs of panels [first, last) for `num_rows` rows: out[row * stride + column] = or += the product. With GATE the
- * panels alternate between gate and up, and half as many outputs silu(gate) * up are stored. */
+/* Groups [first, last) of the rows of one block. With `weight`, row r is values[r] * factors[r] * weight first. */
+void quantise_block(const quantised_rows *to, int block, int num_rows, int depth, int first, int last,
+                    const float *const *values, const float *factors, const float *weight);
+/* A group of weights, rotated and rounded to bytes with 128 added; returns its scale, an IEEE half. */
+uint16_t round_weights(const float *values, uint8_t *bytes);
+/* Pack the float32 weights of one output. */
+void pack_row(matrix *m, int output, const float *values);
+
+/* What becomes of a product. GATE: panels alternate between gate and up, and half as many outputs silu(gate) * up are
+ * stored. STORE_JOINED: the matrix is cut into planes (vocabulary.c). PEAK: so it is, only the upper plane is looked at,
+ * and of a panel's outputs the largest is stored, out[row * stride + panel]. */
+typedef enum { STORE, ADD, GATE, STORE_JOINED, PEAK } epilogue;
+/* Outputs of panels [first, last) for `num_rows` rows: out[row * stride + column] = or += the product. */
 void multiply_panels(const matrix *m, const quantised_rows *rows, int num_rows, int first, int last, float *out,
                      size_t stride, epilogue how);
+
+/* ---- the vocabulary: embeddings, and logits of which the largest are wanted (vocabulary.c) ---- */
+
+/* A matrix whose bytes are cut into two planes of half bytes, each in tiles like a matrix's of half the size. */
+typedef struct {
+    matrix planes;
+    uint16_t *largest_scales; /* of a panel's outputs: group x panel, the panels rounded up to LANES */
+} vocabulary;
+
+/* Where more logits are wanted they lie in most panels, and with more rows computing takes longer than reading: there, all
+ * panels are computed. */
+enum { MOST_SOUGHT = 16, MOST_SEEKERS = 8 };
+
+/* What a row wants of its logits. */
+typedef struct {
+    float *bounds; /* how far the peak of each panel may be off */
+    int32_t *slots; /* where the logits of each panel are to go */
+    int32_t *panels; /* the panels that may hold one of the largest */
+    int num_panels;
+    float *logits; /* those of panels[0], then of panels[1], and so on */
+} wanted_logits;
+
+size_t vocabulary_bytes(int width, int depth);
+uint8_t *place_vocabulary(vocabulary *v, int width, int depth, uint8_t *at);
+/* Pack the float32 weights of one token. Those of a panel by one thread. */
+void pack_token(vocabulary *v, int token, const float *values);
+/* A token's weights as float32, unrotated: an embedding. */
+void unpack_token(const vocabulary *v, int token, float *out);
+/* Choose the panels that may hold one of the `num_largest` largest logits, and set `bit` for each in `marks`. `peaks` are
+ * the largest logits of the panels, nearly, for a row with these `energies`; `room` is for num_largest numbers. */
+void want_panels(const vocabulary *v, const float *peaks, int num_largest, const float *energies, int32_t *room,
+                 wanted_logits *wanted, uint16_t bit, _Atomic uint16_t *marks);
+void prefetch_panel(const vocabulary *v, int panel);
+/* The logits of a panel for the rows of a block whose bits are set. */
+void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel, uint16_t bits,
+                    const wanted_logits *wanted);
+/* The `num_largest` largest of what was wanted, largest first, the smaller id first where they are equal. */
+void largest_wanted(const vocabulary *v, const wanted_logits *wanted, int num_largest, int32_t *ids, float *logits);
+
+/* Where the `k` largest of `n` numbers are, largest first, the first first where they are equal (top.c). */
+void find_largest(const float *numbers, int n, int k, int32_t *places);
 
 /* ---- the cache and attention (attention.c) ---- */
 

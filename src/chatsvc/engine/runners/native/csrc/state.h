@@ -24,7 +24,7 @@ typedef struct {
 
 struct model {
     model_shape shape;
-    matrix embedding, head;
+    vocabulary embedding, head;
     layer_weights *layers;
     float *final_norm, *cosines, *sines;
     kv_cache cache;
@@ -38,6 +38,9 @@ struct model {
     attention_item *items;
     int32_t *row_sequences;
     float *scores, *scratch; /* a part for each thread */
+    float *peaks;            /* row x panel of the vocabulary */
+    _Atomic uint16_t *marks; /* block x panel: bits of the rows that want it */
+    wanted_logits *wanted;   /* of each row */
     size_t scores_stride, scratch_stride;
     _Atomic int32_t *counters; /* work handed out, one for each phase of a pass */
     double seconds[NUM_PHASES], phase_began;
@@ -45,6 +48,9 @@ struct model {
     reservation reserved[MAX_RESERVED];
     int num_reserved, is_short;
 };
+
+/* Panels of the vocabulary. */
+static inline int num_vocabulary_panels(const model_shape *s) { return (s->vocabulary_size + LANES - 1) / LANES; }
 
 static inline int attention_width(const model_shape *s) { return s->num_heads * s->head_size; }
 

@@ -1,17 +1,24 @@
 /* Vector arithmetic on float32: normalisation, exponential. Knows no model. */
 #include "native.h"
 
-void rms_norm(float *out, const float *x, const float *weight, int n, float epsilon) {
+float rms_factor(const float *x, int n, float epsilon) {
     __m512 sum = _mm512_setzero_ps();
     for (int i = 0; i < n; i += LANES) {
         const __m512 v = _mm512_loadu_ps(x + i);
         sum = _mm512_fmadd_ps(v, v, sum);
     }
-    const float mean = _mm512_reduce_add_ps(sum) / (float)n;
-    const __m512 factor = _mm512_set1_ps(1.0f / __builtin_sqrtf(mean + epsilon));
-    for (int i = 0; i < n; i += LANES)
-        _mm512_storeu_ps(out + i, _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor),
-                                                _mm512_loadu_ps(weight + i)));
+    return 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(sum) / (float)n + epsilon);
+}
+
+void group_energies(float *out, const float *x, float factor, const float *weight, int n) {
+    for (int i = 0; i < n; i += GROUP) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int j = i; j < i + GROUP; j += LANES) {
+            const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + j), _mm512_loadu_ps(weight + j));
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        out[i / GROUP] = factor * factor * _mm512_reduce_add_ps(sum);
+    }
 }
 
 /* 2^n times a polynomial for e^r on [-ln 2 / 2, ln 2 / 2] (the coefficients are those of Cephes' expf). */

@@ -1,0 +1,142 @@
+/* The vocabulary's matrix: embeddings, and logits.
+ *
+ * A third of such a model's weights are this matrix, and at every step all of it would be read to find a handful of large
+ * logits. So its bytes are cut into two planes. The upper halves tell the largest logit of each panel to within a
+ * twentieth of what logits differ by; only the panels that may hold one of the largest are read whole, and their logits
+ * computed with the very operations of matmul.c.
+ *
+ * How far a peak may be off: the lower halves are spread evenly over 16 steps of their group's scale, so the sum of their
+ * products with a row has a variance of 16^2 / 12 times the sum over the groups of scale^2 * the squared length of the
+ * row's group; of a panel's outputs the largest scales count. SIGMAS deviations are allowed on either side: for two
+ * logits to change places, their difference would have to be wrong by seven of its own deviations, once in 10^12 times.
+ */
+#include <math.h>
+
+#include "native.h"
+
+enum { HALF_TILE = GROUP * LANES / 2 };
+static const float SIGMAS = 5.0f, DEVIATION = 4.6188022f /* 16 / sqrt(12) */;
+
+static int num_panels_of(int width) { return (width + LANES - 1) / LANES; }
+static int padded_panels(const vocabulary *v) { return (num_panels_of(v->planes.width) + LANES - 1) / LANES * LANES; }
+static size_t num_tiles(int width, int depth) { return tile_number(depth, num_panels_of(width), 0); }
+
+size_t vocabulary_bytes(int width, int depth) {
+    const size_t num_bytes = num_tiles(width, depth) * (2 * HALF_TILE + LANES * sizeof(uint16_t));
+    const size_t largest_scales = (num_panels_of(width) + LANES) * sizeof(uint16_t) * (depth / GROUP);
+    return (num_bytes + largest_scales + 63) / 64 * 64;
+}
+
+uint8_t *place_vocabulary(vocabulary *v, int width, int depth, uint8_t *at) {
+    const size_t plane = num_tiles(width, depth) * HALF_TILE;
+    uint16_t *scales = (uint16_t *)(at + 2 * plane);
+    v->planes = (matrix){.bytes = at, .low = at + plane, .scales = scales, .width = width, .depth = depth};
+    v->largest_scales = scales + num_tiles(width, depth) * LANES;
+    return at + vocabulary_bytes(width, depth);
+}
+
+/* Where byte `k` of a group of output `lane` has its halves inside a tile, and whether they are a byte's upper ones. */
+static size_t in_half_tile(int k, int lane) { return (size_t)(k / 8) * (4 * LANES) + (size_t)lane * 4 + k % 4; }
+static int shift_of(int k) { return k / 4 % 2 * 4; }
+
+void pack_token(vocabulary *v, int token, const float *values) {
+    const int panel = token / LANES, lane = token % LANES;
+    for (int i = 0; i < v->planes.depth / GROUP; i++) {
+        const size_t tile = tile_number(v->planes.depth, panel, i);
+        uint8_t bytes[GROUP];
+        const uint16_t scale = round_weights(values + i * GROUP, bytes);
+        v->planes.scales[tile * LANES + lane] = scale;
+        uint16_t *largest = &v->largest_scales[(size_t)i * padded_panels(v) + panel];
+        if (scale > *largest) *largest = scale; /* halves that are not negative sort like their bits */
+        for (int k = 0; k < GROUP; k++) {
+            const size_t place = tile * HALF_TILE + in_half_tile(k, lane);
+            const uint8_t kept = (uint8_t)(0xF0 >> shift_of(k));
+            v->planes.bytes[place] = (uint8_t)((v->planes.bytes[place] & kept) | bytes[k] >> 4 << shift_of(k));
+            v->planes.low[place] = (uint8_t)((v->planes.low[place] & kept) | (bytes[k] & 0x0F) << shift_of(k));
+        }
+    }
+}
+
+void unpack_token(const vocabulary *v, int token, float *out) {
+    const int panel = token / LANES, lane = token % LANES;
+    for (int i = 0; i < v->planes.depth / GROUP; i++, out += GROUP) {
+        const size_t tile = tile_number(v->planes.depth, panel, i);
+        const float scale = _cvtsh_ss(v->planes.scales[tile * LANES + lane]);
+        for (int k = 0; k < GROUP; k++) {
+            const size_t place = tile * HALF_TILE + in_half_tile(k, lane);
+            const int high = v->planes.bytes[place] >> shift_of(k) & 0x0F, low = v->planes.low[place] >> shift_of(k) & 0x0F;
+            out[k] = scale * (float)(16 * high + low - 128);
+        }
+        store_group(out, rotated(load_group(out)));
+    }
+}
+
+/* What the `num_largest`-th largest logit is at least: so many panels have a larger one. */
+static float least_of_largest(const vocabulary *v, const float *peaks, const float *bounds, int num_largest,
+                              int32_t *room) {
+    float least = INFINITY;
+    find_largest(peaks, v->planes.width / LANES, num_largest, room);
+    for (int i = 0; i < num_largest; i++) least = fminf(least, peaks[room[i]] - bounds[room[i]]);
+    return least;
+}
+
+static void bound_peaks(const vocabulary *v, const float *energies, float *bounds) {
+    const int num_panels = padded_panels(v);
+    for (int panel = 0; panel < num_panels; panel += LANES) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int i = 0; i < v->planes.depth / GROUP; i++) {
+            const uint16_t *halves = v->largest_scales + (size_t)i * num_panels + panel;
+            const __m512 scales = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)halves));
+            sum = _mm512_fmadd_ps(_mm512_mul_ps(scales, scales), _mm512_set1_ps(energies[i]), sum);
+        }
+        const __m512 deviations = _mm512_mul_ps(_mm512_sqrt_ps(sum), _mm512_set1_ps(DEVIATION));
+        _mm512_storeu_ps(bounds + panel, _mm512_mul_ps(deviations, _mm512_set1_ps(SIGMAS)));
+    }
+}
+
+/* A panel that is not full is always wanted, and proves nothing: its empty lanes have logits, too. */
+void want_panels(const vocabulary *v, const float *peaks, int num_largest, const float *energies, int32_t *room,
+                 wanted_logits *wanted, uint16_t bit, _Atomic uint16_t *marks) {
+    const int num_panels = num_panels_of(v->planes.width), num_full = v->planes.width / LANES;
+    bound_peaks(v, energies, wanted->bounds);
+    const float least = num_largest < num_full ? least_of_largest(v, peaks, wanted->bounds, num_largest, room) : -INFINITY;
+    wanted->num_panels = 0;
+    for (int panel = 0; panel < num_panels; panel++) {
+        if (panel < num_full && peaks[panel] + wanted->bounds[panel] < least) continue;
+        wanted->slots[panel] = wanted->num_panels;
+        wanted->panels[wanted->num_panels++] = panel;
+        atomic_fetch_or_explicit(&marks[panel], bit, memory_order_relaxed);
+    }
+}
+
+void prefetch_panel(const vocabulary *v, int panel) {
+    const size_t first = tile_number(v->planes.depth, panel, 0) * HALF_TILE, size = (size_t)v->planes.depth * LANES / 2;
+    prefetch(v->planes.bytes + first, size);
+    prefetch(v->planes.low + first, size);
+}
+
+void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel, uint16_t bits,
+                    const wanted_logits *wanted) {
+    const int first = __builtin_ctz(bits), only = (bits & (bits - 1)) == 0;
+    const int skipped = only ? first : 0; /* for a single row, a block is made that begins with it */
+    const size_t place = tile_number(v->planes.depth, block, 0);
+    const quantised_rows some = {rows->bytes + place * GROUP * ROWS + skipped * 4, rows->scales + place * ROWS + skipped,
+                                 rows->offsets + place * ROWS + skipped};
+    float logits[ROWS][LANES];
+    multiply_panels(&v->planes, &some, only ? 1 : num_rows, panel, panel + 1, logits[0] - (size_t)panel * LANES, LANES,
+                    STORE_JOINED);
+    for (int row = first; row < num_rows; row++)
+        if (bits >> row & 1)
+            memcpy(wanted[row].logits + (size_t)wanted[row].slots[panel] * LANES, logits[row - skipped], sizeof logits[0]);
+}
+
+void largest_wanted(const vocabulary *v, const wanted_logits *wanted, int num_largest, int32_t *ids, float *logits) {
+    int num_logits = wanted->num_panels * LANES;
+    if (wanted->panels[wanted->num_panels - 1] == v->planes.width / LANES) /* the last panel is not full */
+        num_logits -= LANES - v->planes.width % LANES;
+    find_largest(wanted->logits, num_logits, num_largest, ids);
+    for (int i = 0; i < num_largest; i++) {
+        logits[i] = wanted->logits[ids[i]];
+        ids[i] = wanted->panels[ids[i] / LANES] * LANES + ids[i] % LANES;
+    }
+}
