@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.guard.rates import Rates
+from chatsvc.guard.rates import Rates, _Memory
 
 
 def test_so_many_are_taken_and_no_more():
@@ -35,3 +38,23 @@ def test_a_redis_that_is_not_there_is_an_outage():
         rates.hit([("account:ada", 3)])
     with pytest.raises(StoreUnavailable):
         rates.state([("account:ada", 3)])
+
+
+def test_counting_starts_no_thread():
+    rates = Rates()
+    before = threading.active_count()
+    for number in range(50):
+        rates.hit([(f"account:{number}", 3)])
+        assert threading.active_count() <= before
+
+
+def test_requests_of_long_ago_are_forgotten_and_those_of_now_are_not():
+    memory = _Memory()
+    for number in range(20):
+        assert memory.acquire_entry(f"gone {number}", 5, 1)
+    assert memory.acquire_entry("mixed", 5, 1)
+    assert memory.acquire_entry("mixed", 5, 60)
+    time.sleep(1.1)
+    memory.timer.sweep()
+    assert [(key, len(entries)) for key, entries in memory.events.items()] == [("mixed", 1)]
+    assert "gone 1" not in memory.locks

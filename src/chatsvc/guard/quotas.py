@@ -33,6 +33,7 @@ _ADD = (
     .values(num_tokens=_USAGE.c.num_tokens + bindparam("more"))
 )
 _ADD_WITHIN = _ADD.where(_USAGE.c.num_tokens + bindparam("more") <= bindparam("limit")).returning(_USAGE.c.num_tokens)
+_COUNT = select(_USAGE.c.num_tokens).where(_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
 _RESERVE = insert(_RESERVATION)
 _TAKE_RESERVATION = (
     delete(_RESERVATION)
@@ -78,12 +79,10 @@ class Quotas:
 
     def state(self, buckets: Sequence[Bucket]) -> QuotaState:
         """What is left."""
-        query = select(Usage.bucket, Usage.num_tokens).where(
-            Usage.day == self._day(), Usage.bucket.in_([bucket.name for bucket in buckets])
-        )
+        today = self._day()
         with self._database.connection() as connection:
-            used = {row.bucket: row.num_tokens for row in connection.execute(query)}
-        return self._tightest([(bucket, used.get(bucket.name, 0)) for bucket in buckets])
+            counts = [connection.scalar(_COUNT, {"name": bucket.name, "today": today}) for bucket in buckets]
+        return self._tightest([(bucket, count or 0) for bucket, count in zip(buckets, counts, strict=True)])
 
     def reserve(self, buckets: Sequence[Bucket], num_tokens: int) -> Reserved:
         """Set tokens aside in every bucket, or in none.
