@@ -7,6 +7,7 @@ and Redis, and are separate services with an audit log each.
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import resource
 import signal
@@ -107,6 +108,13 @@ def post_fork(server: object, worker: object) -> None:
     """End with the master, also when it is killed: a worker of its own would keep the port and the audit log."""
     del server, worker
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def post_worker_init(worker: object) -> None:
+    """What is loaded now lives as long as the worker: the collector need not look at it again while streams wait."""
+    del worker
+    gc.collect()
+    gc.freeze()
 
 
 def pre_request(worker: object, req: Any) -> None:

@@ -15,7 +15,7 @@ files or where keys come from. The public test vectors are all in the tests.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -75,21 +75,10 @@ def plaintext_bytes(message_bytes: int) -> int:
     return num_full * CHUNK_BYTES + rest - _TAG_BYTES
 
 
-def _nothing(_: memoryview) -> None:
-    pass
-
-
-def decrypt_into(
-    reader: BinaryIO,
-    buffer: memoryview,
-    key: bytes,
-    context: bytes,
-    on_piece: Callable[[memoryview], object] = _nothing,
-) -> None:
+def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: bytes) -> None:
     """Decrypt the message that ``reader`` holds to its end into a buffer of exactly :func:`plaintext_bytes`.
 
-    ``on_piece`` is given each piece of the buffer, in order, once it is there. After an error nothing in the buffer may
-    be used.
+    After an error nothing in the buffer may be used.
 
     Raises:
         MessageInvalid: see there.
@@ -103,7 +92,7 @@ def decrypt_into(
     index = written = 0
     size = CHUNK_BYTES
     while size == CHUNK_BYTES:
-        block, start = memoryview(_read_exactly(reader, _BLOCK_BYTES)), written
+        block = memoryview(_read_exactly(reader, _BLOCK_BYTES))
         for place in range(0, len(block) or 1, _SEALED_CHUNK_BYTES):
             chunk = block[place : place + _SEALED_CHUNK_BYTES]
             size = len(chunk) - _TAG_BYTES
@@ -114,7 +103,6 @@ def decrypt_into(
             except InvalidTag as error:
                 raise MessageInvalid from error
             written, index = written + size, index + 1
-        on_piece(buffer[start:written])
     if written != len(buffer):
         raise MessageInvalid
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -167,22 +166,28 @@ def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
 
 
 def unseal_into(message: BinaryIO, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
-    """Decrypt the message that the file is at, and compare what came out with the header.
+    """Decrypt the message that the file is at: exactly what was sealed with this header comes out.
+
+    Whether the header's hash is that of what was sealed, :func:`unseal_and_compare` says, or a signed manifest of the
+    whole file.
 
     Raises:
         ModelRefused: the key is another one, or anything was changed.
     """
-    digest = hashlib.sha256()
     try:
-        # One thread hashes what the other has decrypted: neither needs Python's lock for it.
-        with ThreadPoolExecutor(1) as hashing:
-            key = kek.unwrap(header.wrapped_dek)
-            chunked.decrypt_into(
-                message, buffer, key, header.context(), lambda piece: hashing.submit(digest.update, piece)
-            )
+        chunked.decrypt_into(message, buffer, kek.unwrap(header.wrapped_dek), header.context())
     except MessageInvalid as error:
         raise ModelRefused from error
-    if digest.hexdigest() != header.sha256:
+
+
+def unseal_and_compare(message: BinaryIO, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
+    """As :func:`unseal_into`, and compare what came out with the header's hash.
+
+    Raises:
+        ModelRefused: see there, or it is not what the header says.
+    """
+    unseal_into(message, buffer, header, kek)
+    if hashlib.sha256(buffer).hexdigest() != header.sha256:
         raise ModelRefused
 
 

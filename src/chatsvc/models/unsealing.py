@@ -1,8 +1,8 @@
 """Unsealed weights in anonymous memory: a folder of links to memfd files that are on no mount and in no core dump.
 
 Runners open paths, so each file becomes ``/dev/shm/<private>/NAME -> /proc/<pid>/fd/N``; the links are removed when the
-context ends, right after loading, and what the runner has mapped lives on. Every chunk, every hash and the manifest
-have been checked before the first path is given out.
+context ends, right after loading, and what the runner has mapped lives on. Every chunk has been checked before the
+first path is given out, and by the caller the manifest.
 """
 
 from __future__ import annotations
@@ -15,15 +15,24 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from chatsvc.errors import ModelRefused
 from chatsvc.models import chunked
 from chatsvc.models.chunked import MessageInvalid
 from chatsvc.models.files import BLOCK_BYTES, open_regular
-from chatsvc.models.sealed import SUFFIX, KeyEncryptionKey, Owner, read_header, unseal_into
+from chatsvc.models.sealed import (
+    SUFFIX,
+    Header,
+    KeyEncryptionKey,
+    Owner,
+    read_header,
+    unseal_and_compare,
+    unseal_into,
+)
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
 _MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
@@ -44,6 +53,8 @@ def unsealed(
 ) -> Iterator[Path]:
     """A folder that holds the unsealed ``weights`` of ``folder`` and the ``plain`` files, all of them in memory.
 
+    The caller compares the sealed files with their signed manifest, so what comes out of them is not hashed again.
+
     Raises:
         ModelRefused: a file does not unseal.
     """
@@ -51,7 +62,7 @@ def unsealed(
     with contextlib.ExitStack() as stack:
         descriptors = {file.name: _memory_file(stack, file.content) for file in plain}
         for name in weights:
-            descriptors[name] = _unseal(stack, folder, name, owner, kek)
+            descriptors[name] = _unseal(stack, folder, name, owner, kek, unseal_into)
         yield _linked(stack, descriptors)
 
 
@@ -87,17 +98,24 @@ def _linked(stack: contextlib.ExitStack, descriptors: dict[str, int]) -> Path:
 
 
 def check(folder: Path, weights: list[str], owner: Owner, kek: KeyEncryptionKey) -> None:
-    """Unseal everything into memory and let it go again.
+    """Unseal everything into memory, compare it with what was sealed, and let it go again.
 
     Raises:
         ModelRefused: a file does not unseal.
     """
     for name in weights:
         with contextlib.ExitStack() as stack:
-            _unseal(stack, folder, name, owner, kek)
+            _unseal(stack, folder, name, owner, kek, unseal_and_compare)
 
 
-def _unseal(stack: contextlib.ExitStack, folder: Path, name: str, owner: Owner, kek: KeyEncryptionKey) -> int:
+def _unseal(
+    stack: contextlib.ExitStack,
+    folder: Path,
+    name: str,
+    owner: Owner,
+    kek: KeyEncryptionKey,
+    unseal: Callable[[BinaryIO, memoryview, Header, KeyEncryptionKey], None],
+) -> int:
     try:
         with open_regular(folder / f"{name}{SUFFIX}") as file:
             header = read_header(file, owner, name)
@@ -106,7 +124,7 @@ def _unseal(stack: contextlib.ExitStack, folder: Path, name: str, owner: Owner, 
                 raise ModelRefused
             descriptor = _new_memory_file(stack, size)
             with _writable(descriptor, size) as buffer:
-                unseal_into(file, buffer, header, kek)
+                unseal(file, buffer, header, kek)
     except (OSError, MessageInvalid) as error:
         raise ModelRefused from error
     _freeze(descriptor)

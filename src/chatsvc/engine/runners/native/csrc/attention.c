@@ -21,10 +21,12 @@ size_t kv_page_bytes(int num_layers, int num_kv_heads, int head_size) {
     return (size_t)num_layers * num_kv_heads * TILES * tile_bytes(head_size);
 }
 
-INLINE uint8_t *tile_of(const kv_cache *cache, int page, int layer, int kv_head, int tile, int head_size) {
-    const size_t number = ((size_t)layer * cache->num_kv_heads + kv_head) * TILES + tile;
-    return cache->pages + (size_t)page * cache->page_bytes + number * tile_bytes(head_size);
+INLINE uint8_t *tile_of(const kv_cache *cache, const kv_head_cache *head, int tile, int head_size) {
+    const size_t number = ((size_t)head->layer * cache->num_kv_heads + head->kv_head) * TILES + tile % TILES;
+    return cache->pages + (size_t)head->pages[tile / TILES] * cache->page_bytes + number * tile_bytes(head_size);
 }
+
+static int num_tiles_of(const kv_head_cache *head) { return (head->num_tokens + LANES - 1) / LANES; }
 
 void rotate_head(float *head, int head_size) {
     group low = rotated(load_group(head));
@@ -56,7 +58,8 @@ static float to_bytes(int8_t *bytes, const float *values, int n) {
 
 void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const float *key, const float *value) {
     const int head_size = cache->head_size, lane = slot % LANES;
-    uint8_t *keys = tile_of(cache, page, layer, kv_head, slot / LANES, head_size);
+    const kv_head_cache head = {&page, layer, kv_head, PAGE_TOKENS};
+    uint8_t *keys = tile_of(cache, &head, slot / LANES, head_size);
     uint8_t *values = keys + (size_t)LANES * head_size;
     float *scales = (float *)(values + (size_t)LANES * head_size);
     int8_t bytes[2 * GROUP];
@@ -137,11 +140,23 @@ INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const
         }
 }
 
-INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries,
-                           const int num_queries, const int head_size, float *scores, size_t stride) {
-    int num_tokens = 0;
-    for (int q = 0; q < num_queries; q++) num_tokens = queries[q].num_tokens > num_tokens ? queries[q].num_tokens : num_tokens;
-    const int num_tiles = (num_tokens + LANES - 1) / LANES;
+/* Ask for the tile that lies AHEAD_TILES behind this one, or in the next head, where this one is shorter. */
+INLINE void prefetch_ahead(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next, int tile,
+                           int head_size) {
+    const int num_tiles = num_tiles_of(head);
+    tile += num_tiles < AHEAD_TILES ? num_tiles : AHEAD_TILES;
+    if (tile >= num_tiles) {
+        tile -= num_tiles;
+        head = next;
+        if (tile >= num_tiles_of(head)) return;
+    }
+    prefetch(tile_of(cache, head, tile, head_size), tile_bytes(head_size));
+}
+
+INLINE void attend_queries(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next,
+                           const query *queries, const int num_queries, const int head_size, float *scores,
+                           size_t stride) {
+    const int num_tiles = num_tiles_of(head);
     __m512 most[QUERIES], sums[QUERIES], outputs[QUERIES][8];
     for (int q = 0; q < num_queries; q++) {
         most[q] = _mm512_set1_ps(-INFINITY);
@@ -149,17 +164,12 @@ INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int laye
         for (int j = 0; j < head_size / LANES; j++) outputs[q][j] = _mm512_setzero_ps();
     }
     for (int tile = 0; tile < num_tiles; tile++) {
-        /* Behind the last tile come those of the next head, which the same thread will mostly do next. */
-        const int next = (tile + AHEAD_TILES) % num_tiles, head = kv_head + (tile + AHEAD_TILES) / num_tiles;
-        if (head < cache->num_kv_heads)
-            prefetch(tile_of(cache, pages[next / TILES], layer, head, next % TILES, head_size), tile_bytes(head_size));
-        score_tile(tile_of(cache, pages[tile / TILES], layer, kv_head, tile % TILES, head_size), tile, queries,
-                   num_queries, head_size, scores, stride, most);
+        prefetch_ahead(cache, head, next, tile, head_size);
+        score_tile(tile_of(cache, head, tile, head_size), tile, queries, num_queries, head_size, scores, stride, most);
     }
     for (int q = 0; q < num_queries; q++) most[q] = _mm512_set1_ps(_mm512_reduce_max_ps(most[q]));
     for (int tile = 0; tile < num_tiles; tile++)
-        add_tile(tile_of(cache, pages[tile / TILES], layer, kv_head, tile % TILES, head_size), tile, num_queries,
-                 head_size, scores, stride, most, sums, outputs);
+        add_tile(tile_of(cache, head, tile, head_size), tile, num_queries, head_size, scores, stride, most, sums, outputs);
     for (int q = 0; q < num_queries; q++) {
         const __m512 sum = _mm512_set1_ps(_mm512_reduce_add_ps(sums[q]));
         for (int j = 0; j < head_size / LANES; j++)
@@ -168,10 +178,10 @@ INLINE void attend_queries(const kv_cache *cache, const int32_t *pages, int laye
 }
 
 #define CASE(N, D) \
-    case N: attend_queries(cache, pages, layer, kv_head, queries, N, D, scores, scores_stride); break;
+    case N: attend_queries(cache, head, next, queries, N, D, scores, scores_stride); break;
 
-void attend(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries, int num_queries,
-            float *scores, size_t scores_stride) {
+void attend(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next, const query *queries,
+            int num_queries, float *scores, size_t scores_stride) {
     if (cache->head_size == 64)
         switch (num_queries) { CASE(1, 64) CASE(2, 64) CASE(3, 64) CASE(4, 64) }
     else

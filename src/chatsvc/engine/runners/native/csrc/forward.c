@@ -7,7 +7,7 @@
 
 #include <time.h>
 
-enum { ATTENTION_ROWS = 16 };
+enum { ATTENTION_ROWS = 16, FEW_PANELS = 64 /* frequent tokens, which are wanted most, have ids beside each other */ };
 
 typedef struct {
     model *m;
@@ -15,16 +15,37 @@ typedef struct {
     int num_items;
 } pass;
 
-/* Take the next `size` of `total` pieces of the phase that `counter` counts; 0 when none is left. */
-static int take(_Atomic int32_t *counter, int total, int size, int *first, int *last) {
-    *first = atomic_fetch_add_explicit(counter, size, memory_order_relaxed);
-    *last = *first + size < total ? *first + size : total;
-    return *first < total;
+/* A phase of a pass, as one thread sees it. */
+typedef struct {
+    _Atomic int32_t *taken; /* of each thread's range, a cache line apart */
+    int thread;
+} phase;
+
+static phase phase_of(const model *m, int number, int thread) {
+    return (phase){m->counters + (size_t)number * team_size(m->team) * COUNTER_STRIDE, thread};
 }
 
-static void embed(const pass *p, _Atomic int32_t *counter) {
+/* Take the next `size` of `total` pieces, 0 when none is left. Each thread has a range, the same in every phase: so it
+ * mostly goes on with what it has just written itself. When that is done it takes from the others'. */
+static int take(const pass *p, phase at, int total, int size, int *first, int *last) {
+    const int num_threads = team_size(p->m->team), num_shares = (total + size - 1) / size;
+    for (int i = 0; i < num_threads; i++) {
+        const int owner = (at.thread + i) % num_threads, end = num_shares * (owner + 1) / num_threads;
+        _Atomic int32_t *taken = &at.taken[owner * COUNTER_STRIDE];
+        int share = num_shares * owner / num_threads + atomic_load_explicit(taken, memory_order_relaxed);
+        if (share >= end) continue;
+        share = num_shares * owner / num_threads + atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+        if (share >= end) continue;
+        *first = share * size;
+        *last = *first + size < total ? *first + size : total;
+        return 1;
+    }
+    return 0;
+}
+
+static void embed(const pass *p, phase at) {
     const int hidden = p->m->shape.hidden_size;
-    for (int row, last; take(counter, p->batch->num_rows, 1, &row, &last);)
+    for (int row, last; take(p, at, p->batch->num_rows, 1, &row, &last);)
         unpack_token(&p->m->embedding, p->batch->ids[row], p->m->hidden + (size_t)row * hidden);
 }
 
@@ -37,11 +58,11 @@ static int rows_of_block(int block, int num_rows) {
 /* Round rows, with `weight` normalised before; row `i` of the result is row sources[i] of `from`, or row i where there
  * are no sources. A piece is some groups of a block, because rows of a block lie so close in memory that threads that
  * take a row each would wait for each other's writes. */
-static void quantise_rows(const pass *p, _Atomic int32_t *counter, const float *from, int depth, const float *weight,
+static void quantise_rows(const pass *p, phase at, const float *from, int depth, const float *weight,
                           const int32_t *sources, int num_rows) {
     const int blocks = num_blocks(num_rows), num_groups = depth / GROUP;
     const int parts = (2 * team_size(p->m->team) + blocks - 1) / blocks;
-    for (int piece, end; take(counter, blocks * parts, 1, &piece, &end);) {
+    for (int piece, end; take(p, at, blocks * parts, 1, &piece, &end);) {
         const int block = piece / parts, part = piece % parts, rows = rows_of_block(block, num_rows);
         const float *values[ROWS];
         float factors[ROWS];
@@ -50,23 +71,23 @@ static void quantise_rows(const pass *p, _Atomic int32_t *counter, const float *
             values[r] = from + (size_t)(sources ? sources[row] : row) * depth;
             if (weight) factors[r] = rms_factor(values[r], depth, p->m->shape.epsilon);
         }
-        quantise_block(&p->m->rows, block, rows, depth, num_groups * part / parts, num_groups * (part + 1) / parts, values,
-                       factors, weight);
+        const int first = num_groups * part / parts, last = num_groups * (part + 1) / parts;
+        quantise_block(&p->m->rows, block, rows, depth, first, last, values, factors, weight);
     }
 }
 
-/* How many panels one takes at a time. */
-static int share_of(const pass *p, int num_panels) {
-    const int pieces = team_size(p->m->team) * 8;
-    return (num_panels + pieces - 1) / pieces;
+/* How many of `total` pieces a thread takes at a time. */
+static int share_of(const pass *p, int total) {
+    const int num_shares = team_size(p->m->team) * 8;
+    return (total + num_shares - 1) / num_shares;
 }
 
-static void multiply(const pass *p, _Atomic int32_t *counter, const matrix *weights, int num_rows, float *out,
+static void multiply(const pass *p, phase at, const matrix *weights, int num_rows, float *out,
                      size_t stride, epilogue how) {
     const int num_panels = (weights->width + LANES - 1) / LANES;
     int size = share_of(p, num_panels);
     if (how == GATE) size += size % 2;
-    for (int first, last; take(counter, num_panels, size, &first, &last);)
+    for (int first, last; take(p, at, num_panels, size, &first, &last);)
         multiply_panels(weights, &p->m->rows, num_rows, first, last, out, stride, how);
 }
 
@@ -94,58 +115,84 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const int size = s->head_size, share = s->num_heads / s->num_kv_heads;
     const int sequence = m->row_sequences[row];
     const int position = p->batch->starts[sequence] + row - p->batch->first_rows[sequence];
-    float *all = m->qkv + (size_t)row * qkv_width(s);
-    const float *bias = m->layers[layer].bias;
-    for (int i = 0; i < share; i++) {
-        const int number = kv_head * share + i;
-        float *head = all + (size_t)number * size;
-        if (s->has_bias) add_bias(head, bias + (size_t)number * size, size);
+    float *head = m->qkv + (size_t)row * qkv_width(s) + (size_t)kv_head * (share + 2) * size;
+    const float *bias = m->layers[layer].bias + (size_t)kv_head * (share + 2) * size;
+    if (s->has_bias) add_bias(head, bias, (share + 2) * size);
+    for (int i = 0; i < share; i++, head += size) {
         rope(m, head, position);
         rotate_head(head, size);
-        const size_t slot = (size_t)row * s->num_heads + number;
+        const size_t slot = (size_t)row * s->num_heads + kv_head * share + i;
         query *q = &m->queries[slot];
         quantise_query(q, m->query_bytes + slot * size, head, size);
         q->num_tokens = position + 1;
         q->out = m->attended + slot * size;
     }
-    float *key = all + (size_t)(s->num_heads + kv_head) * size;
-    float *value = key + (size_t)s->num_kv_heads * size;
-    if (s->has_bias) {
-        add_bias(key, bias + (size_t)(s->num_heads + kv_head) * size, size);
-        add_bias(value, bias + (size_t)(s->num_heads + s->num_kv_heads + kv_head) * size, size);
-    }
+    float *key = head, *value = head + size;
     rope(m, key, position);
     rotate_head(key, size);
     const int page = p->batch->pages[(size_t)sequence * p->batch->pages_stride + position / PAGE_TOKENS];
     kv_write(&m->cache, page, layer, kv_head, position % PAGE_TOKENS, key, value);
 }
 
-static void prepare_heads(const pass *p, _Atomic int32_t *counter, int layer) {
-    const int num_kv_heads = p->m->shape.num_kv_heads, num_pieces = p->batch->num_rows * num_kv_heads;
-    const int size = num_pieces / (team_size(p->m->team) * 8) + 1; /* rows beside each other share cache tiles */
-    for (int first, last; take(counter, num_pieces, size, &first, &last);)
-        for (int piece = first; piece < last; piece++) prepare_head(p, layer, piece / num_kv_heads, piece % num_kv_heads);
+/* KV heads of `count` rows or items as pieces of work, in an order that gives each thread heads of its own: those that it
+ * has computed, and whose outputs it will round. */
+typedef struct {
+    int which, kv_head;
+} head_piece;
+
+static head_piece head_piece_of(const pass *p, int piece, int count) {
+    const int num_kv_heads = p->m->shape.num_kv_heads, num_threads = team_size(p->m->team);
+    const int num_own = num_kv_heads % num_threads ? num_kv_heads : num_kv_heads / num_threads;
+    const int first_head = piece / (count * num_own) * num_own, rest = piece % (count * num_own);
+    return (head_piece){rest / num_own, first_head + rest % num_own};
 }
 
-static void attend_all(const pass *p, _Atomic int32_t *counter, int layer, int thread) {
-    const model *m = p->m;
-    const int num_kv_heads = m->shape.num_kv_heads, share = m->shape.num_heads / num_kv_heads;
-    float *scores = m->scores + thread * m->scores_stride * QUERIES;
-    const int num_pieces = p->num_items * num_kv_heads, size = share_of(p, num_pieces);
-    for (int first, last; take(counter, num_pieces, size, &first, &last);)
+static void prepare_heads(const pass *p, phase at, int layer) {
+    const int num_rows = p->batch->num_rows, num_pieces = num_rows * p->m->shape.num_kv_heads;
+    for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
         for (int piece = first; piece < last; piece++) {
-        const attention_item *item = &m->items[piece / num_kv_heads];
-        const int kv_head = piece % num_kv_heads, num_queries = item->num_rows * share;
-        const int32_t *pages = p->batch->pages + (size_t)item->sequence * p->batch->pages_stride;
-        for (int done = 0; done < num_queries; done += QUERIES) {
-            const int some = num_queries - done < QUERIES ? num_queries - done : QUERIES;
-            query queries[QUERIES];
-            for (int i = 0; i < some; i++)
-                queries[i] = m->queries[(size_t)(item->first_row + (done + i) / share) * m->shape.num_heads +
-                                        kv_head * share + (done + i) % share];
-            attend(&m->cache, pages, layer, kv_head, queries, some, scores, m->scores_stride);
+            const head_piece one = head_piece_of(p, piece, num_rows);
+            prepare_head(p, layer, one.which, one.kv_head);
         }
+}
+
+static kv_head_cache cache_of(const pass *p, int layer, head_piece one) {
+    const attention_item *item = &p->m->items[one.which];
+    const int last = item->first_row + item->num_rows - 1 - p->batch->first_rows[item->sequence];
+    return (kv_head_cache){.pages = p->batch->pages + (size_t)item->sequence * p->batch->pages_stride,
+                           .layer = layer,
+                           .kv_head = one.kv_head,
+                           .num_tokens = p->batch->starts[item->sequence] + last + 1};
+}
+
+/* One KV head of one item: its queries, some at a time. */
+static void attend_item(const pass *p, int layer, head_piece one, const kv_head_cache *next, float *scores) {
+    const model *m = p->m;
+    const int num_heads = m->shape.num_heads, share = num_heads / m->shape.num_kv_heads;
+    const attention_item *item = &m->items[one.which];
+    const int num_queries = item->num_rows * share;
+    kv_head_cache head = cache_of(p, layer, one);
+    for (int done = 0; done < num_queries; done += QUERIES) {
+        const int some = num_queries - done < QUERIES ? num_queries - done : QUERIES;
+        query queries[QUERIES];
+        for (int i = 0; i < some; i++) {
+            const int row = item->first_row + (done + i) / share;
+            queries[i] = m->queries[(size_t)row * num_heads + one.kv_head * share + (done + i) % share];
+        }
+        head.num_tokens = queries[some - 1].num_tokens; /* the last row sees most */
+        attend(&m->cache, &head, next, queries, some, scores, m->scores_stride);
     }
+}
+
+static void attend_all(const pass *p, phase at, int layer) {
+    const int num_pieces = p->num_items * p->m->shape.num_kv_heads;
+    float *scores = p->m->scores + at.thread * p->m->scores_stride * QUERIES;
+    for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
+        for (int piece = first; piece < last; piece++) {
+            const int following = piece + 1 < num_pieces ? piece + 1 : piece;
+            const kv_head_cache next = cache_of(p, layer, head_piece_of(p, following, p->num_items));
+            attend_item(p, layer, head_piece_of(p, piece, p->num_items), &next, scores);
+        }
 }
 
 static double now(void) {
@@ -163,30 +210,31 @@ static void end_phase(const pass *p, int thread, model_phase which) {
     p->m->phase_began = ended;
 }
 
-static void run_layer(const pass *p, _Atomic int32_t *counters, int number, int thread) {
+static void run_layer(const pass *p, int number, int thread) {
     const model *m = p->m;
+    const int begin = PHASES * (number + 1);
     const model_shape *s = &m->shape;
     const layer_weights *w = &m->layers[number];
     const int num_rows = p->batch->num_rows, attention = attention_width(s);
-    quantise_rows(p, &counters[0], m->hidden, s->hidden_size, w->attention_norm, NULL, num_rows);
+    quantise_rows(p, phase_of(m, begin + 0, thread), m->hidden, s->hidden_size, w->attention_norm, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
-    multiply(p, &counters[1], &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
+    multiply(p, phase_of(m, begin + 1, thread), &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
     end_phase(p, thread, QKV);
-    prepare_heads(p, &counters[2], number);
+    prepare_heads(p, phase_of(m, begin + 2, thread), number);
     end_phase(p, thread, HEADS);
-    attend_all(p, &counters[3], number, thread);
+    attend_all(p, phase_of(m, begin + 3, thread), number);
     end_phase(p, thread, ATTENTION);
-    quantise_rows(p, &counters[4], m->attended, attention, NULL, NULL, num_rows);
+    quantise_rows(p, phase_of(m, begin + 4, thread), m->attended, attention, NULL, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
-    multiply(p, &counters[5], &w->output, num_rows, m->hidden, s->hidden_size, ADD);
+    multiply(p, phase_of(m, begin + 5, thread), &w->output, num_rows, m->hidden, s->hidden_size, ADD);
     end_phase(p, thread, ATTENTION_OUTPUT);
-    quantise_rows(p, &counters[6], m->hidden, s->hidden_size, w->mlp_norm, NULL, num_rows);
+    quantise_rows(p, phase_of(m, begin + 6, thread), m->hidden, s->hidden_size, w->mlp_norm, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
-    multiply(p, &counters[7], &w->gate_up, num_rows, m->activated, s->intermediate_size, GATE);
+    multiply(p, phase_of(m, begin + 7, thread), &w->gate_up, num_rows, m->activated, s->intermediate_size, GATE);
     end_phase(p, thread, GATE_UP);
-    quantise_rows(p, &counters[8], m->activated, s->intermediate_size, NULL, NULL, num_rows);
+    quantise_rows(p, phase_of(m, begin + 8, thread), m->activated, s->intermediate_size, NULL, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
-    multiply(p, &counters[9], &w->down, num_rows, m->hidden, s->hidden_size, ADD);
+    multiply(p, phase_of(m, begin + 9, thread), &w->down, num_rows, m->hidden, s->hidden_size, ADD);
     end_phase(p, thread, MLP_DOWN);
 }
 
@@ -199,12 +247,12 @@ static int is_seeking(const model_batch *batch) {
 }
 
 /* Each output says which panels it wants. */
-static void want_all(const pass *p, _Atomic int32_t *counter, int num_panels, int thread) {
+static void want_all(const pass *p, phase at, int num_panels) {
     const model *m = p->m;
     const model_batch *batch = p->batch;
     const int hidden = m->shape.hidden_size;
-    float *energies = m->scratch + thread * m->scratch_stride;
-    for (int row, last; take(counter, batch->num_outputs, 1, &row, &last);) {
+    float *energies = m->scratch + at.thread * m->scratch_stride;
+    for (int row, last; take(p, at, batch->num_outputs, 1, &row, &last);) {
         const float *values = m->hidden + (size_t)batch->output_rows[row] * hidden;
         group_energies(energies, values, rms_factor(values, hidden, m->shape.epsilon), m->final_norm, hidden);
         m->wanted[row].logits = batch->logits + (size_t)row * num_panels * LANES;
@@ -223,11 +271,11 @@ static void compute_piece(const pass *p, int piece, int num_panels) {
 }
 
 /* One that is found is on its way from memory while the one before it is computed. */
-static void compute_all_wanted(const pass *p, _Atomic int32_t *counter, int num_panels) {
+static void compute_all_wanted(const pass *p, phase at, int num_panels) {
     const model *m = p->m;
     const int total = num_blocks(p->batch->num_outputs) * num_panels;
     int found = -1;
-    for (int first, last; take(counter, total, share_of(p, total), &first, &last);)
+    for (int first, last; take(p, at, total, FEW_PANELS, &first, &last);)
         for (int piece = first; piece < last; piece++) {
             if (!atomic_load_explicit(&m->marks[piece], memory_order_relaxed)) continue;
             prefetch_panel(&m->head, piece % num_panels);
@@ -237,10 +285,10 @@ static void compute_all_wanted(const pass *p, _Atomic int32_t *counter, int num_
     if (found >= 0) compute_piece(p, found, num_panels);
 }
 
-static void find_all_largest(const pass *p, _Atomic int32_t *counter, int num_panels, int is_sought) {
+static void find_all_largest(const pass *p, phase at, int num_panels, int is_sought) {
     const model *m = p->m;
     const model_batch *batch = p->batch;
-    for (int row, last; take(counter, batch->num_outputs, 1, &row, &last);) {
+    for (int row, last; take(p, at, batch->num_outputs, 1, &row, &last);) {
         const float *logits = batch->logits + (size_t)row * num_panels * LANES;
         int32_t *ids = batch->largest_ids + (size_t)row * batch->largest_stride;
         float *found = batch->largest_logits + (size_t)row * batch->largest_stride;
@@ -254,24 +302,26 @@ static void find_all_largest(const pass *p, _Atomic int32_t *counter, int num_pa
     }
 }
 
-static void run_head(const pass *p, _Atomic int32_t *counters, int thread) {
+static void run_head(const pass *p, int thread) {
     const model *m = p->m;
+    const int begin = 1; /* behind the embeddings' */
     const model_batch *batch = p->batch;
-    const int seeking = is_seeking(batch), num_panels = num_vocabulary_panels(&m->shape);
-    quantise_rows(p, &counters[0], m->hidden, m->shape.hidden_size, m->final_norm, batch->output_rows, batch->num_outputs);
+    const int seeking = is_seeking(batch), num_outputs = batch->num_outputs;
+    const int num_panels = num_vocabulary_panels(&m->shape);
+    quantise_rows(p, phase_of(m, begin + 0, thread), m->hidden, m->shape.hidden_size, m->final_norm, batch->output_rows, num_outputs);
     end_phase(p, thread, ROUNDING);
     if (seeking) {
-        multiply(p, &counters[1], &m->head.planes, batch->num_outputs, m->peaks, num_panels, PEAK);
+        multiply(p, phase_of(m, begin + 1, thread), &m->head.planes, num_outputs, m->peaks, num_panels, PEAK);
         end_phase(p, thread, LOGITS);
-        want_all(p, &counters[2], num_panels, thread);
+        want_all(p, phase_of(m, begin + 2, thread), num_panels);
         end_phase(p, thread, LOGITS);
-        compute_all_wanted(p, &counters[3], num_panels);
+        compute_all_wanted(p, phase_of(m, begin + 3, thread), num_panels);
     } else {
-        multiply(p, &counters[1], &m->head.planes, batch->num_outputs, batch->logits, (size_t)num_panels * LANES,
-                 STORE_JOINED);
+        const size_t stride = (size_t)num_panels * LANES;
+        multiply(p, phase_of(m, begin + 1, thread), &m->head.planes, num_outputs, batch->logits, stride, STORE_JOINED);
     }
     end_phase(p, thread, LOGITS);
-    find_all_largest(p, &counters[4], num_panels, seeking);
+    find_all_largest(p, phase_of(m, begin + 4, thread), num_panels, seeking);
     end_phase(p, thread, LOGITS);
 }
 
@@ -279,10 +329,10 @@ static void run(void *context, int thread) {
     const pass *p = context;
     const model *m = p->m;
     const int num_layers = m->shape.num_layers;
-    embed(p, &m->counters[0]);
+    embed(p, phase_of(m, 0, thread));
     end_phase(p, thread, EMBEDDINGS);
-    for (int i = 0; i < num_layers; i++) run_layer(p, m->counters + COUNTERS * (i + 1), i, thread);
-    if (p->batch->num_outputs) run_head(p, m->counters + 1, thread);
+    for (int i = 0; i < num_layers; i++) run_layer(p, i, thread);
+    if (p->batch->num_outputs) run_head(p, thread);
 }
 
 static int plan_attention(const model *m, const model_batch *batch) {
@@ -299,7 +349,8 @@ static int plan_attention(const model *m, const model_batch *batch) {
 
 void model_forward(model *m, const model_batch *batch) {
     pass p = {m, batch, plan_attention(m, batch)};
-    for (int i = 0; i < COUNTERS * (m->shape.num_layers + 1); i++) atomic_store(&m->counters[i], 0);
+    const int num_counters = PHASES * (m->shape.num_layers + 1) * team_size(m->team);
+    for (int i = 0; i < num_counters; i++) atomic_store(&m->counters[i * COUNTER_STRIDE], 0);
     m->phase_began = now();
     team_run(m->team, run, &p);
 }

@@ -127,7 +127,7 @@ static void reserve_buffers(model *m) {
     m->scratch = reserve(m, widest * sizeof(float) * team_size(m->team));
     m->scratch_stride = widest;
     reserve_outputs(m, rows, num_vocabulary_panels(s));
-    m->counters = reserve(m, (size_t)COUNTERS * (s->num_layers + 1) * sizeof *m->counters);
+    m->counters = reserve(m, (size_t)PHASES * (s->num_layers + 1) * team_size(m->team) * COUNTER_STRIDE * sizeof *m->counters);
 }
 
 model *model_new(const model_shape *shape) {
@@ -176,15 +176,40 @@ int64_t model_weights_bytes(const model_shape *s) {
     return (int64_t)(layer_bytes(s) * s->num_layers + vocabulary * (s->is_tied ? 1 : 2));
 }
 
+/* Where row `row` of the file's matrix is among the outputs of the packed one. The queries of a KV head, its key and its
+ * value lie beside each other. */
+static int output_of(const model_shape *s, int which, int row) {
+    const int share = s->num_heads / s->num_kv_heads, head = row / s->head_size, kv_group = (share + 2) * s->head_size;
+    if (s->is_interleaved && (which == QUERY || which == KEY)) {
+        const int in_head = row % s->head_size;
+        row += in_head % 2 * (s->head_size / 2) + in_head / 2 - in_head;
+    }
+    const int in_head = row % s->head_size;
+    switch (which) {
+        case QUERY: return head / share * kv_group + head % share * s->head_size + in_head;
+        case KEY: return head * kv_group + share * s->head_size + in_head;
+        case VALUE: return head * kv_group + (share + 1) * s->head_size + in_head;
+        case GATE_ROWS: return row / LANES * 2 * LANES + row % LANES;
+        case UP_ROWS: return (row / LANES * 2 + 1) * LANES + row % LANES;
+        default: return row;
+    }
+}
+
+/* Biases as the file has them: of all queries, then of all keys, then of all values. */
+static void place_biases(const model_shape *s, float *biases, const float *data) {
+    const int counts[] = {attention_width(s), s->num_kv_heads * s->head_size, s->num_kv_heads * s->head_size};
+    for (int i = 0; i < 3; data += counts[i++])
+        for (int row = 0; row < counts[i]; row++) biases[output_of(s, QUERY + i, row)] = data[row];
+}
+
 void model_set_vector(model *m, int which, int layer, const float *data) {
     const model_shape *s = &m->shape;
     const size_t hidden = s->hidden_size * sizeof *data;
-    const size_t qkv = qkv_width(s) * sizeof *data;
     switch (which) {
         case FINAL_NORM: memcpy(m->final_norm, data, hidden); break;
         case ATTENTION_NORM: memcpy(m->layers[layer].attention_norm, data, hidden); break;
         case MLP_NORM: memcpy(m->layers[layer].mlp_norm, data, hidden); break;
-        case BIAS: memcpy(m->layers[layer].bias, data, qkv); break;
+        case BIAS: place_biases(s, m->layers[layer].bias, data); break;
     }
 }
 
@@ -226,22 +251,6 @@ typedef struct {
     int which, layer, first, num_rows, number;
     const uint8_t *data;
 } filling;
-
-/* Where row `row` of the file's matrix is among the outputs of the packed one. */
-static int output_of(const model_shape *s, int which, int row) {
-    const int heads = attention_width(s), kv_heads = s->num_kv_heads * s->head_size;
-    if (s->is_interleaved && (which == QUERY || which == KEY)) {
-        const int in_head = row % s->head_size;
-        row += in_head % 2 * (s->head_size / 2) + in_head / 2 - in_head;
-    }
-    switch (which) {
-        case KEY: return heads + row;
-        case VALUE: return heads + kv_heads + row;
-        case GATE_ROWS: return row / LANES * 2 * LANES + row % LANES;
-        case UP_ROWS: return (row / LANES * 2 + 1) * LANES + row % LANES;
-        default: return row;
-    }
-}
 
 static matrix *matrix_of(layer_weights *layer, int which) {
     switch (which) {

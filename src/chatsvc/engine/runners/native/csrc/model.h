@@ -16,8 +16,8 @@ typedef struct {
 
 /* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
  * in the pages pages[s * pages_stride ...]. For output o, which is behind row output_rows[o], the num_largest[o] largest
- * logits are found and are put, largest first, to ids and values at [o * largest_stride]; or where that is 0, all logits
- * to `logits` at o times the vocabulary rounded up to LANES. Otherwise `logits` is working memory. */
+ * logits are put, largest first, to largest_ids and largest_logits from [o * largest_stride] on; or where that is 0, all
+ * to `logits` from o times the vocabulary (rounded up to LANES) on, which otherwise is working memory. */
 typedef struct {
     int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride;
     const int32_t *ids, *first_rows, *starts, *pages, *output_rows, *num_largest;

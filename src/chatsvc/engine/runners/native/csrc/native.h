@@ -117,8 +117,8 @@ uint16_t round_weights(const float *values, uint8_t *bytes);
 void pack_row(matrix *m, int output, const float *values);
 
 /* What becomes of a product. GATE: panels alternate between gate and up, and half as many outputs silu(gate) * up are
- * stored. STORE_JOINED: the matrix is cut into planes (vocabulary.c). PEAK: so it is, only the upper plane is looked at,
- * and of a panel's outputs the largest is stored, out[row * stride + panel]. */
+ * stored. STORE_JOINED: the matrix is cut into planes (vocabulary.c). PEAK: so it is, only the upper plane is looked
+ * at, and of a panel's outputs the largest is stored, out[row * stride + panel]. */
 typedef enum { STORE, ADD, GATE, STORE_JOINED, PEAK } epilogue;
 /* Outputs of panels [first, last) for `num_rows` rows: out[row * stride + column] = or += the product. */
 void multiply_panels(const matrix *m, const quantised_rows *rows, int num_rows, int first, int last, float *out,
@@ -132,8 +132,8 @@ typedef struct {
     uint16_t *largest_scales; /* of a panel's outputs: group x panel, the panels rounded up to LANES */
 } vocabulary;
 
-/* Where more logits are wanted they lie in most panels, and with more rows computing takes longer than reading: there, all
- * panels are computed. */
+/* Where more logits are wanted they lie in most panels, and with more rows computing takes longer than reading: there,
+ * all panels are computed. */
 enum { MOST_SOUGHT = 16, MOST_SEEKERS = 8 };
 
 /* What a row wants of its logits. */
@@ -151,8 +151,8 @@ uint8_t *place_vocabulary(vocabulary *v, int width, int depth, uint8_t *at);
 void pack_token(vocabulary *v, int token, const float *values);
 /* A token's weights as float32, unrotated: an embedding. */
 void unpack_token(const vocabulary *v, int token, float *out);
-/* Choose the panels that may hold one of the `num_largest` largest logits, and set `bit` for each in `marks`. `peaks` are
- * the largest logits of the panels, nearly, for a row with these `energies`; `room` is for num_largest numbers. */
+/* Choose the panels that may hold one of the `num_largest` largest logits, and set `bit` for each in `marks`. `peaks`
+ * are the largest logits of the panels, nearly, for a row with these `energies`; `room` is for num_largest numbers. */
 void want_panels(const vocabulary *v, const float *peaks, int num_largest, const float *energies, int32_t *room,
                  wanted_logits *wanted, uint16_t bit, _Atomic uint16_t *marks);
 void prefetch_panel(const vocabulary *v, int panel);
@@ -192,9 +192,16 @@ typedef struct {
 void quantise_query(query *q, int8_t *bytes, const float *head, int head_size);
 
 enum { QUERIES = 4 };
-/* Attention of up to QUERIES queries over one KV head; `scores` has room for QUERIES x tokens (rounded up to LANES). */
-void attend(const kv_cache *cache, const int32_t *pages, int layer, int kv_head, const query *queries, int num_queries,
-            float *scores, size_t scores_stride);
+/* Where one KV head's keys and values are. */
+typedef struct {
+    const int32_t *pages;
+    int layer, kv_head, num_tokens;
+} kv_head_cache;
+
+/* Attention of up to QUERIES queries over one KV head; `scores` has room for QUERIES x tokens (rounded up to LANES). `next`
+ * is asked for meanwhile. */
+void attend(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next, const query *queries,
+            int num_queries, float *scores, size_t scores_stride);
 
 /* ---- the thread team (team.c) ---- */
 

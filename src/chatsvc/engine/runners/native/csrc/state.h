@@ -5,7 +5,7 @@
 #include "model.h"
 #include "native.h"
 
-enum { MAX_RESERVED = 32, COUNTERS = 10 /* phases of a layer that hand out work */ };
+enum { MAX_RESERVED = 32, PHASES = 10 /* of a layer */, COUNTER_STRIDE = 16 /* a cache line */ };
 
 typedef struct {
     void *memory;
@@ -42,7 +42,7 @@ struct model {
     _Atomic uint16_t *marks; /* block x panel: bits of the rows that want it */
     wanted_logits *wanted;   /* of each row */
     size_t scores_stride, scratch_stride;
-    _Atomic int32_t *counters; /* work handed out, one for each phase of a pass */
+    _Atomic int32_t *counters; /* work taken: phase of a pass x thread, COUNTER_STRIDE apart */
     double seconds[NUM_PHASES], phase_began;
 
     reservation reserved[MAX_RESERVED];

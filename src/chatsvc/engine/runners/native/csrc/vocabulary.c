@@ -1,13 +1,13 @@
 /* The vocabulary's matrix: embeddings, and logits.
  *
- * A third of such a model's weights are this matrix, and at every step all of it would be read to find a handful of large
- * logits. So its bytes are cut into two planes. The upper halves tell the largest logit of each panel to within a
+ * A third of such a model's weights are this matrix, and at every step all of it would be read to find a handful of
+ * large logits. So its bytes are cut into two planes. The upper halves tell the largest logit of each panel to within a
  * twentieth of what logits differ by; only the panels that may hold one of the largest are read whole, and their logits
  * computed with the very operations of matmul.c.
  *
- * How far a peak may be off: the lower halves are spread evenly over 16 steps of their group's scale, so the sum of their
- * products with a row has a variance of 16^2 / 12 times the sum over the groups of scale^2 * the squared length of the
- * row's group; of a panel's outputs the largest scales count. SIGMAS deviations are allowed on either side: for two
+ * How far a peak may be off: the lower halves are spread evenly over 16 steps of their group's scale, so the sum of
+ * their products with a row has a variance of 16^2 / 12 times the sum over the groups of scale^2 * the squared length of
+ * the row's group; of a panel's outputs the largest scales count. SIGMAS deviations are allowed on either side: for two
  * logits to change places, their difference would have to be wrong by seven of its own deviations, once in 10^12 times.
  */
 #include <math.h>
@@ -64,7 +64,8 @@ void unpack_token(const vocabulary *v, int token, float *out) {
         const float scale = _cvtsh_ss(v->planes.scales[tile * LANES + lane]);
         for (int k = 0; k < GROUP; k++) {
             const size_t place = tile * HALF_TILE + in_half_tile(k, lane);
-            const int high = v->planes.bytes[place] >> shift_of(k) & 0x0F, low = v->planes.low[place] >> shift_of(k) & 0x0F;
+            const int high = v->planes.bytes[place] >> shift_of(k) & 0x0F;
+            const int low = v->planes.low[place] >> shift_of(k) & 0x0F;
             out[k] = scale * (float)(16 * high + low - 128);
         }
         store_group(out, rotated(load_group(out)));
@@ -99,7 +100,8 @@ void want_panels(const vocabulary *v, const float *peaks, int num_largest, const
                  wanted_logits *wanted, uint16_t bit, _Atomic uint16_t *marks) {
     const int num_panels = num_panels_of(v->planes.width), num_full = v->planes.width / LANES;
     bound_peaks(v, energies, wanted->bounds);
-    const float least = num_largest < num_full ? least_of_largest(v, peaks, wanted->bounds, num_largest, room) : -INFINITY;
+    float least = -INFINITY;
+    if (num_largest < num_full) least = least_of_largest(v, peaks, wanted->bounds, num_largest, room);
     wanted->num_panels = 0;
     for (int panel = 0; panel < num_panels; panel++) {
         if (panel < num_full && peaks[panel] + wanted->bounds[panel] < least) continue;
@@ -109,25 +111,37 @@ void want_panels(const vocabulary *v, const float *peaks, int num_largest, const
     }
 }
 
+/* A panel as a matrix of its own. */
+static matrix panel_of(const vocabulary *v, int panel) {
+    const size_t tile = tile_number(v->planes.depth, panel, 0);
+    return (matrix){.bytes = v->planes.bytes + tile * HALF_TILE,
+                    .low = v->planes.low + tile * HALF_TILE,
+                    .scales = v->planes.scales + tile * LANES,
+                    .width = LANES,
+                    .depth = v->planes.depth};
+}
+
 void prefetch_panel(const vocabulary *v, int panel) {
-    const size_t first = tile_number(v->planes.depth, panel, 0) * HALF_TILE, size = (size_t)v->planes.depth * LANES / 2;
-    prefetch(v->planes.bytes + first, size);
-    prefetch(v->planes.low + first, size);
+    const matrix one = panel_of(v, panel);
+    prefetch(one.bytes, (size_t)one.depth * LANES / 2);
+    prefetch(one.low, (size_t)one.depth * LANES / 2);
 }
 
 void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel, uint16_t bits,
                     const wanted_logits *wanted) {
     const int first = __builtin_ctz(bits), only = (bits & (bits - 1)) == 0;
     const int skipped = only ? first : 0; /* for a single row, a block is made that begins with it */
-    const size_t place = tile_number(v->planes.depth, block, 0);
-    const quantised_rows some = {rows->bytes + place * GROUP * ROWS + skipped * 4, rows->scales + place * ROWS + skipped,
-                                 rows->offsets + place * ROWS + skipped};
+    const size_t place = tile_number(v->planes.depth, block, 0) * ROWS;
+    const quantised_rows some = {rows->bytes + place * GROUP + skipped * 4, rows->scales + place + skipped,
+                                 rows->offsets + place + skipped};
+    const matrix one = panel_of(v, panel);
     float logits[ROWS][LANES];
-    multiply_panels(&v->planes, &some, only ? 1 : num_rows, panel, panel + 1, logits[0] - (size_t)panel * LANES, LANES,
-                    STORE_JOINED);
-    for (int row = first; row < num_rows; row++)
-        if (bits >> row & 1)
-            memcpy(wanted[row].logits + (size_t)wanted[row].slots[panel] * LANES, logits[row - skipped], sizeof logits[0]);
+    multiply_panels(&one, &some, only ? 1 : num_rows, 0, 1, logits[0], LANES, STORE_JOINED);
+    for (int row = first; row < num_rows; row++) {
+        if (!(bits >> row & 1)) continue;
+        float *to = wanted[row].logits + (size_t)wanted[row].slots[panel] * LANES;
+        memcpy(to, logits[row - skipped], sizeof logits[0]);
+    }
 }
 
 void largest_wanted(const vocabulary *v, const wanted_logits *wanted, int num_largest, int32_t *ids, float *logits) {
