@@ -1,8 +1,8 @@
 """``python -m bench``: our whole stack with each runner beside its engine alone and llama.cpp's server, in one run.
 
 Every server is up for the whole run and is measured in turn at each number of streams, so that what else the machine
-does meets them all alike; a table shows medians over the rounds. Writes results.json and
-the plots below docs/bench, and the tables of docs/performance.md.
+does meets them all alike; a table shows medians over the rounds. Writes results.json and the plots below docs/bench, and
+the tables of docs/performance.md; what a run does not measure stays as it was.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def main() -> None:
     settings = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in arguments.set)}
     scenarios = [_limited(one, arguments.streams) for one in SCENARIOS if one.name in arguments.scenario]
     measurements: list[Measurement] = []
+    before = [] if arguments.not_kept else report.kept(page.FOLDER)
     with contextlib.ExitStack() as exits:
         those = list(subjects(arguments.subject, arguments.cache, settings, exits))
         for subject in those:
@@ -40,9 +41,10 @@ def main() -> None:
                     for subject in those:
                         measurements.append(measure(subject, scenario, num_streams, number))
                         print(_line(measurements[-1]), flush=True)
-                if not arguments.not_kept:
-                    report.write(page.FOLDER, head, measurements)
-    tables = report.markdown(head, measurements)
+            if not arguments.not_kept:  # what comes next may fail
+                report.write(page.FOLDER, report.merged(before, report.Run(head, measurements)))
+    runs = report.merged(before, report.Run(head, measurements))
+    tables = report.markdown(runs)
     print(tables)
     if not arguments.not_kept:
         page.embed("throughput", tables)

@@ -1,11 +1,14 @@
-"""Results as JSON, as Markdown tables and as plots. Knows nothing about how they were measured."""
+"""Results as JSON, as Markdown tables and as plots. Knows nothing about how they were measured.
+
+A scenario's results are always of one run, in which all servers were measured in turn; another scenario's may be of another.
+"""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +36,55 @@ _GOALS = (
 _OPPONENTS = ("llama.cpp-Q8_0", "llama.cpp-Q4_0")
 
 
-def write(folder: Path, head: Mapping[str, Any], measurements: Results) -> None:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one command measured, and where."""
+
+    machine: Mapping[str, Any]
+    measurements: Results
+
+
+def kept(folder: Path) -> list[Run]:
+    """The runs in results.json, if there is one."""
+    path = folder / "results.json"
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    return [Run(run["machine"], [Measurement(**one) for one in run["measurements"]]) for run in runs]
+
+
+def merged(before: Sequence[Run], new: Run) -> list[Run]:
+    """All runs, each with the scenarios that no later one has measured, in the scenarios' order."""
+    measured = {one.scenario for one in new.measurements}
+    older = [Run(run.machine, [one for one in run.measurements if one.scenario not in measured]) for run in before]
+    runs = [run for run in (new, *older) if run.measurements]
+    return sorted(runs, key=lambda run: min(list(_TITLES).index(one.scenario) for one in run.measurements))
+
+
+def write(folder: Path, runs: Sequence[Run]) -> None:
     """results.json and a plot a scenario, below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"machine": head, "measurements": [asdict(one) for one in measurements]}
+    content = {"runs": [asdict(run) for run in runs]}
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    for scenario in _in_order(measurements, lambda one: one.scenario):
-        those = [one for one in measurements if one.scenario == scenario]
-        _plot(folder / f"{scenario}.svg", scenario, those)
+    for run in runs:
+        for scenario, those in _by_scenario(run.measurements):
+            _plot(folder / f"{scenario}.svg", scenario, those)
 
 
-def markdown(head: Mapping[str, Any], measurements: Results) -> str:
-    """Every table, with the machine above them."""
-    parts = [_machine(head)]
-    for scenario in _in_order(measurements, lambda one: one.scenario):
-        those = [one for one in measurements if one.scenario == scenario]
-        parts.append(f"### {_TITLES[scenario]}\n\n{_table(those)}\n\n![{_TITLES[scenario]}](bench/{scenario}.svg)")
-    parts += [_ratios(measurements), _layers(measurements), _processors(measurements)]
+def markdown(runs: Sequence[Run]) -> str:
+    """Every table, below the run that it is of."""
+    parts = []
+    for run in runs:
+        parts.append(_machine(run.machine))
+        for scenario, those in _by_scenario(run.measurements):
+            title = _TITLES[scenario]
+            parts.append(f"### {title}\n\n{_table(those)}\n\n![{title}](bench/{scenario}.svg)")
+    everything = [one for run in runs for one in run.measurements]
+    parts += [_ratios(everything), _layers(everything), _processors(everything)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_scenario(measurements: Results) -> list[tuple[str, Results]]:
+    names = _in_order(measurements, lambda one: one.scenario)
+    return [(name, [one for one in measurements if one.scenario == name]) for name in names]
 
 
 def _machine(head: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from bench.load import Sample, Streams, Target, asking, chat
 from bench.measure import summarise
 from bench.page import embed
 from bench.program import parser
-from bench.report import markdown, write
+from bench.report import Run, kept, markdown, merged, write
 from bench.scenarios import SCENARIOS, Scenario
 from bench.shape import render
 from bench.sse import Event, EventBuffer
@@ -143,6 +143,12 @@ def test_a_conversation_carries_what_was_said():
     assert [len(turn[0]["messages"]) for turn in turns] == [1, 3, 5]
 
 
+HEAD = {
+    "measured_at": "now", "commit": "c", "command": "x", "processor": "p", "num_cores": 2, "memory_gib": 1,
+    "features": [], "kernel": "k", "versions": {"python": "3"}, "load_before": 0.0,
+}  # fmt: skip
+
+
 def samples_of(speed: float) -> list[list[Sample]]:
     return [[Sample(1.0, 1.0 + 128 / speed, 1.1, 200, 64, 128)]]
 
@@ -151,16 +157,27 @@ def test_the_report_has_ratios_and_marks_what_is_missed(tmp_path):
     scenario = Scenario("short", 64, 128, (1,))
     speeds = {"chatsvc": 40, "engine in process": 41, "llama.cpp-Q8_0": 25, "llama.cpp-Q4_0": 50}
     measurements = [summarise(scenario, name, 0, samples_of(speed), {}) for name, speed in speeds.items()]
-    head = {
-        "measured_at": "now", "commit": "c", "command": "x", "processor": "p", "num_cores": 2, "memory_gib": 1,
-        "features": [], "kernel": "k", "versions": {"python": "3"}, "load_before": 0.0,
-    }  # fmt: skip
-    text = markdown(head, measurements)
+    text = markdown([Run(HEAD, measurements)])
     assert "**1.60** | at least 1.45 | 0.80 (missed) | at least 1.0" in text
     assert "| 1 | 97.6% |" in text
-    write(tmp_path, head, measurements)
-    assert (tmp_path / "short.svg").stat().st_size > 1000
-    assert len(json.loads((tmp_path / "results.json").read_text())["measurements"]) == 4
+
+
+def test_a_run_replaces_only_the_scenarios_that_it_measured(tmp_path):
+    def run_of(command: str, *names: str) -> Run:
+        scenarios = [Scenario(name, 64, 128, (1,)) for name in names]
+        return Run(HEAD | {"command": command}, [summarise(one, "x", 0, samples_of(40), {}) for one in scenarios])
+
+    assert kept(tmp_path) == []
+    write(tmp_path, merged([], run_of("all", "short", "long", "conversation")))
+    write(tmp_path, merged(kept(tmp_path), run_of("again", "long")))
+    runs = kept(tmp_path)
+    assert [(run.machine["command"], [one.scenario for one in run.measurements]) for run in runs] == [
+        ("all", ["short", "conversation"]),
+        ("again", ["long"]),
+    ]
+    text = markdown(runs)
+    assert text.count("`all`") == text.count("`again`") == 1
+    assert all((tmp_path / f"{name}.svg").stat().st_size > 1000 for name in ("short", "long", "conversation"))
 
 
 def test_answers_of_another_length_are_a_problem():
