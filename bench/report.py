@@ -1,6 +1,6 @@
 """Results as JSON, as Markdown tables and as plots. Knows nothing about how they were measured.
 
-A scenario's results are always of one run, in which all servers were measured in turn; another scenario's may be of another.
+A scenario's results are always of one run, in which all servers were measured in turn; another's may be of another.
 """
 
 from __future__ import annotations
