@@ -2,6 +2,7 @@
  *
  * Everything here is arithmetic on rows. A row's result depends on that row and on its own cache only, in a fixed order
  * of operations, so who shares the batch, how a prompt is cut into chunks, and what was cached changes no bit of it.
+ * (vocabulary.c says how a largest logit is found, and how seldom one may be overlooked.)
  *
  * Built for x86-64 with AVX-512 F/BW/DQ/VL and VNNI; the Python side looks before it loads this.
  */
