@@ -61,7 +61,7 @@ class _Sweeping:
 
 
 class _Memory(MemoryStorage):
-    """The package's, without its timer: that is a new thread at nearly every request, a sixth of all that one costs."""
+    """The package's, without its timer: that is a new thread at nearly every request, dearer than the counting."""
 
     def __init__(self) -> None:
         super().__init__()
