@@ -103,11 +103,18 @@ def stream(target: Target, connection: http.client.HTTPConnection, body: Body) -
 
 
 def _read(response: http.client.HTTPResponse, started: float) -> Sample:
+    """Take the pieces and their times down; what they say is looked at later, so as not to take the server's cores."""
+    pieces = []
+    while received := response.read1(65536):
+        pieces.append((time.perf_counter(), received))
+    return _parse(pieces, started, time.perf_counter())
+
+
+def _parse(pieces: Sequence[tuple[float, bytes]], started: float, ended: float) -> Sample:
     events, texts, times = EventBuffer(), [], []
     usage: Mapping[str, int] = {}
     error, is_done = "", False
-    while received := response.read1(65536):
-        now = time.perf_counter()
+    for now, received in pieces:
         for event in events.feed(received):
             if event.data == "[DONE]":
                 is_done = True
@@ -123,7 +130,7 @@ def _read(response: http.client.HTTPResponse, started: float) -> Sample:
     return Sample(
         started=started,
         first=times[0] if times else 0.0,
-        ended=time.perf_counter(),
+        ended=ended,
         status=200,
         num_prompt=usage.get("prompt_tokens", 0),
         num_completion=usage.get("completion_tokens", 0),

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from chatsvc.errors import StoreUnavailable
 from chatsvc.store import database as database_module
-from chatsvc.store.database import Database
+from chatsvc.store.database import Database, insert_if_missing
 from chatsvc.store.tables import Account, Usage
 
 
@@ -52,6 +52,29 @@ def test_two_accounts_of_one_name_are_our_mistake_not_an_outage(database):
 
 def vars_of(row):
     return {key: value for key, value in vars(row).items() if not key.startswith("_")}
+
+
+def test_only_counts_do_not_wait_for_the_disk(database):
+    def waits():
+        with database.session() as session:
+            return session.scalar(text("PRAGMA synchronous"))
+
+    before = waits()
+    with database.counting() as connection:
+        counting = connection.scalar(text("PRAGMA synchronous"))
+    assert (before, counting, waits()) == (2, 1, 2)  # FULL, NORMAL, and FULL on the connection that was NORMAL
+
+
+def test_a_count_that_raises_leaves_nothing(database):
+    def count_then_fail():
+        with database.counting() as connection:
+            insert_if_missing(connection, Usage, bucket="b", day=1, num_tokens=5)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        count_then_fail()
+    with database.reading() as session:
+        assert session.scalar(select(func.count()).select_from(Usage)) == 0
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])

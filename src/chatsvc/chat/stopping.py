@@ -19,6 +19,8 @@ class StopMatcher:
 
     def feed(self, piece: str) -> str:
         """The text that can be shown; sets ``stopped`` when a stop string was completed."""
+        if not self._stop:
+            return piece
         text = self._held + piece
         match = self._first_match(text)
         if match is not None:

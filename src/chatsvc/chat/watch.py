@@ -11,9 +11,15 @@ from collections.abc import Callable
 from chatsvc.chat.drain import Drain
 from chatsvc.errors import AuthenticationFailed, ClientGone, DeadlineExceeded, Draining
 
+# A look into the store costs as much as several tokens do; half of the second that the contract allows is left.
+_REVOCATION_INTERVAL_S = 0.5
+
 
 class Watch:
-    """Call :meth:`check` often; it looks at most every ``interval_s``, so that a token costs nothing."""
+    """Call :meth:`check` often; it looks at most every ``interval_s``, so that a token costs nothing.
+
+    Make it when the credentials have just been checked: they are looked at again only after a while.
+    """
 
     def __init__(
         self,
@@ -32,6 +38,7 @@ class Watch:
         self._clock = clock
         self._deadline = clock() + deadline_s
         self._next_look = clock()
+        self._next_revocation_look = self._next_look + _REVOCATION_INTERVAL_S
 
     def check(self) -> None:
         """Look, if it is time to.
@@ -48,8 +55,10 @@ class Watch:
         self._next_look = now + self._interval_s
         if self._is_gone():
             raise ClientGone
-        if self._is_revoked():
-            raise AuthenticationFailed("revoked while it was running")
+        if now >= self._next_revocation_look:
+            self._next_revocation_look = now + _REVOCATION_INTERVAL_S
+            if self._is_revoked():
+                raise AuthenticationFailed("revoked while it was running")
         if now >= self._deadline:
             raise DeadlineExceeded
         if self._drain.is_over:

@@ -14,8 +14,8 @@ from chatsvc.guard.quotas import QuotaOf, QuotaState, Reserved
 from chatsvc.guard.rates import RateState
 from chatsvc.guard.room import Place
 
-# How long a stream may go on when the store cannot say whether its session lives: what "within a second" allows.
-_BLIND_S = 1.0
+# How long a stream may go on when the store cannot say whether its session lives: ends with the look after a second.
+_BLIND_S = 0.9
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ class VouchedAccounts:
         if unchanged is not None:
             return unchanged
         with self._database.session() as session:
-            insert_if_missing(session, Account, **values)
+            insert_if_missing(session.connection(), Account, **values)
             row = session.scalars(select(Account).where(Account.name == known_as).with_for_update()).one()
             if row.source != source or row.disabled_at is not None:
                 return None

@@ -94,13 +94,12 @@ class Quotas:
         day = self._day()
         reservation_id = uuid.uuid4().hex
         counts: list[tuple[Bucket, int]] = []
-        with self._database.session() as session:
-            connection = session.connection()
+        with self._database.counting() as connection:
             for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
                 values = {"name": bucket.name, "today": day, "more": num_tokens, "limit": bucket.limit}
                 count = connection.scalar(_ADD_WITHIN, values)
                 if count is None:  # the day's first, or too much
-                    insert_if_missing(session, Usage, bucket=bucket.name, day=day, num_tokens=0)
+                    insert_if_missing(connection, Usage, bucket=bucket.name, day=day, num_tokens=0)
                     count = connection.scalar(_ADD_WITHIN, values)
                 if count is None:
                     raise self.exceeded()
@@ -132,8 +131,7 @@ class Quotas:
             session.execute(delete(Usage).where(Usage.day < self._day() - _KEEP_DAYS))
 
     def _settle(self, reservation_id: str, num_tokens: int) -> None:
-        with self._database.session() as session:
-            connection = session.connection()
+        with self._database.counting() as connection:
             row = connection.execute(_TAKE_RESERVATION, {"reservation": reservation_id}).first()
             if row is None:
                 return

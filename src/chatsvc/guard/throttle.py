@@ -81,7 +81,7 @@ class LoginThrottle:
         with self._database.session() as session:
             for place in (place_of(address), _ANYWHERE):
                 insert_if_missing(
-                    session,
+                    session.connection(),
                     LoginFailure,
                     name_hmac=name_hmac,
                     address=place,

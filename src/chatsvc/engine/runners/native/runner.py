@@ -1,7 +1,7 @@
 """The default runner: continuous batching over our own forward pass.
 
 A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others
-(half for the oldest, the rest for the shortest); the chunk follows from what the last steps took, so that none stalls.
+(the shortest first, half for the oldest); the chunk follows from what the last steps took, so that none stalls.
 What a sequence gets does not depend, to the last bit, on its company, chunks or what was cached (csrc/native.h).
 
 While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.

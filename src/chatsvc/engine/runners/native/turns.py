@@ -57,17 +57,22 @@ class Turn:
 
 
 def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, int]]:
-    """How much of a chunk each prompt gets: half is for the oldest, the rest for the shortest, so that none waits long.
+    """How much of a chunk each prompt gets, the shortest first; half is for the oldest, so that none waits for ever.
 
-    A short prompt need not wait for a long one before it, and a long one goes on whatever comes.
+    Prompts of one length so come one after the other, each whole, and not all at the end. A short prompt need not wait
+    for a long one before it, and a long one goes on whatever comes.
     """
-    oldest, *others = prefilling
-    left = max(0, chunk - min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS)))
-    shares = []
-    for one in sorted(others, key=lambda one: one.num_missing):
-        shares.append((one, min(one.num_missing, left)))
-        left -= shares[-1][1]
-    return [(oldest, chunk - sum(share for _, share in shares)), *shares]
+    oldest = prefilling[0]
+    reserved = min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))
+    shares, left = [(oldest, reserved)], max(0, chunk - reserved)
+    for one in sorted(prefilling, key=lambda one: one.num_missing):
+        taken = min(one.num_missing - (reserved if one is oldest else 0), left)
+        left -= taken
+        if one is oldest:
+            shares[0] = (oldest, reserved + taken)
+        else:
+            shares.append((one, taken))
+    return shares
 
 
 def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
