@@ -24,7 +24,13 @@ from bench.stack import shaped, stack
 _NUM_TOKENS = 1000
 _MIB = 1024 * 1024
 _SETTLE_S = 1
-_CASES = (("native", 1400, 8), ("native", 1200, 8), ("native", 2000, 16), ("openvino", 1400, 8))
+_CASES = (
+    ("native", 1400, 8),
+    ("native", 1200, 8),
+    ("native", 2000, 16),
+    ("openvino", 1400, 8),
+    ("openvino-int4", 1200, 8),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,7 @@ def main() -> None:
 
 
 def _table(outcomes: Sequence[Outcome]) -> str:
-    lines = ["| runner, int8 | limit MiB | sequences of 1000 | served | killed | peak MiB | anonymous MiB by process |"]
+    lines = ["| runner | limit MiB | sequences of 1000 | served | killed | peak MiB | anonymous MiB by process |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for one in outcomes:
         sizes = ", ".join(f"{role} {size}" for role, size in one.by_process_mib.items())

@@ -47,11 +47,11 @@ class StackOptions:
 
 
 def shaped(cache: Path, runner: str = "native", settings: Mapping[str, object] | None = None) -> StackOptions:
-    """The random model in Qwen1.5-0.5B-Chat's shape: safetensors and the default runner, or ``openvino`` int8."""
+    """The random model in Qwen1.5-0.5B-Chat's shape, for ``native``, ``openvino`` (int8) or ``openvino-int4``."""
     supply = Supply(cache)
     home = cache / f"home-{runner}"
-    if runner == "openvino":
-        model = supply.openvino("int8")
+    if runner.startswith("openvino"):
+        model = supply.openvino("int4" if runner == "openvino-int4" else "int8")
         return StackOptions(home, model, model.name, {"engine.runner": "openvino", **(settings or {})})
     model = supply.hugging_face()
     # A random model repeats itself for ever, so guesses would all be right: faster than any real text would be.

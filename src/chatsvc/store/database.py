@@ -65,7 +65,7 @@ class Database:
 
     @contextmanager
     def counting(self) -> Iterator[Connection]:
-        """The same for counts, on a plain connection: SQLite waits for no disk; a power cut may undo the last of them."""
+        """The same for counts, on a plain connection: no disk is waited for; a power cut may undo the last of them."""
         with self._turn_to_write(), self._outages(), self._counting.begin() as connection:
             yield connection
 
