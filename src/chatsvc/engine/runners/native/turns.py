@@ -63,16 +63,14 @@ def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, in
     for a long one before it, and a long one goes on whatever comes.
     """
     oldest = prefilling[0]
-    reserved = min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))
-    shares, left = [(oldest, reserved)], max(0, chunk - reserved)
+    shares = {oldest: min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))}
+    left = max(0, chunk - shares[oldest])
     for one in sorted(prefilling, key=lambda one: one.num_missing):
-        taken = min(one.num_missing - (reserved if one is oldest else 0), left)
-        left -= taken
-        if one is oldest:
-            shares[0] = (oldest, reserved + taken)
-        else:
-            shares.append((one, taken))
-    return shares
+        taken = shares.get(one, 0)
+        more = min(one.num_missing - taken, left)
+        shares[one] = taken + more
+        left -= more
+    return list(shares.items())
 
 
 def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
