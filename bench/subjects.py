@@ -51,11 +51,14 @@ def subjects(
 
 @contextlib.contextmanager
 def _llama(supply: Supply, name: str) -> Iterator[Target]:
-    """llama.cpp's server with its own defaults but for the slots; ``ignore_eos`` because the model is random."""
+    """llama.cpp's server with its own defaults but for the slots; ``ignore_eos`` because the model is random.
+
+    Its cache of prompts that have ended takes a gibibyte here, not eight: two such servers and ours fit no 24 GiB.
+    """
     port = free_port()
     weights = supply.gguf(name.removeprefix("llama.cpp-"))
     log = supply.cache / f"{name}.log"
-    sizes = ["-np", "16", "-c", str(_LLAMA_CONTEXT), "-t", "2"]
+    sizes = ["-np", "16", "-c", str(_LLAMA_CONTEXT), "-t", "2", "--cache-ram", "1024"]
     command = [supply.llama("llama-server"), "-m", weights, "--host", "127.0.0.1", "--port", str(port), *sizes]
     target = Target(name, "127.0.0.1", port, extra={"ignore_eos": True})
     with running(command, log) as process:
