@@ -34,7 +34,7 @@ def free_port() -> int:
 def running(
     arguments: Sequence[str | Path], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The process with its output in ``log``; at the end it is asked to stop, then made to."""
+    """The process with its output in ``log``; at the end it is asked to stop, then made to, with all it left behind."""
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [str(part) for part in arguments],
@@ -42,6 +42,7 @@ def running(
             stdout=stream,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
+            start_new_session=True,
         )
     try:
         yield process
@@ -52,6 +53,8 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # vLLM's workers outlive their server
 
 
 def wait_for(target: Target, path: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 180) -> None:
