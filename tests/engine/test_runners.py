@@ -8,6 +8,7 @@ import pytest
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import choose, load_runner
+from chatsvc.engine.runners.pipeline import serving_properties
 from chatsvc.errors import OperatorError
 from tests.engine.conftest import run
 from tests.engine.filemodel import make_card
@@ -51,6 +52,22 @@ def test_openvinos_company_changes_little(openvino: Runner) -> None:
     )
     assert same_first >= len(prompts) - 1
     assert same_ids >= sum(map(len, alone)) / 2
+
+
+def test_openvinos_cache_takes_a_byte_a_number_whatever_a_converted_model_asks_for(tmp_path: Path) -> None:
+    import openvino  # noqa: PLC0415 - an extra
+    from openvino import opset13  # noqa: PLC0415
+
+    number = opset13.parameter([1], name="number")
+    model = openvino.Model([opset13.relu(number)], [number])
+    model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
+    openvino.save_model(model, tmp_path / "openvino_model.xml")
+
+    def precision(properties: dict[str, object]) -> str:
+        compiled = openvino.Core().compile_model(tmp_path / "openvino_model.xml", "CPU", properties)
+        return str(compiled.get_property("KV_CACHE_PRECISION").get_type_name())
+
+    assert (precision({}), precision(serving_properties(tmp_path, RunnerOptions()))) == ("f16", "u8")
 
 
 def test_openvino_cancel_frees_its_cache(openvino: Runner) -> None:

@@ -98,7 +98,8 @@ class Pipeline:
 
 def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
     """What the library is told about the model at ``path``; the quality measurement uses the same."""
-    properties: dict[str, object] = {}
+    # One byte a number, as the sizing counts: a converted model may ask for two, and int4 ones did.
+    properties: dict[str, object] = {"KV_CACHE_PRECISION": "u8"}
     if path.is_dir():  # weights of a GGUF file have groups of 32 of their own, which larger ones do not fit
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = options.dynamic_quantization_group
     if options.num_threads:
