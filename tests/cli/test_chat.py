@@ -121,7 +121,7 @@ def test_at_a_terminal_ctrl_c_cancels_one_answer_and_ctrl_d_ends(server, passwor
         _read_until(terminal, "> ")
         os.write(terminal, b"Write a long story about a knight, a dragon and a library, in many words.\n")
         _read_until(terminal, "words.")
-        time.sleep(0.3)
+        _read_until(terminal, " ")  # the answer's first word: it quotes itself soon, and is then quickly at its end
         os.write(terminal, b"\x03")
         assert "(cancelled)" in _read_until(terminal, "> ")
         os.write(terminal, b"\x04")
