@@ -14,7 +14,8 @@ from chatsvc.guard.quotas import QuotaOf, QuotaState, Reserved
 from chatsvc.guard.rates import RateState
 from chatsvc.guard.room import Place
 
-# How long a stream may go on when the store cannot say whether its session lives: ends with the look after a second.
+# How long a stream may go on when the store cannot say whether its session lives. It is looked up every half second, so
+# the second look that fails ends it: about a second, as the contract says.
 _BLIND_S = 0.9
 
 

@@ -5,8 +5,8 @@ call tries again, so the service heals without a restart. Of a PostgreSQL that h
 
 SQLite: write-ahead log, one writer at a time. Our own threads queue for the writer on a lock, because SQLite's busy
 handler sleeps and polls, which is slow and unfair with many threads; the busy timeout remains for other processes.
-``synchronous=FULL``: a logout that was answered must survive a power cut. ``counting()`` is the exception: what a power
-cut takes from a count is a moment of it, and a request would wait for the disk twice more. Nothing else takes any.
+``synchronous=FULL``: a logout that was answered must survive a power cut. Counts alone (``counting()``) are NORMAL: a
+power cut may undo the last of them, and every request would wait for the disk twice more if it could not.
 """
 
 from __future__ import annotations
