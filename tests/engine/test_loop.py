@@ -40,7 +40,7 @@ class RawClient:
     def send(self, *messages: Submit | Cancel) -> None:
         self.sock.sendall(b"".join(encode_frame(message) for message in messages))
 
-    def read_until(self, kind: type) -> object:
+    def read_until(self, kind: type | tuple[type, ...]) -> object:
         while True:
             for message in self.messages:
                 if isinstance(message, kind):
@@ -277,3 +277,36 @@ def test_a_step_that_fails_ends_the_loop_and_frees_the_socket(start_loop: StartL
     engine.join()
     assert isinstance(engine.failure, RuntimeError)
     assert not socket_path.exists()
+
+
+def test_while_many_run_their_tokens_are_collected_but_the_first_and_the_last_do_not_wait(
+    start_loop: StartLoop, socket_path: Path
+) -> None:
+    start_loop(ScriptedRunner(max_num_seqs=8, step_s=0.01), collect_s=0.1, linger_s=0.2)
+    with RawClient(socket_path) as raw:
+        raw.read_until(Hello)
+        numbers = range(1, 7)
+        sampling = Sampling(max_tokens=40, temperature=0)
+        raw.send(*(Submit(sequence_id=one, prompt_ids=[100 * one], sampling=sampling) for one in numbers))
+        deltas: dict[int, list[list[int]]] = {one: [] for one in numbers}
+        open_ = set(numbers)
+        while open_:
+            message = raw.read_until((Delta, Finished))
+            if isinstance(message, Delta):
+                deltas[message.sequence_id].append(message.token_ids)
+            else:
+                open_.discard(message.sequence_id)
+    for one, pieces in deltas.items():
+        assert [token for piece in pieces for token in piece] == [100 * one + number for number in range(1, 41)]
+        assert len(pieces[0]) == 1
+        assert len(pieces) < 12  # 40 steps of 10 ms and more, a delta every 100 ms
+
+
+def test_while_few_run_every_token_is_sent_at_once(start_loop: StartLoop, client: EngineClient) -> None:
+    start_loop(ScriptedRunner(step_s=0.01), collect_s=60)
+    wait_for(lambda: client.status().ready)
+    generation = client.submit([10], GREEDY, "alice")
+    pieces = []
+    while not isinstance(piece := generation.read(10), Finished):
+        pieces.append(piece)
+    assert pieces == [[11], [12], [13], [14], [15]]

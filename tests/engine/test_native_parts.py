@@ -284,6 +284,24 @@ def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> 
     assert all(np.array_equal(logits, found[0]) for logits in found)
 
 
+def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
+    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=16, num_threads=2))
+    fill(model, checkpoint)
+    batch = [Rows(IDS, 0, list(range(8))), Rows(IDS[:30], 0, [8])]
+    every = model.forward(batch, range(len(IDS) + 30)).copy()
+    for asked in ([0], [3, 17, 18, 19, len(IDS) - 1, len(IDS), len(IDS) + 29], range(10, 60)):
+        assert np.array_equal(model.forward(batch, asked), every[list(asked)])
+    model.forward(batch, [])
+    following = [Rows([7], len(IDS), list(range(8)))]
+    expected = model.forward(following, [0]).copy()
+    model.clear_cache()
+    model.forward(batch, [])  # nothing but the cache is wanted of these
+    assert np.array_equal(model.forward(following, [0]), expected)
+    with pytest.raises(ValueError, match="ascend"):
+        model.forward(batch, [3, 2])
+
+
 def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
     model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))

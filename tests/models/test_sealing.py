@@ -208,10 +208,12 @@ def test_a_header_taken_from_another_file_is_refused(sealed_model: ModelFolder, 
     path.write_bytes(changed.encode() + content[start:])
     _resign(sealed_model)
     _refused(sealed_model)
-    lying = msgspec.structs.replace(header, size=header.size - 1)
-    path.write_bytes(lying.encode() + content[start:])
-    _resign(sealed_model)
-    _refused(sealed_model)
+    for size in (header.size - 1, header.size + 1, 1 << 52, 1 << 80, -1):
+        true, lie = (b'"size":%d' % number for number in (header.size, size))
+        lying = header.encode()[11:].replace(true, lie)
+        path.write_bytes(b"CHATW1\n" + len(lying).to_bytes(4, "big") + lying + content[start:])
+        _resign(sealed_model)
+        _refused(sealed_model)
 
 
 def test_a_model_is_sealed_once(store: ModelStore, sealed_model: ModelFolder, kek: KeyEncryptionKey):

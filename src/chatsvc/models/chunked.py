@@ -31,7 +31,7 @@ _NONCE_BYTES = 12
 _COMMITMENT_BYTES = 32
 _TAG_BYTES = 16
 _SEALED_CHUNK_BYTES = CHUNK_BYTES + _TAG_BYTES
-_BLOCK_BYTES = 64 * _SEALED_CHUNK_BYTES  # read at a time
+_CHUNKS_AT_A_TIME = 16  # what is decrypted is still in the processor's cache when it is used
 HEADER_BYTES = SALT_BYTES + _COMMITMENT_BYTES
 _LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 
@@ -63,22 +63,10 @@ def encrypt(reader: BinaryIO, key: bytes, context: bytes, salt: bytes) -> Iterat
         index += 1
 
 
-def plaintext_bytes(message_bytes: int) -> int:
-    """How much a message of this size holds.
+def decrypt(reader: BinaryIO, key: bytes, context: bytes) -> Iterator[memoryview]:
+    """The plaintext of the message that ``reader`` holds to its end, some chunks at a time, every one authenticated.
 
-    Raises:
-        MessageInvalid: no message has this size.
-    """
-    num_full, rest = divmod(message_bytes - HEADER_BYTES, _SEALED_CHUNK_BYTES)
-    if message_bytes < HEADER_BYTES or rest < _TAG_BYTES:
-        raise MessageInvalid
-    return num_full * CHUNK_BYTES + rest - _TAG_BYTES
-
-
-def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: bytes) -> None:
-    """Decrypt the message that ``reader`` holds to its end into a buffer of exactly :func:`plaintext_bytes`.
-
-    After an error nothing in the buffer may be used.
+    A part is there until the next one is asked for. Before the last has come nobody knows whether the message was cut.
 
     Raises:
         MessageInvalid: see there.
@@ -89,22 +77,22 @@ def decrypt_into(reader: BinaryIO, buffer: memoryview, key: bytes, context: byte
     keys = _derive(key, context, header[:SALT_BYTES])
     if not hmac.compare_digest(keys.commitment, header[SALT_BYTES:]):
         raise MessageInvalid
-    index = written = 0
-    size = CHUNK_BYTES
+    plaintext = memoryview(bytearray(_CHUNKS_AT_A_TIME * CHUNK_BYTES))
+    index, size = 0, CHUNK_BYTES
     while size == CHUNK_BYTES:
-        block = memoryview(_read_exactly(reader, _BLOCK_BYTES))
+        block = memoryview(_read_exactly(reader, _CHUNKS_AT_A_TIME * _SEALED_CHUNK_BYTES))
+        written = 0
         for place in range(0, len(block) or 1, _SEALED_CHUNK_BYTES):
             chunk = block[place : place + _SEALED_CHUNK_BYTES]
             size = len(chunk) - _TAG_BYTES
-            if size < 0 or written + size > len(buffer):
+            if size < 0:
                 raise MessageInvalid
             try:
-                keys.cipher.decrypt_into(keys.nonce(index), chunk, None, buffer[written : written + size])
+                keys.cipher.decrypt_into(keys.nonce(index), chunk, None, plaintext[written : written + size])
             except InvalidTag as error:
                 raise MessageInvalid from error
             written, index = written + size, index + 1
-    if written != len(buffer):
-        raise MessageInvalid
+        yield plaintext[:written]
 
 
 def _derive(key: bytes, context: bytes, salt: bytes) -> _Keys:

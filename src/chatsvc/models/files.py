@@ -14,8 +14,8 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase, BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from chatsvc.errors import OperatorError
 
@@ -87,7 +87,7 @@ def copy_file(source: Path, target: Path, progress: Progress = no_progress) -> s
 
 
 @contextlib.contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Path) -> Iterator[BufferedReader]:
     """Open for reading what is a regular file itself: no symbolic link, no device, no pipe that would block us.
 
     Raises:
@@ -101,7 +101,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
+def new_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[BufferedRandom]:
     """Open a file that was not there before, for reading and writing; durable when the context ends well."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, PRIVATE_FILE), "w+b") as file:
@@ -112,15 +112,16 @@ def new_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
-def sha256_of(file: BinaryIO, progress: Progress = no_progress, text: str = "hashing") -> str:
+def sha256_of(file: BufferedIOBase, progress: Progress = no_progress, text: str = "hashing") -> str:
     """SHA-256 in hex of an open file from its beginning."""
     digest = hashlib.sha256()
     total = os.fstat(file.fileno()).st_size
     done = 0
     file.seek(0)
-    while block := file.read(BLOCK_BYTES):
-        digest.update(block)
-        done += len(block)
+    block = memoryview(bytearray(BLOCK_BYTES))
+    while num_bytes := file.readinto(block):
+        digest.update(block[:num_bytes])
+        done += num_bytes
         if total > BLOCK_BYTES:  # what is done at once needs no bar
             progress(text, done, total)
     return digest.hexdigest()

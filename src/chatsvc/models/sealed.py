@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -151,43 +152,34 @@ def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
     content = file.read(length) if length <= _MAX_HEADER_BYTES else b""
     try:
         header = msgspec.json.decode(content, type=Header)
-    except msgspec.DecodeError as error:
+        is_canonical = header.encode() == start + content
+    except ValueError as error:  # of msgspec, or of a number that canonical JSON cannot hold
         raise ModelRefused from error
     expected = (1, _SUITE, owner.model, owner.revision, name)
-    if (
-        header.v,
-        header.suite,
-        header.model,
-        header.revision,
-        header.file,
-    ) != expected or header.encode() != start + content:
+    if (header.v, header.suite, header.model, header.revision, header.file) != expected or not is_canonical:
         raise ModelRefused
     return header
 
 
-def unseal_into(message: BinaryIO, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
-    """Decrypt the message that the file is at: exactly what was sealed with this header comes out.
+def unseal(message: BinaryIO, header: Header, kek: KeyEncryptionKey) -> Iterator[memoryview]:
+    """Decrypt the message that the file is at: when the last part has come, all is what was sealed with this header.
 
-    Whether the header's hash is that of what was sealed, :func:`unseal_and_compare` says, or a signed manifest of the
-    whole file.
+    A part is there until the next one is asked for. Whether the header's hash is that of what was sealed, who reads all
+    of it can tell, or a signed manifest of the whole file.
 
     Raises:
         ModelRefused: the key is another one, or anything was changed.
     """
+    num_bytes = 0
     try:
-        chunked.decrypt_into(message, buffer, kek.unwrap(header.wrapped_dek), header.context())
+        for part in chunked.decrypt(message, kek.unwrap(header.wrapped_dek), header.context()):
+            num_bytes += len(part)
+            if num_bytes > header.size:
+                break
+            yield part
     except MessageInvalid as error:
         raise ModelRefused from error
-
-
-def unseal_and_compare(message: BinaryIO, buffer: memoryview, header: Header, kek: KeyEncryptionKey) -> None:
-    """As :func:`unseal_into`, and compare what came out with the header's hash.
-
-    Raises:
-        ModelRefused: see there, or it is not what the header says.
-    """
-    unseal_into(message, buffer, header, kek)
-    if hashlib.sha256(buffer).hexdigest() != header.sha256:
+    if num_bytes != header.size:
         raise ModelRefused
 
 

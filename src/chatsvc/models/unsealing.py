@@ -10,32 +10,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import mmap
 import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from chatsvc.errors import ModelRefused
-from chatsvc.models import chunked
-from chatsvc.models.chunked import MessageInvalid
 from chatsvc.models.files import BLOCK_BYTES, open_regular
-from chatsvc.models.sealed import (
-    SUFFIX,
-    Header,
-    KeyEncryptionKey,
-    Owner,
-    read_header,
-    unseal_and_compare,
-    unseal_into,
-)
+from chatsvc.models.sealed import SUFFIX, Header, KeyEncryptionKey, Owner, read_header, unseal
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
-_MADV_DONTDUMP, _MADV_POPULATE_WRITE = 16, 23
+_MADV_POPULATE_READ = 22  # Linux 5.14
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
@@ -60,9 +51,10 @@ def unsealed(
     """
     keep_out_of_swap()
     with contextlib.ExitStack() as stack:
-        descriptors = {file.name: _memory_file(stack, file.content) for file in plain}
+        descriptors = {file.name: _memory_file(stack, len(file.content), [file.content]) for file in plain}
         for name in weights:
-            descriptors[name] = _unseal(stack, folder, name, owner, kek, unseal_into)
+            with _opened(folder, name, owner) as (header, message):
+                descriptors[name] = _memory_file(stack, header.size, unseal(message, header, kek))
         yield _linked(stack, descriptors)
 
 
@@ -83,9 +75,8 @@ def copied(path: Path) -> Iterator[Path]:
     OpenVINO opens GGUF files for writing, though it never writes; so on a read-only disk it needs this.
     """
     with contextlib.ExitStack() as stack, open_regular(path) as file:
-        descriptor = _new_memory_file(stack, os.fstat(file.fileno()).st_size)
-        while os.sendfile(descriptor, file.fileno(), None, BLOCK_BYTES):
-            pass
+        parts = iter(lambda: file.read(BLOCK_BYTES), b"")
+        descriptor = _memory_file(stack, os.fstat(file.fileno()).st_size, parts)
         yield _linked(stack, {path.name: descriptor})
 
 
@@ -98,69 +89,55 @@ def _linked(stack: contextlib.ExitStack, descriptors: dict[str, int]) -> Path:
 
 
 def check(folder: Path, weights: list[str], owner: Owner, kek: KeyEncryptionKey) -> None:
-    """Unseal everything into memory, compare it with what was sealed, and let it go again.
+    """Unseal everything, keep nothing of it, and compare it with what was sealed.
 
     Raises:
-        ModelRefused: a file does not unseal.
+        ModelRefused: a file does not unseal, or is not what its header says.
     """
     for name in weights:
-        with contextlib.ExitStack() as stack:
-            _unseal(stack, folder, name, owner, kek, unseal_and_compare)
-
-
-def _unseal(
-    stack: contextlib.ExitStack,
-    folder: Path,
-    name: str,
-    owner: Owner,
-    kek: KeyEncryptionKey,
-    unseal: Callable[[BinaryIO, memoryview, Header, KeyEncryptionKey], None],
-) -> int:
-    try:
-        with open_regular(folder / f"{name}{SUFFIX}") as file:
-            header = read_header(file, owner, name)
-            size = chunked.plaintext_bytes(os.fstat(file.fileno()).st_size - file.tell())
-            if size != header.size:
-                raise ModelRefused
-            descriptor = _new_memory_file(stack, size)
-            with _writable(descriptor, size) as buffer:
-                unseal(file, buffer, header, kek)
-    except (OSError, MessageInvalid) as error:
-        raise ModelRefused from error
-    _freeze(descriptor)
-    return descriptor
-
-
-def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
-    descriptor = _new_memory_file(stack, len(content))
-    os.pwrite(descriptor, content, 0)
-    _freeze(descriptor)
-    return descriptor
-
-
-def _new_memory_file(stack: contextlib.ExitStack, size: int) -> int:
-    descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    stack.callback(os.close, descriptor)
-    os.ftruncate(descriptor, size)
-    return descriptor
+        digest = hashlib.sha256()
+        with _opened(folder, name, owner) as (header, message):
+            for part in unseal(message, header, kek):
+                digest.update(part)
+        if digest.hexdigest() != header.sha256:
+            raise ModelRefused
 
 
 @contextlib.contextmanager
-def _writable(descriptor: int, size: int) -> Iterator[memoryview]:
-    """The memory behind a descriptor, kept out of core dumps."""
-    if size == 0:
-        yield memoryview(bytearray())
-        return
-    with mmap.mmap(descriptor, size) as mapping:
-        mapping.madvise(_MADV_DONTDUMP)
-        # All pages at once, which is faster than one by one, and by ctypes, which lets other threads hash meanwhile.
-        # Before Linux 5.14 it does nothing.
-        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _MADV_POPULATE_WRITE)
-        with memoryview(mapping) as buffer:
-            yield buffer
+def _opened(folder: Path, name: str, owner: Owner) -> Iterator[tuple[Header, BinaryIO]]:
+    """The header of a sealed file, and the file at its message."""
+    try:
+        with open_regular(folder / f"{name}{SUFFIX}") as file:
+            header = read_header(file, owner, name)
+            if not 0 <= header.size <= os.fstat(file.fileno()).st_size:  # nothing is reserved for a size that is a lie
+                raise ModelRefused
+            yield header, file
+    except OSError as error:
+        raise ModelRefused from error
 
 
-def _freeze(descriptor: int) -> None:
-    """Fix the size: nobody can cut the file under a mapping. (OpenVINO maps GGUF files writable, so no write seal.)"""
+def _memory_file(stack: contextlib.ExitStack, size: int, parts: Iterable[bytes | memoryview]) -> int:
+    """A descriptor of a memory file with this content.
+
+    Its size is fixed: nobody can cut it under a mapping. (OpenVINO maps GGUF files writable, so no write seal.)
+    """
+    descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    stack.callback(os.close, descriptor)
+    os.ftruncate(descriptor, size)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+    # Mapped pages are locked (keep_out_of_swap), but count once more as the process's while the runner maps them too.
+    locked = stack.enter_context(mmap.mmap(descriptor, size)) if size and _can_swap() else None
+    start = 0
+    # Written, not decrypted into a mapping: the system need not zero a page that is written whole.
+    with open(descriptor, "wb", closefd=False) as file:
+        for part in parts:
+            file.write(part)
+            if locked:
+                locked.madvise(_MADV_POPULATE_READ, start, len(part))
+            start += len(part)
+    return descriptor
+
+
+def _can_swap() -> bool:
+    """Whether the machine has swap at all."""
+    return len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1

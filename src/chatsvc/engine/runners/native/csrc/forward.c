@@ -1,7 +1,8 @@
 /* One forward pass over a batch of rows: every thread runs the same phases and takes pieces of each until none is left.
  *
  * A layer's phases: normalise, q/k/v, heads (rotary embedding, cache, queries), attention, its output added; normalise,
- * gate and up, down added. Between phases the threads wait for each other.
+ * gate and up, down added. Between phases the threads wait for each other. From the last layer's attention on, only rows
+ * that logits are wanted behind are computed: nobody looks at the others any more.
  */
 #include "state.h"
 
@@ -9,10 +10,18 @@
 
 enum { ATTENTION_ROWS = 16, FEW_PANELS = 64 /* frequent tokens, which are wanted most, have ids beside each other */ };
 
+/* Rows, and how their attention is cut into pieces. */
+typedef struct {
+    const int32_t *rows; /* which they are, in their order; NULL: the first num_rows */
+    int num_rows;
+    const attention_item *items;
+    int num_items;
+} selection;
+
 typedef struct {
     model *m;
     const model_batch *batch;
-    int num_items;
+    selection all, outputs;
 } pass;
 
 /* A phase of a pass, as one thread sees it. */
@@ -156,43 +165,51 @@ static void prepare_heads(const pass *p, phase at, int layer) {
         }
 }
 
-static kv_head_cache cache_of(const pass *p, int layer, head_piece one) {
-    const attention_item *item = &p->m->items[one.which];
+static kv_head_cache cache_of(const pass *p, int layer, const attention_item *item, int kv_head) {
     const int last = item->first_row + item->num_rows - 1 - p->batch->first_rows[item->sequence];
     return (kv_head_cache){.pages = p->batch->pages + (size_t)item->sequence * p->batch->pages_stride,
                            .layer = layer,
-                           .kv_head = one.kv_head,
+                           .kv_head = kv_head,
                            .num_tokens = p->batch->starts[item->sequence] + last + 1};
 }
 
 /* One KV head of one item: its queries, some at a time. */
-static void attend_item(const pass *p, int layer, head_piece one, const kv_head_cache *next, float *scores) {
+static void attend_item(const pass *p, const attention_item *item, kv_head_cache head, const kv_head_cache *next,
+                        float *scores) {
     const model *m = p->m;
     const int num_heads = m->shape.num_heads, share = num_heads / m->shape.num_kv_heads;
-    const attention_item *item = &m->items[one.which];
     const int num_queries = item->num_rows * share;
-    kv_head_cache head = cache_of(p, layer, one);
     for (int done = 0; done < num_queries; done += QUERIES) {
         const int some = num_queries - done < QUERIES ? num_queries - done : QUERIES;
         query queries[QUERIES];
         for (int i = 0; i < some; i++) {
             const int row = item->first_row + (done + i) / share;
-            queries[i] = m->queries[(size_t)row * num_heads + one.kv_head * share + (done + i) % share];
+            queries[i] = m->queries[(size_t)row * num_heads + head.kv_head * share + (done + i) % share];
         }
         head.num_tokens = queries[some - 1].num_tokens; /* the last row sees most */
         attend(&m->cache, &head, next, queries, some, scores, m->scores_stride);
     }
 }
 
-static void attend_all(const pass *p, phase at, int layer) {
-    const int num_pieces = p->num_items * p->m->shape.num_kv_heads;
+static void attend_all(const pass *p, phase at, int layer, const selection *rows) {
+    const int num_pieces = rows->num_items * p->m->shape.num_kv_heads;
     float *scores = p->m->scores + at.thread * p->m->scores_stride * QUERIES;
     for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
         for (int piece = first; piece < last; piece++) {
             const int following = piece + 1 < num_pieces ? piece + 1 : piece;
-            const kv_head_cache next = cache_of(p, layer, head_piece_of(p, following, p->num_items));
-            attend_item(p, layer, head_piece_of(p, piece, p->num_items), &next, scores);
+            const head_piece one = head_piece_of(p, piece, rows->num_items);
+            const head_piece other = head_piece_of(p, following, rows->num_items);
+            const kv_head_cache next = cache_of(p, layer, &rows->items[other.which], other.kv_head);
+            const attention_item *item = &rows->items[one.which];
+            attend_item(p, item, cache_of(p, layer, item, one.kv_head), &next, scores);
         }
+}
+
+/* Move the selected rows to the front. */
+static void keep_rows(float *values, int width, const selection *kept) {
+    for (int i = 0; i < kept->num_rows; i++)
+        if (kept->rows[i] != i)
+            memcpy(values + (size_t)i * width, values + (size_t)kept->rows[i] * width, width * sizeof *values);
 }
 
 static double now(void) {
@@ -215,16 +232,21 @@ static void run_layer(const pass *p, int number, int thread) {
     const int begin = PHASES * (number + 1);
     const model_shape *s = &m->shape;
     const layer_weights *w = &m->layers[number];
-    const int num_rows = p->batch->num_rows, attention = attention_width(s);
+    const int is_last = number == s->num_layers - 1, attention = attention_width(s);
+    const selection *kept = is_last ? &p->outputs : &p->all;
+    int num_rows = p->batch->num_rows;
     quantise_rows(p, phase_of(m, begin + 0, thread), m->hidden, s->hidden_size, w->attention_norm, NULL, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, phase_of(m, begin + 1, thread), &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
     end_phase(p, thread, QKV);
     prepare_heads(p, phase_of(m, begin + 2, thread), number);
     end_phase(p, thread, HEADS);
-    attend_all(p, phase_of(m, begin + 3, thread), number);
+    num_rows = kept->num_rows;
+    if (!num_rows) return;
+    attend_all(p, phase_of(m, begin + 3, thread), number, kept);
     end_phase(p, thread, ATTENTION);
-    quantise_rows(p, phase_of(m, begin + 4, thread), m->attended, attention, NULL, NULL, num_rows);
+    if (is_last && thread == 0) keep_rows(m->hidden, s->hidden_size, kept);
+    quantise_rows(p, phase_of(m, begin + 4, thread), m->attended, attention, NULL, kept->rows, num_rows);
     end_phase(p, thread, ROUNDING);
     multiply(p, phase_of(m, begin + 5, thread), &w->output, num_rows, m->hidden, s->hidden_size, ADD);
     end_phase(p, thread, ATTENTION_OUTPUT);
@@ -253,7 +275,7 @@ static void want_all(const pass *p, phase at, int num_panels) {
     const int hidden = m->shape.hidden_size;
     float *energies = m->scratch + at.thread * m->scratch_stride;
     for (int row, last; take(p, at, batch->num_outputs, 1, &row, &last);) {
-        const float *values = m->hidden + (size_t)batch->output_rows[row] * hidden;
+        const float *values = m->hidden + (size_t)row * hidden;
         group_energies(energies, values, rms_factor(values, hidden, m->shape.epsilon), m->final_norm, hidden);
         m->wanted[row].logits = batch->logits + (size_t)row * num_panels * LANES;
         want_panels(&m->head, m->peaks + (size_t)row * num_panels, batch->num_largest[row], energies,
@@ -308,7 +330,7 @@ static void run_head(const pass *p, int thread) {
     const model_batch *batch = p->batch;
     const int seeking = is_seeking(batch), num_outputs = batch->num_outputs;
     const int num_panels = num_vocabulary_panels(&m->shape);
-    quantise_rows(p, phase_of(m, begin + 0, thread), m->hidden, m->shape.hidden_size, m->final_norm, batch->output_rows, num_outputs);
+    quantise_rows(p, phase_of(m, begin + 0, thread), m->hidden, m->shape.hidden_size, m->final_norm, NULL, num_outputs);
     end_phase(p, thread, ROUNDING);
     if (seeking) {
         multiply(p, phase_of(m, begin + 1, thread), &m->head.planes, num_outputs, m->peaks, num_panels, PEAK);
@@ -335,20 +357,28 @@ static void run(void *context, int thread) {
     if (p->batch->num_outputs) run_head(p, thread);
 }
 
-static int plan_attention(const model *m, const model_batch *batch) {
+/* Rows beside each other in one sequence become one piece, some at a time. */
+static selection select_rows(const model *m, const int32_t *rows, int num_rows, attention_item *items) {
     int num_items = 0;
-    for (int s = 0; s < batch->num_sequences; s++)
-        for (int row = batch->first_rows[s]; row < batch->first_rows[s + 1]; row += ATTENTION_ROWS) {
-            const int left = batch->first_rows[s + 1] - row;
-            m->items[num_items++] = (attention_item){s, row, left < ATTENTION_ROWS ? left : ATTENTION_ROWS};
-        }
-    for (int s = 0; s < batch->num_sequences; s++)
-        for (int row = batch->first_rows[s]; row < batch->first_rows[s + 1]; row++) m->row_sequences[row] = s;
-    return num_items;
+    for (int i = 0; i < num_rows; i++) {
+        const int row = rows ? rows[i] : i;
+        attention_item *before = items + num_items - 1;
+        if (num_items && before->sequence == m->row_sequences[row] && before->first_row + before->num_rows == row &&
+            before->num_rows < ATTENTION_ROWS)
+            before->num_rows++;
+        else
+            items[num_items++] = (attention_item){m->row_sequences[row], row, 1};
+    }
+    return (selection){rows, num_rows, items, num_items};
 }
 
 void model_forward(model *m, const model_batch *batch) {
-    pass p = {m, batch, plan_attention(m, batch)};
+    for (int s = 0; s < batch->num_sequences; s++)
+        for (int row = batch->first_rows[s]; row < batch->first_rows[s + 1]; row++) m->row_sequences[row] = s;
+    pass p = {.m = m,
+              .batch = batch,
+              .all = select_rows(m, NULL, batch->num_rows, m->items),
+              .outputs = select_rows(m, batch->output_rows, batch->num_outputs, m->output_items)};
     const int num_counters = PHASES * (m->shape.num_layers + 1) * team_size(m->team);
     for (int i = 0; i < num_counters; i++) atomic_store(&m->counters[i * COUNTER_STRIDE], 0);
     m->phase_began = now();

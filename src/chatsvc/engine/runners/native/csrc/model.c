@@ -121,6 +121,7 @@ static void reserve_buffers(model *m) {
     m->query_bytes = reserve(m, rows * attention);
     m->queries = reserve(m, rows * s->num_heads * sizeof(query));
     m->items = reserve(m, rows * sizeof(attention_item));
+    m->output_items = reserve(m, rows * sizeof(attention_item));
     m->row_sequences = reserve(m, rows * sizeof(int32_t));
     m->scores_stride = (size_t)(s->max_tokens + LANES - 1) / LANES * LANES;
     m->scores = reserve(m, m->scores_stride * QUERIES * sizeof(float) * team_size(m->team));

@@ -15,7 +15,7 @@ typedef struct {
 } model_shape;
 
 /* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
- * in the pages pages[s * pages_stride ...]. For output o, which is behind row output_rows[o], the num_largest[o] largest
+ * in the pages pages[s * pages_stride ...]. Output o is behind row output_rows[o], which ascend; the num_largest[o] largest
  * logits are put, largest first, to largest_ids and largest_logits from [o * largest_stride] on; or where that is 0, all
  * to `logits` from o times the vocabulary (rounded up to LANES) on, which otherwise is working memory. */
 typedef struct {

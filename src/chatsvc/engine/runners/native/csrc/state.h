@@ -35,7 +35,7 @@ struct model {
     quantised_rows rows;
     int8_t *query_bytes;
     query *queries;
-    attention_item *items;
+    attention_item *items, *output_items;
     int32_t *row_sequences;
     float *scores, *scratch; /* a part for each thread */
     float *peaks;            /* row x panel of the vocabulary */
