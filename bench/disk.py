@@ -1,19 +1,20 @@
 """``python -m bench.disk``: the whole service at 16 streams, with and without a disk that needs 10 ms for an fsync.
 
-Two services with the same model, each run by strace, which stops for fdatasync and fsync alone (a seccomp filter: no
-other system call is touched) and holds them back by 0 or by 10 ms, of the audit log and of the database alike. They
-are measured in turn; what counts is the trimmed mean of the rounds' own ratios, beside what chance does to it. Before,
-each is asked for one token at a time, which shows that the disk really is slow.
+One service, whose disk is quick and slow in turn: a preloaded library (slow_sync.c) lets every fdatasync and fsync, of
+the audit log and of the database alike, wait first. (Two services would differ in more than that: where their memory
+lies is worth several per cent.) What counts is the trimmed mean of the rounds' own ratios, beside what chance does to
+it. Before, it is asked for one token at a time, which shows that the disk really is slow.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from bench import page, program
 from bench.measure import Measurement, ServerSubject, measure
@@ -23,8 +24,8 @@ from bench.stack import shaped, stack
 
 _NUM_STREAMS = 16
 _GOAL = 0.02
+_SOURCE = Path(__file__).with_name("slow_sync.c")
 _TRIMMED = 4  # a quarter of the rounds is left out at either end: what else the machine did
-_TRACE = ("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "trace=fdatasync,fsync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,34 @@ class Round:
         return math.log(self.slow.tokens_per_s / self.plain.tokens_per_s)
 
 
+class SlowDisk:
+    """A disk that can be made slow while a service runs on it."""
+
+    def __init__(self, cache: Path, delay_ms: int) -> None:
+        self._delay_us = delay_ms * 1000
+        self._switch = cache / "slow-sync"
+        library = cache / "slow_sync.so"
+        cache.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, _SOURCE], check=True)
+        self.prefix = ("env", f"LD_PRELOAD={library}", f"SLOW_SYNC={self._switch}")
+        self._set(0)
+
+    def both(self, subject: ServerSubject, scenario: Scenario, num_streams: int, number: int) -> Round:
+        """The same work on both; who is first changes, so that a machine that grows slower favours nobody."""
+        found = {}
+        for is_slow in (False, True) if number % 2 else (True, False):
+            self._set(self._delay_us if is_slow else 0)
+            # Prompts of their own: those of the other side are in the prefix cache.
+            found[is_slow] = measure(subject, scenario, num_streams, 2 * number + is_slow)
+        self._set(0)
+        return Round(plain=found[False], slow=found[True])
+
+    def _set(self, delay_us: int) -> None:
+        beside = self._switch.with_suffix(".new")
+        beside.write_text(str(delay_us))
+        beside.replace(self._switch)
+
+
 def main() -> None:
     """Measure, print, keep."""
     end_on_sigterm()
@@ -50,17 +79,16 @@ def main() -> None:
     arguments = parser.parse_args()
     many = Scenario("disk", num_prompt=64, max_tokens=arguments.tokens, streams=(_NUM_STREAMS,))
     one = Scenario("one token", num_prompt=64, max_tokens=1, streams=(1,))
-    with ExitStack() as exits:
-        subjects = []
-        for name, delay_ms in (("plain", 0), ("slow", arguments.delay_ms)):
-            delay = (*_TRACE, "-e", f"inject=fdatasync,fsync:delay_enter={delay_ms * 1000}") if delay_ms else _TRACE
-            options = replace(shaped(arguments.cache), home=arguments.cache / f"home-disk-{name}", prefix=delay)
-            subjects.append(ServerSubject(exits.enter_context(stack(options))))
-        plain, slow = subjects
-        for subject in subjects:
-            measure(subject, many, _NUM_STREAMS, -1)
-        single = [Round(measure(plain, one, 1, number), measure(slow, one, 1, number)) for number in range(9)]
-        rounds = [_round(plain, slow, many, number) for number in range(arguments.rounds)]
+    disk = SlowDisk(arguments.cache, arguments.delay_ms)
+    with stack(replace(shaped(arguments.cache), prefix=disk.prefix)) as target:
+        subject = ServerSubject(target)
+        measure(subject, many, _NUM_STREAMS, -1)
+        single = [disk.both(subject, one, 1, number) for number in range(9)]
+        rounds = []
+        for number in range(arguments.rounds):
+            rounds.append(disk.both(subject, many, _NUM_STREAMS, number))
+            speeds = [f"{side.tokens_per_s:.1f}" for side in (rounds[-1].plain, rounds[-1].slow)]
+            print(f"round {number}: {' and '.join(speeds)} tokens/s", flush=True)
     problems = {problem for each in rounds for side in (each.plain, each.slow) for problem in side.problems}
     text = table(rounds, single, arguments.delay_ms)
     print(text)
@@ -69,17 +97,6 @@ def main() -> None:
         page.save("disk", {"rounds": kept}, text)
     if problems:
         sys.exit("; ".join(sorted(problems)))
-
-
-def _round(plain: ServerSubject, slow: ServerSubject, scenario: Scenario, number: int) -> Round:
-    """Who is first changes, so that a machine that grows slower favours nobody."""
-    if number % 2:
-        later = measure(slow, scenario, _NUM_STREAMS, number)
-        found = Round(measure(plain, scenario, _NUM_STREAMS, number), later)
-    else:
-        found = Round(measure(plain, scenario, _NUM_STREAMS, number), measure(slow, scenario, _NUM_STREAMS, number))
-    print(f"round {number}: {found.plain.tokens_per_s:.1f} and {found.slow.tokens_per_s:.1f} tokens/s", flush=True)
-    return found
 
 
 def trimmed_mean(values: Sequence[float]) -> tuple[float, float]:

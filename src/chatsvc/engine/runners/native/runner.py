@@ -39,6 +39,8 @@ from chatsvc.models.card import ModelCard
 _PROCESS_BYTES = 140 * MIB
 # A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
 _MAX_GUESSING_ROWS = 8
+# While several prompts wait, passes are no longer than this costs nothing for: so the first of them are answered sooner.
+_CHUNK_OF_MANY = 128
 
 
 class NativeRunner:
@@ -174,6 +176,8 @@ class NativeRunner:
             turns.append(Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
         if prefilling:
             chunk = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding))
+            if len(prefilling) > 1:
+                chunk = min(chunk, _CHUNK_OF_MANY)
             turns += [
                 Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt))
                 for one, num_tokens in share_out(chunk, prefilling)
