@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_unsealed_weights_are_what_was_sealed_and_only_in_memory(sealed_model: M
         num_descriptors = len(list(Path("/proc/self/fd").iterdir()))
     assert not path.parent.exists()
     assert len(list(Path("/proc/self/fd").iterdir())) < num_descriptors
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock as much as it wants")
+def test_on_a_machine_with_swap_unsealed_weights_are_locked(
+    sealed_model: ModelFolder, plaintext: bytes, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unsealing, "_can_swap", lambda: True)
+    with sealed_model.weights() as path:
+        assert path.read_bytes() == plaintext
+        mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+        weights = next(each for each in mappings if "/memfd:weights" in each)
+        locked = re.search(r"^Locked: +(\d+) kB$", weights, re.MULTILINE)
+        assert locked is not None
+        assert int(locked[1]) * 1024 >= len(plaintext) > 0
 
 
 def test_no_file_on_any_mount_is_written_while_unsealing(sealed_model: ModelFolder):
