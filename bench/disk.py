@@ -48,9 +48,9 @@ class SlowDisk:
     def __init__(self, cache: Path, delay_ms: int) -> None:
         self._delay_us = delay_ms * 1000
         self._random = random.Random(0)
-        self._switch = cache / "slow-sync"
-        library = cache / "slow_sync.so"
         cache.mkdir(parents=True, exist_ok=True)
+        self._switch = cache.resolve() / "slow-sync"
+        library = cache.resolve() / "slow_sync.so"
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, _SOURCE], check=True)
         self.prefix = ("env", f"LD_PRELOAD={library}", f"SLOW_SYNC={self._switch}")
         self._set(0)

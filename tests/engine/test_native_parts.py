@@ -298,8 +298,9 @@ def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> No
     model.clear_cache()
     model.forward(batch, [])  # nothing but the cache is wanted of these
     assert np.array_equal(model.forward(following, [0]), expected)
-    with pytest.raises(ValueError, match="ascend"):
-        model.forward(batch, [3, 2])
+    for asked in ([3, 2], [3, 3], [-1, 2], [len(IDS) + 30]):
+        with pytest.raises(ValueError, match="ascend"):
+            model.forward(batch, asked)
 
 
 def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_unsealed_weights_are_what_was_sealed_and_only_in_memory(sealed_model: M
 def test_on_a_machine_with_swap_unsealed_weights_are_locked(
     sealed_model: ModelFolder, plaintext: bytes, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(unsealing, "_can_swap", lambda: True)
+    monkeypatch.setattr(unsealing, "_has_swap", lambda: True)
     with sealed_model.weights() as path:
         assert path.read_bytes() == plaintext
         mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
@@ -103,6 +103,19 @@ def test_on_a_machine_with_swap_unsealed_weights_are_locked(
         locked = re.search(r"^Locked: +(\d+) kB$", weights, re.MULTILINE)
         assert locked is not None
         assert int(locked[1]) * 1024 >= len(plaintext) > 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 256 * 1024, 512 * 1024, 512 * 1024 + 1])
+def test_weights_of_every_size_are_unsealed_where_they_are_kept_mapped(
+    size: int, tmp_path: Path, kek: KeyEncryptionKey, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(unsealing, "keep_out_of_swap", lambda: True)
+    content = os.urandom(size)
+    (tmp_path / "weights").write_bytes(content)
+    owner = Owner("m", "r")
+    sealed.seal_file(tmp_path / "weights", tmp_path / "weights.sealed", owner, kek)
+    with unsealing.unsealed(tmp_path, ["weights"], [], owner, kek) as folder:
+        assert (folder / "weights").read_bytes() == content
 
 
 def test_no_file_on_any_mount_is_written_while_unsealing(sealed_model: ModelFolder):

@@ -157,6 +157,9 @@ class Loop:
     # step
 
     def _start_waiting(self) -> None:
+        if self._waiting and len(self._running) < self._runner.max_num_seqs:
+            self._post_collected(0.0)  # a prompt makes the next step a long one
+            self._clients.send()
         while self._waiting and len(self._running) < self._runner.max_num_seqs:
             sequence = self._waiting.popleft()
             submit = sequence.submit
@@ -183,7 +186,7 @@ class Loop:
             sequence = self._running.get(output.sequence_id)
             if sequence is not None:
                 self._give(sequence, output)
-        self._post_collected()
+        self._post_collected(self._options.collect_s if len(self._running) >= _MANY else 0.0)
 
     # give out what came of it
 
@@ -196,10 +199,9 @@ class Loop:
             del self._running[sequence.number]
             self._finish(sequence, output.finish_reason, output.detail)
 
-    def _post_collected(self) -> None:
+    def _post_collected(self, collect_s: float) -> None:
         """What cannot wait for the next step, which will take about as long as the last one."""
         now = self._clock()
-        collect_s = self._options.collect_s if len(self._running) >= _MANY else 0.0
         for sequence in self._running.values():
             if sequence.collected and now + self._last_step_s - sequence.posted_at > collect_s:
                 self._post(sequence)

@@ -69,7 +69,7 @@ def decrypt(reader: BinaryIO, key: bytes, context: bytes) -> Iterator[memoryview
     A part is there until the next one is asked for. Before the last has come nobody knows whether the message was cut.
 
     Raises:
-        MessageInvalid: see there.
+        MessageInvalid: the message is not what was made with this key and context.
     """
     header = _read_exactly(reader, HEADER_BYTES)
     if len(header) < HEADER_BYTES or len(key) != KEY_BYTES:

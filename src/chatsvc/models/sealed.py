@@ -153,7 +153,7 @@ def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
     try:
         header = msgspec.json.decode(content, type=Header)
         is_canonical = header.encode() == start + content
-    except ValueError as error:  # of msgspec, or of a number that canonical JSON cannot hold
+    except (msgspec.DecodeError, ValueError) as error:  # the latter for a number that canonical JSON cannot hold
         raise ModelRefused from error
     expected = (1, _SUITE, owner.model, owner.revision, name)
     if (header.v, header.suite, header.model, header.revision, header.file) != expected or not is_canonical:

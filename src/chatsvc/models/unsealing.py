@@ -26,7 +26,6 @@ from chatsvc.models.files import BLOCK_BYTES, open_regular
 from chatsvc.models.sealed import SUFFIX, Header, KeyEncryptionKey, Owner, read_header, unseal
 
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  only a private folder of links goes there
-_MADV_POPULATE_READ = 22  # Linux 5.14
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
@@ -49,23 +48,26 @@ def unsealed(
     Raises:
         ModelRefused: a file does not unseal.
     """
-    keep_out_of_swap()
+    mapped_is_locked = keep_out_of_swap()
     with contextlib.ExitStack() as stack:
         descriptors = {file.name: _memory_file(stack, len(file.content), [file.content]) for file in plain}
         for name in weights:
             with _opened(folder, name, owner) as (header, message):
-                descriptors[name] = _memory_file(stack, header.size, unseal(message, header, kek))
+                parts = unseal(message, header, kek)
+                descriptors[name] = _memory_file(stack, header.size, parts, keep_mapped=mapped_is_locked)
         yield _linked(stack, descriptors)
 
 
-def keep_out_of_swap() -> None:
-    """All memory of this process, also what a runner copies the weights into later.
+def keep_out_of_swap() -> bool:
+    """All memory of this process, also what a runner copies the weights into later; whether that was needed and done.
 
     Only where it may lock as much as it wants: beyond RLIMIT_MEMLOCK its next allocation would fail. There the unit's
     LimitMEMLOCK=infinity is missing, and MemorySwapMax=0 is what keeps pages out of swap.
     """
-    if os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
-        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT)
+    if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
+        return False
+    is_locked: bool = ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0
+    return is_locked and _has_swap()
 
 
 @contextlib.contextmanager
@@ -116,28 +118,34 @@ def _opened(folder: Path, name: str, owner: Owner) -> Iterator[tuple[Header, Bin
         raise ModelRefused from error
 
 
-def _memory_file(stack: contextlib.ExitStack, size: int, parts: Iterable[bytes | memoryview]) -> int:
+def _memory_file(
+    stack: contextlib.ExitStack, size: int, parts: Iterable[bytes | memoryview], *, keep_mapped: bool = False
+) -> int:
     """A descriptor of a memory file with this content.
 
     Its size is fixed: nobody can cut it under a mapping. (OpenVINO maps GGUF files writable, so no write seal.)
+    ``keep_mapped`` maps it until the stack is closed, because only mapped pages are locked; until then they count twice
+    as the process's, here and in the runner's own mapping.
     """
     descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     stack.callback(os.close, descriptor)
     os.ftruncate(descriptor, size)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
-    # Mapped pages are locked (keep_out_of_swap), but count once more as the process's while the runner maps them too.
-    locked = stack.enter_context(mmap.mmap(descriptor, size)) if size and _can_swap() else None
+    mapping = stack.enter_context(mmap.mmap(descriptor, size)) if keep_mapped and size else None
+    if mapping:
+        mapping.madvise(mmap.MADV_DONTDUMP)
     start = 0
     # Written, not decrypted into a mapping: the system need not zero a page that is written whole.
     with open(descriptor, "wb", closefd=False) as file:
         for part in parts:
             file.write(part)
-            if locked:
-                locked.madvise(_MADV_POPULATE_READ, start, len(part))
+            if mapping:
+                _ = mapping[start : start + len(part) : mmap.PAGESIZE]  # what is touched is locked
             start += len(part)
     return descriptor
 
 
-def _can_swap() -> bool:
-    """Whether the machine has swap at all."""
-    return len(Path("/proc/swaps").read_text(encoding="utf-8").splitlines()) > 1
+def _has_swap() -> bool:
+    """Whether this machine has any."""
+    swaps = Path("/proc/swaps")
+    return swaps.exists() and len(swaps.read_text(encoding="utf-8").splitlines()) > 1

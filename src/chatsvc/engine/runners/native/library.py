@@ -214,8 +214,8 @@ class Model:
         ):
             raise ValueError("a pass is larger than the room that was made for it")
         starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
-        if np.any(np.diff(outputs) < 1):
-            raise ValueError("the rows behind which logits are wanted do not ascend")
+        if np.any(np.diff(outputs, prepend=-1, append=len(ids)) < 1):
+            raise ValueError("the rows behind which logits are wanted do not ascend, or are not there")
         if len(outputs) > len(self._logits):
             self._logits = np.empty((len(outputs), self._width), dtype=np.float32)
         largest_ids = np.empty((len(outputs), num_largest.max(initial=0)), dtype=np.int32)

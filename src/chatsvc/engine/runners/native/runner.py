@@ -39,7 +39,8 @@ from chatsvc.models.card import ModelCard
 _PROCESS_BYTES = 140 * MIB
 # A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
 _MAX_GUESSING_ROWS = 8
-# While several prompts wait, passes are no longer than this costs nothing for: so the first of them are answered sooner.
+# While several prompts wait, a pass takes no more of them than this, which costs hardly any speed: so the first of them
+# is answered sooner.
 _CHUNK_OF_MANY = 128
 
 

@@ -191,16 +191,16 @@ static void attend_item(const pass *p, const attention_item *item, kv_head_cache
     }
 }
 
-static void attend_all(const pass *p, phase at, int layer, const selection *rows) {
-    const int num_pieces = rows->num_items * p->m->shape.num_kv_heads;
+static void attend_all(const pass *p, phase at, int layer, const selection *kept) {
+    const int num_pieces = kept->num_items * p->m->shape.num_kv_heads;
     float *scores = p->m->scores + at.thread * p->m->scores_stride * QUERIES;
     for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
         for (int piece = first; piece < last; piece++) {
             const int following = piece + 1 < num_pieces ? piece + 1 : piece;
-            const head_piece one = head_piece_of(p, piece, rows->num_items);
-            const head_piece other = head_piece_of(p, following, rows->num_items);
-            const kv_head_cache next = cache_of(p, layer, &rows->items[other.which], other.kv_head);
-            const attention_item *item = &rows->items[one.which];
+            const head_piece one = head_piece_of(p, piece, kept->num_items);
+            const head_piece other = head_piece_of(p, following, kept->num_items);
+            const kv_head_cache next = cache_of(p, layer, &kept->items[other.which], other.kv_head);
+            const attention_item *item = &kept->items[one.which];
             attend_item(p, item, cache_of(p, layer, item, one.kv_head), &next, scores);
         }
 }
@@ -362,8 +362,8 @@ static selection select_rows(const model *m, const int32_t *rows, int num_rows, 
     int num_items = 0;
     for (int i = 0; i < num_rows; i++) {
         const int row = rows ? rows[i] : i;
-        attention_item *before = items + num_items - 1;
-        if (num_items && before->sequence == m->row_sequences[row] && before->first_row + before->num_rows == row &&
+        attention_item *before = num_items ? items + num_items - 1 : NULL;
+        if (before && before->sequence == m->row_sequences[row] && before->first_row + before->num_rows == row &&
             before->num_rows < ATTENTION_ROWS)
             before->num_rows++;
         else
