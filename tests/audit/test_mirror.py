@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
-from chatsvc.audit.files import Calls
+from chatsvc.audit.files import Calls, fill_of
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.prune import prune
 from chatsvc.audit.verdict import CLEAN
@@ -205,6 +206,11 @@ def test_a_file_system_that_is_nearly_full_alarms_and_says_so_once(options, capl
     wait_until(lambda: caplog.text)
     log.close()
     assert caplog.text.count("% full") == 1
+
+
+def test_a_file_system_is_as_full_as_df_says(tmp_path):
+    percent = subprocess.run(["df", "--output=pcent", tmp_path], check=True, capture_output=True, text=True).stdout
+    assert fill_of(tmp_path) == pytest.approx(int(percent.split()[-1].rstrip("%")) / 100, abs=0.02)
 
 
 def test_a_second_device_that_cannot_be_written_at_the_start_is_left_out(two, time):

@@ -136,9 +136,10 @@ class Lock:
 
 
 def fill_of(path: Path) -> float:
-    """How full the file system is, 0 to 1."""
+    """How full the file system is, 0 to 1, as `df` says it: what is reserved for root counts as neither used nor free."""
     state = os.statvfs(path)
-    return 1 - state.f_bavail / state.f_blocks if state.f_blocks else 0.0
+    used = state.f_blocks - state.f_bfree
+    return used / (used + state.f_bavail) if used else 0.0
 
 
 def make_durable(path: Path) -> None:
