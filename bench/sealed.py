@@ -1,24 +1,28 @@
 """``python -m bench.sealed``: sealed weights against plain ones, paired: start, memory, speed.
 
-The random model in Qwen1.5-0.5B-Chat's shape, in each format that is served, plain and sealed in turn, so that what
-else the machine does meets both. From the engine's start to its first token; the most memory it had until then, both
-what was resident and what could not be given back (its own pages, and unsealed weights, mapped or not); then 16
-sequences at once. Needs root to look into the engine, which keeps others out.
+The random model in Qwen1.5-0.5B-Chat's shape, in each format that is served. Two engines are started, one after the
+other: from the start to the first token; the most memory until then, both what was resident and what could not be
+given back (its own pages, and unsealed weights, mapped or not). Then bursts of 16 sequences, now to the one, now to the
+other, so that what else the machine does meets both. Needs root to look into the engine, which keeps others out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
 import math
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -41,17 +45,30 @@ _GOAL_RATIO, _GOAL_MIB = 1.5, 100
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One start of the engine."""
+class Start:
+    """What one start of the engine took, until its first token."""
 
-    kind: str
-    sealed: bool
     start_s: float
     start_cpu_s: float
     resident_peak_mib: int
     own_peak_mib: int
     own_rest_mib: int
-    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two engines that were up together, one with plain weights, one with sealed; tokens/s of each burst."""
+
+    kind: str
+    plain: Start
+    sealed: Start
+    plain_speeds: list[float]
+    sealed_speeds: list[float]
+
+    def faster(self) -> float:
+        """How much faster sealed is, as a logarithm of the ratio."""
+        ratios = [one / other for one, other in zip(self.sealed_speeds, self.plain_speeds, strict=True)]
+        return statistics.fmean(map(math.log, ratios))
 
 
 class Memory:
@@ -106,8 +123,9 @@ class Memory:
         return found
 
 
-def run(home: Path, kind: str, *, sealed: bool, num_tokens: int) -> Run:
-    """Start the engine of a home, let it answer, stop it."""
+@contextlib.contextmanager
+def engine(home: Path) -> Iterator[tuple[EngineClient, Start]]:
+    """The engine of a home, which has given its first token; it ends with the context."""
     environment = {**os.environ, "CHATSVC_HOME": str(home), "CHATSVC_MODELS__KEK_FILE": str(home.parent / "kek")}
     socket = home / "run" / "engine.sock"
     socket.unlink(missing_ok=True)
@@ -126,21 +144,33 @@ def run(home: Path, kind: str, *, sealed: bool, num_tokens: int) -> Run:
                 raise RuntimeError(f"the engine ended: {(home.parent / 'engine.log').read_text()[-2000:]}")
             _finish(client.submit([5, 6, 7], Sampling(max_tokens=1, temperature=0), ""))
             start_s, start_cpu_s = time.perf_counter() - started, memory.cpu_s()
-            resident, own = memory.resident_peak(), memory.own_peak
-        return Run(
-            kind=kind,
-            sealed=sealed,
-            start_s=round(start_s, 2),
-            start_cpu_s=round(start_cpu_s, 2),
-            resident_peak_mib=resident,
-            own_peak_mib=own,
-            own_rest_mib=memory.own(),
-            tokens_per_s=round(_speed(client, num_tokens), 1),
+        yield (
+            client,
+            Start(
+                start_s=round(start_s, 2),
+                start_cpu_s=round(start_cpu_s, 2),
+                resident_peak_mib=memory.resident_peak(),
+                own_peak_mib=memory.own_peak,
+                own_rest_mib=memory.own(),
+            ),
         )
     finally:
         client.close()
         process.terminate()
         process.wait()
+
+
+def pair(plain: Path, sealed: Path, kind: str, *, num_bursts: int, num_tokens: int) -> Pair:
+    """Start both engines, in an order of chance; then one works while the other waits, in turn."""
+    homes = [plain, sealed]
+    with contextlib.ExitStack() as running:
+        ups = {home: running.enter_context(engine(home)) for home in random.sample(homes, 2)}
+        speeds: dict[Path, list[float]] = {plain: [], sealed: []}
+        for number in range(num_bursts + 1):  # the first one warms caches and does not count
+            for home in random.sample(homes, 2):
+                speed = _speed(ups[home][0], num_tokens)
+                speeds[home] += [round(speed, 1)] if number else []
+    return Pair(kind, ups[plain][1], ups[sealed][1], speeds[plain], speeds[sealed])
 
 
 def _speed(client: EngineClient, num_tokens: int) -> float:
@@ -190,25 +220,33 @@ def main() -> None:
     logging.disable(logging.WARNING)  # each engine that is ended is news to the client
     parser = program.parser(__doc__)
     kinds = ("gguf", "openvino", "safetensors")
-    parser.add_argument("--format", nargs="+", choices=kinds, default=list(kinds), help="fewer are not kept")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=64, help="of each of 16 sequences")
+    parser.add_argument("--format", nargs="+", choices=kinds, default=list(kinds), help="what is kept of others stays")
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of starts")
+    parser.add_argument("--bursts", type=int, default=6, help="of 16 sequences, for each engine of a pair")
+    parser.add_argument("--tokens", type=int, default=64, help="of each sequence of a burst")
     parser.add_argument("--small", action="store_true", help="the embedded model as GGUF alone; not kept")
     arguments = parser.parse_args()
     sources = {"gguf": None} if arguments.small else _sources(Supply(arguments.cache), arguments.format)
-    runs: list[Run] = []
+    pairs: list[Pair] = []
     arguments.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.cache) as place:
         for kind, source in sources.items():
             plain, sealed = homes(Path(place), source, kind)
             for number in range(arguments.rounds + 1):  # the first one warms the page cache and does not count
-                for home in (plain, sealed) if number % 2 else (sealed, plain):
-                    one = run(home, kind, sealed=home == sealed, num_tokens=arguments.tokens)
-                    print(one, flush=True)
-                    runs += [one] if number else []
-    print(table(runs))
-    if len(sources) == len(kinds) and not arguments.not_kept:
-        page.save("sealed", {"runs": [asdict(one) for one in runs]}, table(runs))
+                num_bursts = arguments.bursts if number else 0
+                one = pair(plain, sealed, kind, num_bursts=num_bursts, num_tokens=arguments.tokens)
+                print(one, flush=True)
+                pairs += [one] if number else []
+    print(table(pairs))
+    if not arguments.small and not arguments.not_kept:
+        pairs = sorted([*(one for one in kept() if one.kind not in sources), *pairs], key=lambda one: one.kind)
+        page.save("sealed", {"pairs": [asdict(one) for one in pairs]}, table(pairs))
+
+
+def kept() -> list[Pair]:
+    """Those of the last runs."""
+    pairs = json.loads((page.FOLDER / "sealed.json").read_text(encoding="utf-8"))["pairs"]
+    return [Pair(**{**one, "plain": Start(**one["plain"]), "sealed": Start(**one["sealed"])}) for one in pairs]
 
 
 def _sources(supply: Supply, kinds: Sequence[str]) -> dict[str, Path]:
@@ -220,7 +258,7 @@ def _sources(supply: Supply, kinds: Sequence[str]) -> dict[str, Path]:
     return {kind: make[kind]() for kind in kinds}
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(pairs: Sequence[Pair]) -> str:
     """Markdown: medians, sealed against plain."""
     head = (
         "sealed against plain",
@@ -233,36 +271,43 @@ def table(runs: Sequence[Run]) -> str:
     )
     lines = [f"| {' | '.join(head)} |"]
     lines += ["|" + "---|" * len(head)]
-    for kind in dict.fromkeys(one.kind for one in runs):
-        plain, sealed = ([one for one in runs if one.kind == kind and one.sealed is which] for which in (False, True))
+    for kind, of_kind in itertools.groupby(pairs, lambda one: one.kind):
+        some = list(of_kind)
+        sealed, plain = [one.sealed for one in some], [one.plain for one in some]
         ratio = _median(sealed, "start_s") / _median(plain, "start_s")
         more = _median(sealed, "resident_peak_mib") - _median(plain, "resident_peak_mib")
-        ratios = [math.log(one.tokens_per_s / other.tokens_per_s) for one, other in zip(sealed, plain, strict=True)]
-        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.inf
-        speed = statistics.fmean(ratios)
+        faster = [one.faster() for one in some]
+        speed = statistics.fmean(faster)
+        error = statistics.stdev(faster) / math.sqrt(len(faster)) if len(faster) > 1 else math.inf
+        speeds = (
+            statistics.median(itertools.chain.from_iterable(each))
+            for each in ((one.sealed_speeds for one in some), (one.plain_speeds for one in some))
+        )
         cells = [
-            f"{_pair(sealed, plain, 'start_s')} s: {ratio:.2f}{_missed(ratio > _GOAL_RATIO)}",
-            f"{_pair(sealed, plain, 'start_cpu_s')} s",
-            f"{_pair(sealed, plain, 'resident_peak_mib')} MiB: {more:+.0f}{_missed(more > _GOAL_MIB)}",
-            f"{_pair(sealed, plain, 'own_peak_mib')} MiB",
-            f"{_pair(sealed, plain, 'own_rest_mib')} MiB",
-            f"{_pair(sealed, plain, 'tokens_per_s')}: {speed:+.1%} ± {error:.1%}, {judge(-speed, error)}",
+            f"{_both(sealed, plain, 'start_s')} s: {ratio:.2f}{_missed(ratio > _GOAL_RATIO)}",
+            f"{_both(sealed, plain, 'start_cpu_s')} s",
+            f"{_both(sealed, plain, 'resident_peak_mib')} MiB: {more:+.0f}{_missed(more > _GOAL_MIB)}",
+            f"{_both(sealed, plain, 'own_peak_mib')} MiB",
+            f"{_both(sealed, plain, 'own_rest_mib')} MiB",
+            f"{' / '.join(f'{each:.0f}' for each in speeds)}: {speed:+.1%} ± {error:.1%}, {judge(-speed, error)}",
         ]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    num_pairs = len(runs) // 2 // len({one.kind for one in runs})
+    counts = ", ".join(f"{count} ({kind})" for kind, count in Counter(one.kind for one in pairs).items())
+    num_bursts = len(pairs[0].plain_speeds)
     goals = f"{_GOAL_RATIO} times the start, {_GOAL_MIB} MiB more, the same speed (within {GOAL:.0%})"
     how = (
-        f"Medians of {num_pairs} paired starts; of the pairs' speeds the mean difference, ± its standard error: a goal "
-        "within two of them cannot be told apart."
+        f"Medians of pairs of engines that were up together, {counts}, each given {num_bursts} bursts in an order of "
+        "chance; of the pairs' speeds the mean difference, ± its standard error: a goal within two of them cannot be "
+        "told apart."
     )
     return "\n".join([*lines, "", f"Goals: at most {goals}. {how}"])
 
 
-def _median(runs: Sequence[Run], name: str) -> float:
-    return statistics.median(getattr(one, name) for one in runs)
+def _median(starts: Sequence[Start], name: str) -> float:
+    return statistics.median(getattr(one, name) for one in starts)
 
 
-def _pair(sealed: Sequence[Run], plain: Sequence[Run], name: str) -> str:
+def _both(sealed: Sequence[Start], plain: Sequence[Start], name: str) -> str:
     return f"{_median(sealed, name):g} / {_median(plain, name):g}"
 
 

@@ -136,7 +136,7 @@ class Lock:
 
 
 def fill_of(path: Path) -> float:
-    """How full the file system is, 0 to 1, as `df` says it: what is reserved for root counts as neither used nor free."""
+    """How full the file system is, 0 to 1, as `df` says it: what is kept for root is neither used nor free."""
     state = os.statvfs(path)
     used = state.f_blocks - state.f_bfree
     return used / (used + state.f_bavail) if used else 0.0
