@@ -6,17 +6,21 @@ import sqlite3
 import threading
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import bindparam, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from chatsvc.errors import StoreUnavailable
 from chatsvc.store import database as database_module
-from chatsvc.store.database import Database, insert_if_missing
+from chatsvc.store.database import Database, Statement
 from chatsvc.store.tables import Account, Usage
 
 
 def an_account(name: str) -> Account:
     return Account(id=name, name=name, password_hash="", roles="", created_at=0, password_changed_at=0)
+
+
+ADD = Statement(insert(Usage.__table__))
+COUNT = Statement(select(Usage.num_tokens).where(Usage.bucket == bindparam("name")))
 
 
 def test_a_session_commits_at_its_end(database):
@@ -61,14 +65,14 @@ def test_only_counts_do_not_wait_for_the_disk(database):
 
     before = waits()
     with database.counting() as connection:
-        counting = connection.scalar(text("PRAGMA synchronous"))
+        (counting,) = connection.execute("PRAGMA synchronous").fetchone()
     assert (before, counting, waits()) == (2, 1, 2)  # FULL, NORMAL, and FULL on the connection that was NORMAL
 
 
 def test_a_count_that_raises_leaves_nothing(database):
     def count_then_fail():
         with database.counting() as connection:
-            insert_if_missing(connection, Usage, bucket="b", day=1, num_tokens=5)
+            ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
             raise RuntimeError
 
     with pytest.raises(RuntimeError):

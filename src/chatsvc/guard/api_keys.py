@@ -22,7 +22,7 @@ from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFo
 from chatsvc.guard.accounts import normal_name
 from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.roles import ALL_SCOPES, Roles, format_names, parse_names
-from chatsvc.store.database import AnyRow, Database
+from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, ApiKey
 
 PREFIX = "csk_"
@@ -31,7 +31,7 @@ _KEY = re.compile(r"csk_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,128})")
 _MAX_NAME_LENGTH = 128
 _NOTE_USE_EVERY_S = 60.0
 
-_STATE = (
+_LOOK_UP = Statement(
     select(
         ApiKey.id,
         ApiKey.account_id,
@@ -164,7 +164,7 @@ class ApiKeys:
 
     def state(self, key_id: str) -> AnyRow | None:
         """The row behind a key, or None where there is none."""
-        return self._database.first(_STATE, {"id": key_id})
+        return self._database.first(_LOOK_UP, {"id": key_id})
 
     def is_alive(self, row: AnyRow) -> bool:
         """Neither revoked nor expired, and the account not disabled."""

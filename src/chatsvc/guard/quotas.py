@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, text, update
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.store.database import Database, insert_if_missing
+from chatsvc.store.database import Database, Statement
 from chatsvc.store.tables import Reservation, Usage
 
 _DAY_S = 86_400
@@ -24,18 +24,20 @@ _DAY_S = 86_400
 _KEEP_ROW_S = 86_400
 _KEEP_DAYS = 31
 
-# Run with every request, so they are made once. On the tables, not the classes: there are no objects to keep in step.
+# On the tables, not the classes: there are no objects to keep in step.
 _USAGE: Table = Usage.__table__  # type: ignore[assignment]
 _RESERVATION: Table = Reservation.__table__  # type: ignore[assignment]
-_ADD = (
-    update(_USAGE)
-    .where(_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
-    .values(num_tokens=_USAGE.c.num_tokens + bindparam("more"))
+_THIS = (_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
+_MORE = _USAGE.c.num_tokens + bindparam("more")
+_ADDING = update(_USAGE).where(*_THIS).values(num_tokens=_MORE)
+_ADD = Statement(_ADDING)
+_ADD_WITHIN = Statement(_ADDING.where(bindparam("limit") >= _MORE).returning(_USAGE.c.num_tokens))
+_COUNT = Statement(select(_USAGE.c.num_tokens).where(*_THIS))
+_BEGIN_DAY = Statement(  # in words that both databases know
+    text("INSERT INTO usage (bucket, day, num_tokens) VALUES (:name, :today, 0) ON CONFLICT DO NOTHING")
 )
-_ADD_WITHIN = _ADD.where(_USAGE.c.num_tokens + bindparam("more") <= bindparam("limit")).returning(_USAGE.c.num_tokens)
-_COUNT = select(_USAGE.c.num_tokens).where(_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
-_RESERVE = insert(_RESERVATION)
-_TAKE_RESERVATION = (
+_RESERVE = Statement(insert(_RESERVATION))
+_TAKE_RESERVATION = Statement(
     delete(_RESERVATION)
     .where(_RESERVATION.c.id == bindparam("reservation"))
     .returning(_RESERVATION.c.buckets, _RESERVATION.c.day, _RESERVATION.c.num_tokens)
@@ -80,9 +82,10 @@ class Quotas:
     def state(self, buckets: Sequence[Bucket]) -> QuotaState:
         """What is left."""
         today = self._day()
-        with self._database.connection() as connection:
-            counts = [connection.scalar(_COUNT, {"name": bucket.name, "today": today}) for bucket in buckets]
-        return self._tightest([(bucket, count or 0) for bucket, count in zip(buckets, counts, strict=True)])
+        rows = [self._database.first(_COUNT, {"name": bucket.name, "today": today}) for bucket in buckets]
+        return self._tightest(
+            [(bucket, row.num_tokens if row else 0) for bucket, row in zip(buckets, rows, strict=True)]
+        )
 
     def reserve(self, buckets: Sequence[Bucket], num_tokens: int) -> Reserved:
         """Set tokens aside in every bucket, or in none.
@@ -97,16 +100,16 @@ class Quotas:
         with self._database.counting() as connection:
             for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
                 values = {"name": bucket.name, "today": day, "more": num_tokens, "limit": bucket.limit}
-                count = connection.scalar(_ADD_WITHIN, values)
-                if count is None:  # the day's first, or too much
-                    insert_if_missing(connection, Usage, bucket=bucket.name, day=day, num_tokens=0)
-                    count = connection.scalar(_ADD_WITHIN, values)
-                if count is None:
+                counted = _ADD_WITHIN.first(connection, values)
+                if counted is None:  # the day's first, or too much
+                    _BEGIN_DAY.first(connection, {"name": bucket.name, "today": day})
+                    counted = _ADD_WITHIN.first(connection, values)
+                if counted is None:
                     raise self.exceeded()
-                counts.append((bucket, count))
+                counts.append((bucket, counted.num_tokens))
             row = {"id": reservation_id, "day": day, "num_tokens": num_tokens}
             names = " ".join(bucket.name for bucket in buckets)
-            connection.execute(_RESERVE, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
+            _RESERVE.first(connection, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
         return Reserved(reservation_id, num_tokens, self._tightest(counts))
 
     def settle(self, reservation_id: str, num_tokens: int) -> None:
@@ -132,12 +135,11 @@ class Quotas:
 
     def _settle(self, reservation_id: str, num_tokens: int) -> None:
         with self._database.counting() as connection:
-            row = connection.execute(_TAKE_RESERVATION, {"reservation": reservation_id}).first()
+            row = _TAKE_RESERVATION.first(connection, {"reservation": reservation_id})
             if row is None:
                 return
             for name in sorted(row.buckets.split()):
-                values = {"name": name, "today": row.day, "more": num_tokens - row.num_tokens}
-                connection.execute(_ADD, values)
+                _ADD.first(connection, {"name": name, "today": row.day, "more": num_tokens - row.num_tokens})
 
     def _settle_late(self) -> None:
         while self._unsettled:

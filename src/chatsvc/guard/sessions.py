@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session as StoreSession
 from chatsvc.errors import AuthenticationFailed, NotFound
 from chatsvc.guard.changes import Change, OnChange, note_nothing
 from chatsvc.guard.tokens import Claims, TokenPair, Tokens
-from chatsvc.store.database import AnyRow, Database
+from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, RefreshToken, Session
 
 _GRACE_S = 10.0
@@ -43,7 +43,7 @@ _STATE = (
     .join(Account, Account.id == Session.account_id)
     .where(Session.sid == bindparam("sid"))
 )
-
+_LOOK_UP = Statement(_STATE)
 
 # What a request with another issuer's token asks: there is no session behind it.
 _ACCOUNT_STATE = select(
@@ -55,6 +55,7 @@ _ACCOUNT_STATE = select(
     Account.tokens_per_day,
     Account.max_concurrent,
 ).where(Account.id == bindparam("account_id"))
+_LOOK_UP_ACCOUNT = Statement(_ACCOUNT_STATE)
 
 
 class RefreshTokenReused(AuthenticationFailed):
@@ -155,11 +156,11 @@ class Sessions:
 
     def state(self, sid: str) -> AnyRow | None:
         """The row behind a session, or None where there is none."""
-        return self._database.first(_STATE, {"sid": sid})
+        return self._database.first(_LOOK_UP, {"sid": sid})
 
     def account_state(self, account_id: str) -> AnyRow | None:
         """The row of an account, or None where there is none."""
-        return self._database.first(_ACCOUNT_STATE, {"account_id": account_id})
+        return self._database.first(_LOOK_UP_ACCOUNT, {"account_id": account_id})
 
     def end(self, sid: str, why: str) -> Change:
         """End one session: every token of it is dead at once, on every replica.

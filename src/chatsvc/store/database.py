@@ -6,19 +6,21 @@ call tries again, so the service heals without a restart. Of a PostgreSQL that h
 SQLite: write-ahead log, one writer at a time. Our own threads queue for the writer on a lock, because SQLite's busy
 handler sleeps and polls, which is slow and unfair with many threads; the busy timeout remains for other processes.
 ``synchronous=FULL``: a logout that was answered must survive a power cut. Counts alone (``counting()``) are NORMAL: a
-power cut may undo the last of them, and every request would wait for the disk twice more if it could not.
+power cut may undo the last of them, and every request would wait for the disk twice more if it could not. What every
+request asks (``first()``, ``counting()``) goes to the driver itself; see ``store/statement.py``.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,9 +28,12 @@ from sqlalchemy.orm import Session
 
 from chatsvc.errors import StoreUnavailable
 from chatsvc.store.breaker import Breaker
+from chatsvc.store.statement import AnyRow, PlainConnection, Statement
 
-AnyRow = Row[*tuple[Any, ...]]
+__all__ = ["AnyRow", "Database", "Statement", "insert_if_missing"]
 
+_OUR_MISTAKES = (IntegrityError, DataError, ProgrammingError)
+_OUR_MISTAKES_IN_SQLITE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
 _BUSY_TIMEOUT_MS = 5000
 _WRITER_TIMEOUT_S = 10.0
 
@@ -47,8 +52,7 @@ class Database:
         self._breaker = Breaker()
         self.engine = _sqlite_engine(url, pool_size) if self.is_sqlite else _postgres(url, pool_size, self._breaker)
         # BEGIN IMMEDIATE takes the write lock at once: no upgrade from reader to writer, which could deadlock.
-        self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE", sqlite_synchronous="FULL")
-        self._counting = self.engine.execution_options(sqlite_begin="IMMEDIATE", sqlite_synchronous="NORMAL")
+        self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._writer = threading.Lock()
 
     @contextmanager
@@ -64,10 +68,17 @@ class Database:
             yield session
 
     @contextmanager
-    def counting(self) -> Iterator[Connection]:
+    def counting(self) -> Iterator[PlainConnection]:
         """The same for counts, on a plain connection: no disk is waited for; a power cut may undo the last of them."""
-        with self._turn_to_write(), self._outages(), self._counting.begin() as connection:
-            yield connection
+        with self._turn_to_write(), self._outages(), self._plain() as connection:
+            if not isinstance(connection, sqlite3.Connection):
+                with connection.begin():
+                    yield connection
+                return
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("BEGIN IMMEDIATE")
+            with connection:  # commits, or rolls back
+                yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -77,14 +88,14 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A plain reading connection, for the statements that run with every request."""
+        """A plain connection that only reads."""
         with self._outages(), self.engine.connect() as connection:
             yield connection
 
-    def first(self, query: Select[*tuple[Any, ...]], values: dict[str, Any]) -> AnyRow | None:
-        """The first row of a query, or None. The quick way, for what every request asks."""
-        with self.connection() as connection:
-            return connection.execute(query, values).first()
+    def first(self, statement: Statement, values: Mapping[str, Any]) -> AnyRow | None:
+        """The first row of a reading statement, or None."""
+        with self._outages(), self._plain() as connection:
+            return statement.first(connection, values)
 
     def ping(self) -> None:
         """Ask for nothing.
@@ -105,10 +116,24 @@ class Database:
         self._breaker.check()
         try:
             yield
-        except (IntegrityError, DataError, ProgrammingError):
+        except (*_OUR_MISTAKES, *_OUR_MISTAKES_IN_SQLITE):
             raise
-        except (DBAPIError, PoolTimeout) as error:
+        except (DBAPIError, PoolTimeout, sqlite3.Error) as error:
             raise StoreUnavailable from error
+
+    @contextmanager
+    def _plain(self) -> Iterator[PlainConnection]:
+        """A pooled connection: the driver's own where that is SQLite's, in no transaction."""
+        if not self.is_sqlite:
+            with self.engine.connect() as connection:
+                yield connection
+            return
+        pooled = self.engine.raw_connection()
+        try:
+            assert isinstance(pooled.driver_connection, sqlite3.Connection)
+            yield pooled.driver_connection
+        finally:
+            pooled.close()
 
     def _turn_to_write(self) -> AbstractContextManager[Any]:
         return _locked(self._writer) if self.is_sqlite else nullcontext()
@@ -151,11 +176,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    synchronous = options.get("sqlite_synchronous")
-    if synchronous is not None:
-        connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
-    connection.exec_driver_sql(f"BEGIN {options.get('sqlite_begin', 'DEFERRED')}")
+    begin = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
+    if begin != "DEFERRED":
+        connection.exec_driver_sql("PRAGMA synchronous=FULL")  # it may have counted before
+    connection.exec_driver_sql(f"BEGIN {begin}")
 
 
 def _postgres(url: str, pool_size: int, breaker: Breaker) -> Engine:

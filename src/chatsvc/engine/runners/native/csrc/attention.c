@@ -28,55 +28,24 @@ INLINE uint8_t *tile_of(const kv_cache *cache, const kv_head_cache *head, int ti
 
 static int num_tiles_of(const kv_head_cache *head) { return (head->num_tokens + LANES - 1) / LANES; }
 
-void rotate_head(float *head, int head_size) {
-    group low = rotated(load_group(head));
-    if (head_size > GROUP) {
-        const group high = rotated(load_group(head + GROUP));
-        group sum, difference;
-        for (int i = 0; i < GROUP / LANES; i++) {
-            const __m512 norm = _mm512_set1_ps(0.70710678f);
-            sum.part[i] = _mm512_mul_ps(_mm512_add_ps(low.part[i], high.part[i]), norm);
-            difference.part[i] = _mm512_mul_ps(_mm512_sub_ps(low.part[i], high.part[i]), norm);
-        }
-        store_group(head + GROUP, difference);
-        low = sum;
-    }
-    store_group(head, low);
-}
-
-/* Round `n` numbers to signed bytes; returns their scale. */
-static float to_bytes(int8_t *bytes, const float *values, int n) {
-    __m512 most = _mm512_setzero_ps();
-    for (int i = 0; i < n; i += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(values + i)));
-    const float limit = _mm512_reduce_max_ps(most);
-    const __m512 factor = _mm512_set1_ps(limit > 0 ? 127.0f / limit : 0.0f);
-    for (int i = 0; i < n; i += LANES)
-        _mm_storeu_si128((__m128i *)(bytes + i),
-                         _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(values + i), factor))));
-    return limit / 127.0f;
-}
-
-void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const float *key, const float *value) {
+void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const rounded_head *key,
+              const rounded_head *value) {
     const int head_size = cache->head_size, lane = slot % LANES;
     const kv_head_cache head = {&page, layer, kv_head, PAGE_TOKENS};
-    uint8_t *keys = tile_of(cache, &head, slot / LANES, head_size);
-    uint8_t *values = keys + (size_t)LANES * head_size;
+    uint8_t *keys = tile_of(cache, &head, slot / LANES, head_size) + lane * 4;
+    uint8_t *values = keys - lane * 4 + (size_t)LANES * head_size, *fours = values + lane / 4 * 4 * head_size;
     float *scales = (float *)(values + (size_t)LANES * head_size);
-    int8_t bytes[2 * GROUP];
-    scales[lane] = to_bytes(bytes, key, head_size);
-    for (int d = 0; d < head_size; d++) bytes[d] ^= -128; /* adds 128, as an unsigned byte */
-    for (int d = 0; d < head_size; d += 4) memcpy(keys + d * LANES + lane * 4, bytes + d, 4);
-    scales[LANES + lane] = to_bytes(bytes, value, head_size);
-    for (int d = 0; d < head_size; d++) values[(lane / 4) * (4 * head_size) + d * 4 + lane % 4] = (uint8_t)bytes[d];
-}
-
-void quantise_query(query *q, int8_t *bytes, const float *head, int head_size) {
-    q->bytes = bytes;
-    q->scale = to_bytes(bytes, head, head_size) / sqrtf((float)head_size);
-    __m512i sums = _mm512_setzero_si512();
-    for (int d = 0; d < head_size; d += GROUP)
-        sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(bytes + d));
-    q->offset = -128 * _mm512_reduce_add_epi32(sums);
+    for (int i = 0; i < head_size; i += LANES) {
+        const __m128i bytes = _mm_load_si128((const __m128i *)(key->bytes + i));
+        const __m128i unsigned_bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128)); /* adds 128 */
+        _mm_storeu_si32(keys + i * LANES, unsigned_bytes);
+        _mm_storeu_si32(keys + (i + 4) * LANES, _mm_shuffle_epi32(unsigned_bytes, 1));
+        _mm_storeu_si32(keys + (i + 8) * LANES, _mm_shuffle_epi32(unsigned_bytes, 2));
+        _mm_storeu_si32(keys + (i + 12) * LANES, _mm_shuffle_epi32(unsigned_bytes, 3));
+        for (int d = i; d < i + LANES; d++) fours[d * 4 + lane % 4] = (uint8_t)value->bytes[d];
+    }
+    scales[lane] = key->scale;
+    scales[LANES + lane] = value->scale;
 }
 
 /* Scores of one tile for all queries, -infinity behind what a query may see. */

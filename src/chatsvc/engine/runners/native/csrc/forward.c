@@ -100,23 +100,6 @@ static void multiply(const pass *p, phase at, const matrix *weights, int num_row
         multiply_panels(weights, &p->m->rows, num_rows, first, last, out, stride, how);
 }
 
-static void add_bias(float *head, const float *bias, int n) {
-    for (int i = 0; i < n; i += LANES)
-        _mm512_storeu_ps(head + i, _mm512_add_ps(_mm512_loadu_ps(head + i), _mm512_loadu_ps(bias + i)));
-}
-
-/* Rotary position embedding; a pair is a number of the first half and its fellow in the second. */
-static void rope(const model *m, float *head, int position) {
-    const int half = m->shape.head_size / 2;
-    const float *cosines = m->cosines + (size_t)position * half, *sines = m->sines + (size_t)position * half;
-    for (int i = 0; i < half; i += LANES) {
-        const __m512 c = _mm512_loadu_ps(cosines + i), s = _mm512_loadu_ps(sines + i);
-        const __m512 a = _mm512_loadu_ps(head + i), b = _mm512_loadu_ps(head + half + i);
-        _mm512_storeu_ps(head + i, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
-        _mm512_storeu_ps(head + half + i, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
-    }
-}
-
 /* One KV head of one row: its key and value into the cache, and the queries that go with it. */
 static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const model *m = p->m;
@@ -124,23 +107,20 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const int size = s->head_size, share = s->num_heads / s->num_kv_heads;
     const int sequence = m->row_sequences[row];
     const int position = p->batch->starts[sequence] + row - p->batch->first_rows[sequence];
-    float *head = m->qkv + (size_t)row * qkv_width(s) + (size_t)kv_head * (share + 2) * size;
-    const float *bias = m->layers[layer].bias + (size_t)kv_head * (share + 2) * size;
-    if (s->has_bias) add_bias(head, bias, (share + 2) * size);
-    for (int i = 0; i < share; i++, head += size) {
-        rope(m, head, position);
-        rotate_head(head, size);
-        const size_t slot = (size_t)row * s->num_heads + kv_head * share + i;
-        query *q = &m->queries[slot];
-        quantise_query(q, m->query_bytes + slot * size, head, size);
-        q->num_tokens = position + 1;
-        q->out = m->attended + slot * size;
-    }
-    float *key = head, *value = head + size;
-    rope(m, key, position);
-    rotate_head(key, size);
+    const size_t first = (size_t)kv_head * (share + 2) * size, slot = (size_t)row * s->num_heads + kv_head * share;
+    const head_input in = {.values = m->qkv + (size_t)row * qkv_width(s) + first,
+                           .bias = s->has_bias ? m->layers[layer].bias + first : NULL,
+                           .cosines = m->cosines + (size_t)position * (size / 2),
+                           .sines = m->sines + (size_t)position * (size / 2)};
+    query *queries = m->queries + slot;
+    for (int i = 0; i < share; i++)
+        queries[i] = (query){.bytes = m->query_bytes + (slot + i) * size,
+                             .num_tokens = position + 1,
+                             .out = m->attended + (slot + i) * size};
+    rounded_head key, value;
+    prepare_heads(&in, queries, share, &key, &value, size);
     const int page = p->batch->pages[(size_t)sequence * p->batch->pages_stride + position / PAGE_TOKENS];
-    kv_write(&m->cache, page, layer, kv_head, position % PAGE_TOKENS, key, value);
+    kv_write(&m->cache, page, layer, kv_head, position % PAGE_TOKENS, &key, &value);
 }
 
 /* KV heads of `count` rows or items as pieces of work, in an order that gives each thread heads of its own: those that it
@@ -156,7 +136,7 @@ static head_piece head_piece_of(const pass *p, int piece, int count) {
     return (head_piece){rest / num_own, first_head + rest % num_own};
 }
 
-static void prepare_heads(const pass *p, phase at, int layer) {
+static void prepare_all(const pass *p, phase at, int layer) {
     const int num_rows = p->batch->num_rows, num_pieces = num_rows * p->m->shape.num_kv_heads;
     for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
         for (int piece = first; piece < last; piece++) {
@@ -239,7 +219,7 @@ static void run_layer(const pass *p, int number, int thread) {
     end_phase(p, thread, ROUNDING);
     multiply(p, phase_of(m, begin + 1, thread), &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
     end_phase(p, thread, QKV);
-    prepare_heads(p, phase_of(m, begin + 2, thread), number);
+    prepare_all(p, phase_of(m, begin + 2, thread), number);
     end_phase(p, thread, HEADS);
     num_rows = kept->num_rows;
     if (!num_rows) return;

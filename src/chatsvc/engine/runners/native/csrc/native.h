@@ -20,6 +20,7 @@ enum {
     LANES = 16,       /* outputs of a panel, tokens of a cache tile: 32-bit numbers in a vector register */
     ROWS = 16,        /* rows that share one pass over a panel's weights */
     PAGE_TOKENS = 32, /* two cache tiles */
+    MAX_HEAD_SIZE = 2 * GROUP, /* the other one is GROUP */
     MAX_THREADS = 64,
 };
 
@@ -175,22 +176,24 @@ typedef struct {
     size_t page_bytes;
 } kv_cache;
 
-/* Rotate (Walsh-Hadamard) a key's or a query's head in place; both are, so their product stays. */
-void rotate_head(float *head, int head_size);
+/* A key or a value, in signed bytes. */
+typedef struct {
+    _Alignas(64) int8_t bytes[MAX_HEAD_SIZE];
+    float scale;
+} rounded_head;
+
 size_t kv_page_bytes(int num_layers, int num_kv_heads, int head_size);
-void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const float *key, const float *value);
+void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot, const rounded_head *key,
+              const rounded_head *value);
 
 /* One query vector: signed bytes, their scale (softmax scale included), -128 * their sum, and how much it may see. */
 typedef struct {
-    const int8_t *bytes;
+    int8_t *bytes;
     float scale;
     int32_t offset;
     int num_tokens;
     float *out; /* head_size floats */
 } query;
-
-/* Round a rotated query to bytes; fills `scale`, `offset` and, at `bytes`, head_size bytes. */
-void quantise_query(query *q, int8_t *bytes, const float *head, int head_size);
 
 enum { QUERIES = 4 };
 /* Where one KV head's keys and values are. */
@@ -203,6 +206,19 @@ typedef struct {
  * is asked for meanwhile. */
 void attend(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next, const query *queries,
             int num_queries, float *scores, size_t scores_stride);
+
+/* ---- heads (heads.c) ---- */
+
+/* One KV head of a row as the product leaves it: the queries that go with it, its key, its value. */
+typedef struct {
+    const float *values, *bias; /* NULL: there is none */
+    const float *cosines, *sines; /* of the row's position */
+} head_input;
+
+/* Fills bytes, scale and offset of each query, where q->bytes points; keys and queries are rotated (Walsh-Hadamard), both,
+ * so their product stays. */
+void prepare_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
+                   int head_size);
 
 /* ---- the thread team (team.c) ---- */
 
