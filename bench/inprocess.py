@@ -80,9 +80,16 @@ def main() -> None:
     with model.weights() as path:
         runner = load_runner(path, model.format, model.card(), runner_options(settings))
         runner.warm_up()
+    _rest(runner)
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(_burst(runner, **json.loads(line))), flush=True)
+        _rest(runner)
+
+
+def _rest(runner: Runner) -> None:
+    while runner.rest():
+        pass
 
 
 def _burst(runner: Runner, prompts: list[list[int]], max_tokens: int) -> list[dict[str, float]]:

@@ -69,6 +69,9 @@ class ScriptedRunner:
             return StepOutput(sequence_id, [first], 1, "length")
         return StepOutput(sequence_id, [first], 1)
 
+    def rest(self) -> bool:
+        return False
+
     def cache_usage(self) -> float:
         return 0.0
 

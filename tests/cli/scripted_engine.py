@@ -64,6 +64,9 @@ class ScriptedRunner:
             outputs.append(StepOutput(sequence_id, [7], 1, "length" if last else None))
         return outputs
 
+    def rest(self) -> bool:
+        return False
+
     def cache_usage(self) -> float:
         return 0.0
 

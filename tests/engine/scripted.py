@@ -10,6 +10,8 @@ from tests.engine.filemodel import make_card
 
 REFUSED_ID = 666
 EOS_ID = 2
+# How many calls of rest() it takes until there is nothing more to do.
+RESTS = 3
 
 
 @dataclass
@@ -23,7 +25,7 @@ class _Entry:
 class ScriptedRunner:
     """Each sequence answers with its prompt's last id + 1, + 2 ... Prefill takes one step per ten prompt ids.
 
-    ``before_step`` is called in every step: it can sleep, hang or raise.
+    ``before_step`` is called in every step: it can sleep, hang or raise. It rests in so many calls as RESTS says.
     """
 
     def __init__(self, max_num_seqs: int = 4, step_s: float = 0.002, before_step: Callable[[], None] | None = None):
@@ -36,6 +38,7 @@ class ScriptedRunner:
         self.batch_sizes: list[int] = []
         self.sharing_keys: list[str] = []
         self.is_warm = False
+        self.num_rests = 0
 
     def warm_up(self) -> None:
         self.is_warm = True
@@ -71,6 +74,11 @@ class ScriptedRunner:
             if output.finish_reason is not None:
                 del self.entries[output.sequence_id]
         return outputs
+
+    def rest(self) -> bool:
+        assert not self.entries
+        self.num_rests += 1
+        return self.num_rests % RESTS != 0
 
     def cache_usage(self) -> float:
         return len(self.entries) / self.max_num_seqs

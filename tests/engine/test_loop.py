@@ -21,7 +21,7 @@ from chatsvc.engine.protocol import (
     encode_frame,
 )
 from tests.engine.conftest import StartLoop, read_all, wait_for
-from tests.engine.scripted import EOS_ID, REFUSED_ID, ScriptedRunner
+from tests.engine.scripted import EOS_ID, REFUSED_ID, RESTS, ScriptedRunner
 
 GREEDY = Sampling(max_tokens=5, temperature=0)
 LONG = Sampling(max_tokens=100_000, temperature=0)
@@ -235,6 +235,15 @@ def test_heartbeats_come_while_idle_and_after_long_steps(start_loop: StartLoop, 
         beats = [message for message in raw.messages if isinstance(message, Heartbeat)]
         beat = max([*beats, raw.read_until(Heartbeat)], key=lambda one: one.num_steps)
         assert beat.last_step_s > 0.5
+
+
+def test_the_runner_rests_until_all_is_done_whenever_nothing_runs(start_loop: StartLoop, client: EngineClient) -> None:
+    engine = start_loop()
+    wait_for(lambda: engine.runner.num_rests == RESTS and client.status().ready)
+    read_all(client.submit([10], GREEDY, ""))
+    wait_for(lambda: engine.runner.num_rests == 2 * RESTS)
+    time.sleep(0.6)
+    assert engine.runner.num_rests == 2 * RESTS
 
 
 def test_draining_finishes_what_runs_and_refuses_what_comes_late(start_loop: StartLoop, socket_path: Path) -> None:

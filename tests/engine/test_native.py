@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from chatsvc.engine.memory import private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.native import library
@@ -161,6 +162,21 @@ def test_the_cache_takes_memory_only_when_it_is_used(native: NativeRunner, smoll
     runner = load(smollm2, cache_size_gb=8.0)
     assert cached_mib() - before < 1000
     assert len(runner._pages) * 32 > 200_000
+
+
+def test_a_runner_that_has_rested_has_the_cache_of_a_burst_in_memory(smollm2: ModelFolder) -> None:
+    def growth(runner: NativeRunner) -> int:
+        before = private_bytes()
+        steps_and_ids(runner, [(prompt(number, 60), SHORT) for number in range(8)])
+        return private_bytes() - before
+
+    cold, rested = load(smollm2, max_num_seqs=8), load(smollm2, max_num_seqs=8)
+    while rested.rest():
+        pass
+    num_bytes = 8 * 3 * cold._num_cache_bytes // len(cold._pages)
+    assert growth(cold) > 0.8 * num_bytes
+    assert growth(rested) < 0.2 * num_bytes
+    assert rested.rest()  # what was said is kept for its owner, so the next burst wants other pages
 
 
 def steps_and_ids(runner: NativeRunner, work: Sequence[tuple[Sequence[int], Sampling]]) -> tuple[int, list[list[int]]]:

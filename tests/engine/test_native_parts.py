@@ -376,21 +376,54 @@ def test_penalties_among_many_and_few_logits_choose_the_same() -> None:
 # pages
 
 
+def take(pages: Pages, count: int) -> list[int]:
+    assert pages.promise(count)
+    return [pages.take() for _ in range(count)]
+
+
 def test_pages_are_taken_given_back_and_taken_again() -> None:
     pages = Pages(3)
-    taken = pages.take(2)
-    assert taken is not None
+    taken = take(pages, 2)
     assert pages.num_used == 2
-    assert pages.take(2) is None
+    assert not pages.promise(2)
     assert pages.num_used == 2
     pages.give_back(taken)
     assert pages.num_used == 0
-    assert sorted(pages.take(3) or []) == [0, 1, 2]
+    assert sorted(take(pages, 3)) == [0, 1, 2]
+
+
+def test_what_is_promised_is_nobody_elses_and_keeps_what_is_there_until_it_is_taken() -> None:
+    pages = Pages(3)
+    (one,) = take(pages, 1)
+    pages.name(one, b"1")
+    pages.give_back([one])
+    assert pages.promise(3)
+    assert pages.num_used == 3
+    assert not pages.promise(1)
+    assert pages.share([b"1"]) == [one]  # still there: but whoever takes it away must give it back
+    assert not pages.promise(0)
+    pages.give_back([one])
+    assert {pages.take(), pages.take()} == {1, 2}
+    assert pages.share([b"1"]) == [one]
+    pages.give_back([one])
+    pages.give_back([1, 2], num_promised=1)
+    assert pages.num_used == 0
+
+
+def test_pages_that_were_used_before_are_taken_before_others() -> None:
+    pages = Pages(4)
+    first = take(pages, 2)
+    assert first == [0, 1]
+    assert pages.num_ever_used == 2
+    pages.give_back(first)
+    assert sorted(take(pages, 3)) == [0, 1, 2]
+    assert pages.num_ever_used == 3
+    assert pages.num_free == 1
 
 
 def test_named_pages_are_shared_kept_and_at_last_given_away_oldest_first() -> None:
     pages = Pages(3)
-    one, two = pages.take(2) or []
+    one, two = take(pages, 2)
     pages.name(one, b"1")
     pages.name(two, b"2")
     assert pages.share([b"1", b"other", b"2"]) == [one]
@@ -398,19 +431,19 @@ def test_named_pages_are_shared_kept_and_at_last_given_away_oldest_first() -> No
     assert pages.num_used == 1
     pages.give_back([one])
     assert pages.num_used == 0
-    assert len(pages.take(2) or []) == 2  # the free one, and the end of the prefix before its beginning
+    take(pages, 2)  # the free one, and the end of the prefix before its beginning
     assert pages.share([b"2"]) == []
     assert pages.share([b"1"]) == [one]
 
 
 def test_of_two_pages_with_one_name_the_first_is_shared() -> None:
     pages = Pages(4)
-    one, two = pages.take(2) or []
+    one, two = take(pages, 2)
     pages.name(one, b"same")
     pages.name(two, b"same")
     pages.give_back([two])
     assert pages.share([b"same"]) == [one]
-    assert len(pages.take(3) or []) == 3
+    assert len(take(pages, 3)) == 3
 
 
 def test_a_copied_folder_is_not_needed_once_it_is_loaded(tmp_path: Path) -> None:

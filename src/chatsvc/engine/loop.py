@@ -79,6 +79,7 @@ class Loop:
         self._num_generated_tokens = 0
         self._last_step_s = 0.0
         self._next_heartbeat = 0.0
+        self._has_rested = False
         self._drain_requested = False
         self._draining_since: float | None = None
 
@@ -94,6 +95,9 @@ class Loop:
                 self._start_waiting()
                 if self._running:
                     self._step()
+                    self._has_rested = False
+                elif not self._has_rested:
+                    self._has_rested = not self._runner.rest()
                 self._beat()
                 self._clients.send()
             for sequence in list(self._by_wire_id.values()):
@@ -106,7 +110,7 @@ class Loop:
 
     def _take(self) -> None:
         was_idle = not self._by_wire_id
-        self._poll(HEARTBEAT_INTERVAL_S / 2 if was_idle else 0)
+        self._poll(HEARTBEAT_INTERVAL_S / 2 if was_idle and self._has_rested else 0)
         if was_idle and self._waiting:
             until = self._clock() + self._options.linger_s
             while (left_s := until - self._clock()) > 0:

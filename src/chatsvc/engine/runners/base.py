@@ -78,5 +78,8 @@ class Runner(Protocol):
     def step(self) -> list[StepOutput]:
         """One forward pass over what is running (a chunk of prefill, or a token each). Empty when idle."""
 
+    def rest(self) -> bool:
+        """While none runs, do a little (milliseconds) of what the next ones would wait for. False: nothing is left."""
+
     def cache_usage(self) -> float:
         """How much of the KV cache is in use, 0 to 1."""

@@ -147,6 +147,10 @@ class OpenVinoRunner:
                 self._leave_tail(sequence, len(sequence.ids) - 1)
         return outputs
 
+    def rest(self) -> bool:
+        """There is nothing to do ahead."""
+        return False
+
     def cache_usage(self) -> float:
         """The pipeline's own figure."""
         return self._pipeline.cache_usage()

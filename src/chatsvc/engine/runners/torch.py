@@ -102,6 +102,10 @@ class TorchRunner:
                 del self._sequences[output.sequence_id]
         return outputs
 
+    def rest(self) -> bool:
+        """There is nothing to do ahead."""
+        return False
+
     def cache_usage(self) -> float:
         """Tokens held, as a share of what all sequences could hold."""
         held = sum(sequence.num_held for sequence in self._sequences.values())

@@ -239,6 +239,10 @@ class Model:
         self._library.model_seconds(self._handle, seconds.ctypes.data)
         return dict(zip(PHASES, seconds.tolist(), strict=True))
 
+    def touch(self, page: int) -> None:
+        """Have a page of the cache in memory that holds nothing."""
+        self._library.model_touch(self._handle, page)
+
     def clear_cache(self) -> None:
         """Give the cache's memory back until it is used again."""
         self._library.model_clear_cache(self._handle)
@@ -261,6 +265,7 @@ def _library() -> ctypes.CDLL:
         (library.model_free, None, [pointer]),
         (library.model_seconds, None, [pointer, pointer]),
         (library.model_clear_cache, None, [pointer]),
+        (library.model_touch, None, [pointer, integer]),
         (library.model_page_bytes, ctypes.c_int64, [pointer]),
         (library.model_weights_bytes, ctypes.c_int64, [pointer]),
         (library.model_set_rows, None, [pointer, integer, integer, integer, integer, integer, pointer]),

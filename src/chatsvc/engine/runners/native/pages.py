@@ -1,5 +1,8 @@
 """Which cache page belongs to whom: pages in use, pages that are kept because a prompt may begin like them, free ones.
 
+A sequence is promised all the pages that it may need when it joins, and takes each when it comes to write there: until
+then what is kept stays, and an answer that ends early leaves it there.
+
 A full page has a name: a hash of who may share it, of its tokens and of all before them. So a principal finds its own
 prefixes only; there is nothing of others that an answer's speed could betray. Pages nobody uses are given away the
 least recently used first. Pure; knows no library.
@@ -21,6 +24,8 @@ class Pages:
         self._by_name: dict[bytes, int] = {}
         self._names: dict[int, bytes] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()  # named, without users
+        self._num_promised = 0
+        self._num_fresh = num_pages  # those from here on to the last have never been taken
 
     def __len__(self) -> int:
         """How many there are."""
@@ -28,14 +33,37 @@ class Pages:
 
     @property
     def num_used(self) -> int:
-        """Pages that live sequences hold."""
-        return self._num_pages - len(self._free) - len(self._kept)
+        """Pages that live sequences hold or were promised."""
+        return self._num_pages - len(self._free) - len(self._kept) + self._num_promised
 
-    def take(self, count: int) -> list[int] | None:
-        """So many pages of one's own; None, and nothing changes, when there are not enough."""
-        if count > len(self._free) + len(self._kept):
-            return None
-        return [self._take_one() for _ in range(count)]
+    @property
+    def num_ever_used(self) -> int:
+        """Pages that have been taken once; they are the first ones."""
+        return self._num_pages - self._num_fresh
+
+    @property
+    def num_free(self) -> int:
+        """Pages that hold nothing; those that have been used before are taken first, then the first of the others."""
+        return len(self._free)
+
+    def promise(self, count: int) -> bool:
+        """Set so many aside; False, and nothing changes, when there are not enough."""
+        if self.num_used + count > self._num_pages:
+            return False
+        self._num_promised += count
+        return True
+
+    def take(self) -> int:
+        """One of those that were promised, for oneself."""
+        self._num_promised -= 1
+        if self._free:
+            page = self._free.pop()
+            self._num_fresh = min(self._num_fresh, self._num_pages - page - 1)
+        else:
+            page, _ = self._kept.popitem(last=False)
+            del self._by_name[self._names.pop(page)]
+        self._num_users[page] = 1
+        return page
 
     def share(self, names: Sequence[bytes]) -> list[int]:
         """The pages of the longest beginning of ``names`` that is here."""
@@ -55,8 +83,9 @@ class Pages:
             self._by_name[name] = page
             self._names[page] = name
 
-    def give_back(self, pages: Sequence[int]) -> None:
-        """A sequence does not need these any longer. The later ones of a prefix are forgotten first."""
+    def give_back(self, pages: Sequence[int], num_promised: int = 0) -> None:
+        """A sequence needs none of these any longer, nor what it was promised. A prefix is forgotten from its end."""
+        self._num_promised -= num_promised
         for page in reversed(pages):
             self._num_users[page] -= 1
             if self._num_users[page] == 0:
@@ -64,12 +93,3 @@ class Pages:
                     self._kept[page] = None
                 else:
                     self._free.append(page)
-
-    def _take_one(self) -> int:
-        if self._free:
-            page = self._free.pop()
-        else:
-            page, _ = self._kept.popitem(last=False)
-            del self._by_name[self._names.pop(page)]
-        self._num_users[page] = 1
-        return page

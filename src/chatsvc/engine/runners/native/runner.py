@@ -29,7 +29,7 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import Member, Turn, lay_out, share_out
+from chatsvc.engine.runners.native.turns import Member, Turn, lay_out, num_pages, share_out
 from chatsvc.engine.runners.prefixes import block_names
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
@@ -42,6 +42,8 @@ _MAX_GUESSING_ROWS = 8
 # While several prompts wait, a pass takes no more of them than this, which costs hardly any speed: so the first of them
 # is answered sooner.
 _CHUNK_OF_MANY = 128
+# The cache that is in memory ahead of need, for each sequence that may run.
+_READY_TOKENS = 128
 
 
 class NativeRunner:
@@ -75,6 +77,7 @@ class NativeRunner:
         context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
         self.card = msgspec.structs.replace(card, runner="native", context_length=context_length)
         self._num_cache_bytes = len(self._pages) * page_bytes
+        self._num_in_memory = 0  # so many, from the first page on, are
         self._waiting: list[Member] = []
         self._running: dict[int, Member] = {}
         room = Room(
@@ -93,6 +96,7 @@ class NativeRunner:
             self._run_to_end([[first, *range(1, min(chunk, self.card.context_length - 1))]], 1)
         self._run_to_end([[number + 1] * PAGE_TOKENS for number in range(self.max_num_seqs)], 3)
         self._pages = Pages(len(self._pages))
+        self._num_in_memory = 0
         self._model.clear_cache()
         check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
@@ -117,7 +121,7 @@ class NativeRunner:
         self._waiting = [one for one in self._waiting if one.number != sequence_id]
         sequence = self._running.pop(sequence_id, None)
         if sequence is not None:
-            self._pages.give_back(sequence.pages)
+            self._pages.give_back(sequence.pages, sequence.num_promised)
 
     def step(self) -> list[StepOutput]:
         """One pass over what is running, after those have joined for whom there is room."""
@@ -125,6 +129,7 @@ class NativeRunner:
         turns = self._plan()
         if not turns:
             return []
+        self._take_pages(turns)
         started = self._clock()
         choices = self._model.forward_largest(*lay_out(turns))
         prompts = [turn for turn in turns if turn.sequence.is_prefilling]
@@ -135,8 +140,21 @@ class NativeRunner:
         self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
         return outputs
 
+    def rest(self) -> bool:
+        """Have one more page in memory before it is needed; False when enough are.
+
+        Where a host gives a virtual machine its memory on first use only, a pass over prompts takes a fifth longer.
+        """
+        self._num_in_memory = max(self._num_in_memory, self._pages.num_ever_used)
+        num_ready = self._pages.num_free - (len(self._pages) - self._num_in_memory)
+        if num_ready >= self.max_num_seqs * num_pages(_READY_TOKENS) or self._num_in_memory == len(self._pages):
+            return False
+        self._model.touch(self._num_in_memory)
+        self._num_in_memory += 1
+        return True
+
     def cache_usage(self) -> float:
-        """The share of pages that live sequences hold."""
+        """The share of pages that live sequences hold or were promised."""
         return self._pages.num_used / len(self._pages)
 
     def _join_waiting(self) -> None:
@@ -157,11 +175,11 @@ class NativeRunner:
     def _has_joined(self, sequence: Member) -> bool:
         names = sequence.prompt_names
         shared = self._pages.share(names)
-        own = self._pages.take(_num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared))
-        if own is None:
+        num_own = num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared)
+        if not self._pages.promise(num_own):
             self._pages.give_back(shared)
             return False
-        sequence.pages, sequence.names = shared + own, names[: len(shared)]
+        sequence.pages, sequence.names, sequence.num_promised = shared, names[: len(shared)], num_own
         sequence.num_shared = sequence.num_held = len(shared) * PAGE_TOKENS
         return True
 
@@ -185,6 +203,13 @@ class NativeRunner:
                 if (ids := one.ids[one.num_held : one.num_held + num_tokens])
             ]
         return turns
+
+    def _take_pages(self, turns: Sequence[Turn]) -> None:
+        for turn in turns:
+            sequence = turn.sequence
+            while len(sequence.pages) < num_pages(sequence.num_held + len(turn.ids)):
+                sequence.pages.append(self._pages.take())
+                sequence.num_promised -= 1
 
     def _take_in(self, turns: Sequence[Turn], choices: Sequence[Output]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
@@ -240,7 +265,3 @@ class NativeRunner:
             self.add(-1 - number, prompt, Sampling(max_tokens=max_tokens, temperature=0), "")
         while self._running or self._waiting:
             self.step()
-
-
-def _num_pages(num_tokens: int) -> int:
-    return -(-num_tokens // PAGE_TOKENS)

@@ -14,7 +14,8 @@ from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
 class Member:
     """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache.
 
-    ``names`` are those of its full pages; ``prompt_names`` of all that its prompt will fill but the last token's.
+    It holds ``pages`` and may take ``num_promised`` more. ``names`` are those of its full pages; ``prompt_names`` of
+    all that its prompt will fill but the last token's.
     """
 
     number: int
@@ -26,6 +27,7 @@ class Member:
     drafter: Drafter
     prompt_names: list[bytes]
     pages: list[int] = field(default_factory=list)
+    num_promised: int = 0
     names: list[bytes] = field(default_factory=list)
     num_overtaken: int = 0
     num_held: int = 0
@@ -54,6 +56,11 @@ class Turn:
     sequence: Member
     ids: Sequence[int]
     num_choices: int
+
+
+def num_pages(num_tokens: int) -> int:
+    """How many pages hold so many tokens."""
+    return -(-num_tokens // PAGE_TOKENS)
 
 
 def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, int]]:

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { HUGE_BYTES = 2 << 20, DONTNEED_LOCKED = 24 /* MADV_DONTNEED_LOCKED of Linux 5.18 */ };
+enum { SMALL_BYTES = 4096, HUGE_BYTES = 2 << 20, DONTNEED_LOCKED = 24 /* MADV_DONTNEED_LOCKED of Linux 5.18 */ };
 
 /* Zeroed memory that is there on first use. */
 static void *reserve(model *m, size_t num_bytes) {
@@ -164,6 +164,11 @@ void model_clear_cache(model *m) {
     const size_t num_bytes = m->cache.page_bytes * m->shape.num_pages;
     if (madvise(m->cache.pages, num_bytes, MADV_DONTNEED) != 0) /* memory is locked where weights were sealed */
         madvise(m->cache.pages, num_bytes, DONTNEED_LOCKED);
+}
+
+void model_touch(model *m, int page) {
+    volatile uint8_t *bytes = m->cache.pages + m->cache.page_bytes * page;
+    for (size_t i = 0; i < m->cache.page_bytes; i += SMALL_BYTES) bytes[i] = 0;
 }
 
 void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }

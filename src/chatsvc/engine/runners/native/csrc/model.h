@@ -47,6 +47,8 @@ EXPORT void model_seconds(const model *m, double *seconds);
 EXPORT void model_forward(model *m, const model_batch *batch);
 /* Give the cache's memory back; its pages read as zeros until they are written. */
 EXPORT void model_clear_cache(model *m);
+/* Have a page of the cache in memory that holds nothing. */
+EXPORT void model_touch(model *m, int page);
 EXPORT int64_t model_page_bytes(const model_shape *shape);
 EXPORT int64_t model_weights_bytes(const model_shape *shape);
 
