@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from chatsvc.errors import StoreUnavailable
 from chatsvc.store import database as database_module
 from chatsvc.store.database import Database, Statement
+from chatsvc.store.migrate import migrate
 from chatsvc.store.tables import Account, Usage
 
 
@@ -81,11 +82,44 @@ def test_a_count_that_raises_leaves_nothing(database):
         assert session.scalar(select(func.count()).select_from(Usage)) == 0
 
 
+def test_a_statement_finds_its_row_or_nothing(database):
+    with database.counting() as connection:
+        ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
+    assert database.first(COUNT, {"name": "b"}).num_tokens == 5
+    assert database.first(COUNT, {"name": "other"}) is None
+
+
+def test_a_statement_leaves_no_transaction_open(tmp_path, database):
+    with database.counting() as connection:
+        ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
+        assert connection.in_transaction
+    database.first(COUNT, {"name": "b"})
+    with database.engine.raw_connection().driver_connection as connection:
+        assert not connection.in_transaction
+    with sqlite3.connect(tmp_path / "chatsvc.db", timeout=0) as other:
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # nobody reads or writes
+
+
+def test_a_statement_of_a_database_that_cannot_be_opened_is_unavailable_and_heals(tmp_path):
+    folder = tmp_path / "later"
+    database = Database(f"sqlite:///{folder / 'chatsvc.db'}")
+    with pytest.raises(StoreUnavailable):
+        database.first(COUNT, {"name": "b"})
+    with pytest.raises(StoreUnavailable), database.counting():
+        pytest.fail("it cannot be opened")
+    folder.mkdir()
+    migrate(database)
+    assert database.first(COUNT, {"name": "b"}) is None
+    database.close()
+
+
 @pytest.mark.parametrize("scheme", ["postgresql", "postgresql+psycopg"])
 def test_a_postgresql_that_is_not_there_is_unavailable(scheme):
     database = Database(f"{scheme}://nobody@127.0.0.1:1/nothing")
     with pytest.raises(StoreUnavailable), database.session():
         pytest.fail("there is no server")
+    with pytest.raises(StoreUnavailable):
+        database.first(COUNT, {"name": "b"})
     database.close()
 
 
@@ -139,6 +173,8 @@ def test_another_process_that_holds_the_write_lock_for_too_long_is_an_outage(tmp
     other = sqlite3.connect(tmp_path / "chatsvc.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable), hasty.session():
+        pytest.fail("the lock is held elsewhere")
+    with pytest.raises(StoreUnavailable), hasty.counting():
         pytest.fail("the lock is held elsewhere")
     with hasty.reading() as session:
         assert session.scalar(select(func.count()).select_from(Account)) == 0
