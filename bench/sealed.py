@@ -40,6 +40,7 @@ from chatsvc.models.store import ModelStore
 
 _MIB = 1024 * 1024
 _LOOK_S = 0.01
+_REST_S = 0.5
 _NUM_SEQUENCES = 16
 _GOAL_RATIO, _GOAL_MIB = 1.5, 100
 
@@ -104,6 +105,14 @@ class Memory:
         status = self._status()
         return (status["RssAnon"] + max(status["RssShmem"], sum(files.values()))) // _MIB
 
+    def own_at_rest(self) -> int:
+        """The same, once it stands still: a runner that rests goes on taking memory for a while."""
+        before, now = -1, self.own()
+        while now != before:
+            time.sleep(_REST_S)
+            before, now = now, self.own()
+        return now
+
     def cpu_s(self) -> float:
         """Processor time so far, of all threads."""
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
@@ -144,16 +153,9 @@ def engine(home: Path) -> Iterator[tuple[EngineClient, Start]]:
                 raise RuntimeError(f"the engine ended: {(home.parent / 'engine.log').read_text()[-2000:]}")
             _finish(client.submit([5, 6, 7], Sampling(max_tokens=1, temperature=0), ""))
             start_s, start_cpu_s = time.perf_counter() - started, memory.cpu_s()
-        yield (
-            client,
-            Start(
-                start_s=round(start_s, 2),
-                start_cpu_s=round(start_cpu_s, 2),
-                resident_peak_mib=memory.resident_peak(),
-                own_peak_mib=memory.own_peak,
-                own_rest_mib=memory.own(),
-            ),
-        )
+        resident_peak, own_peak = memory.resident_peak(), memory.own_peak
+        start = Start(round(start_s, 2), round(start_cpu_s, 2), resident_peak, own_peak, memory.own_at_rest())
+        yield client, start
     finally:
         client.close()
         process.terminate()
@@ -292,13 +294,12 @@ def table(pairs: Sequence[Pair]) -> str:
             f"{' / '.join(f'{each:.0f}' for each in speeds)}: {speed:+.1%} ± {error:.1%}, {judge(-speed, error)}",
         ]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    counts = ", ".join(f"{count} ({kind})" for kind, count in Counter(one.kind for one in pairs).items())
-    num_bursts = len(pairs[0].plain_speeds)
+    counts = Counter(f"{len(one.plain_speeds)} bursts ({one.kind})" for one in pairs)
     goals = f"{_GOAL_RATIO} times the start, {_GOAL_MIB} MiB more, the same speed (within {GOAL:.0%})"
+    times = ", ".join(f"{count} x {each}" for each, count in counts.items())
     how = (
-        f"Medians of pairs of engines that were up together, {counts}, each given {num_bursts} bursts in an order of "
-        "chance; of the pairs' speeds the mean difference, ± its standard error: a goal within two of them cannot be "
-        "told apart."
+        f"Medians of pairs of engines that were up together and given bursts in an order of chance: {times}. Of the "
+        "pairs' speeds the mean difference, ± its standard error: a goal within two of them cannot be told apart."
     )
     return "\n".join([*lines, "", f"Goals: at most {goals}. {how}"])
 

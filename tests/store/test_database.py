@@ -73,7 +73,7 @@ def test_only_counts_do_not_wait_for_the_disk(database):
 def test_a_count_that_raises_leaves_nothing(database):
     def count_then_fail():
         with database.counting() as connection:
-            ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
+            ADD.run(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -84,14 +84,14 @@ def test_a_count_that_raises_leaves_nothing(database):
 
 def test_a_statement_finds_its_row_or_nothing(database):
     with database.counting() as connection:
-        ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
+        ADD.run(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
     assert database.first(COUNT, {"name": "b"}).num_tokens == 5
     assert database.first(COUNT, {"name": "other"}) is None
 
 
 def test_a_statement_leaves_no_transaction_open(tmp_path, database):
     with database.counting() as connection:
-        ADD.first(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
+        ADD.run(connection, {"bucket": "b", "day": 1, "num_tokens": 5})
         assert connection.in_transaction
     database.first(COUNT, {"name": "b"})
     with database.engine.raw_connection().driver_connection as connection:

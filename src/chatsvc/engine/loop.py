@@ -1,4 +1,4 @@
-"""The engine's loop: one thread and three verbs. Take what came in, step, give out what came of it.
+"""The engine's loop: one thread and three verbs. Take what came in, step, give out what came of it; else let it rest.
 
 Sequences wait here, first come first served (fairness is the web side's business), until the runner has room. When a
 connection closes, breaks or is not read, its sequences are cancelled. Knows nothing about models, texts or principals.

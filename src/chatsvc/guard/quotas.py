@@ -28,10 +28,11 @@ _KEEP_DAYS = 31
 _USAGE: Table = Usage.__table__  # type: ignore[assignment]
 _RESERVATION: Table = Reservation.__table__  # type: ignore[assignment]
 _THIS = (_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
-_MORE = _USAGE.c.num_tokens + bindparam("more")
-_ADDING = update(_USAGE).where(*_THIS).values(num_tokens=_MORE)
+_ADDING = update(_USAGE).where(*_THIS).values(num_tokens=_USAGE.c.num_tokens + bindparam("more"))
 _ADD = Statement(_ADDING)
-_ADD_WITHIN = Statement(_ADDING.where(bindparam("limit") >= _MORE).returning(_USAGE.c.num_tokens))
+_ADD_WITHIN = Statement(
+    _ADDING.where(_USAGE.c.num_tokens + bindparam("more") <= bindparam("limit")).returning(_USAGE.c.num_tokens)
+)
 _COUNT = Statement(select(_USAGE.c.num_tokens).where(*_THIS))
 _BEGIN_DAY = Statement(  # in words that both databases know
     text("INSERT INTO usage (bucket, day, num_tokens) VALUES (:name, :today, 0) ON CONFLICT DO NOTHING")
@@ -100,16 +101,16 @@ class Quotas:
         with self._database.counting() as connection:
             for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
                 values = {"name": bucket.name, "today": day, "more": num_tokens, "limit": bucket.limit}
-                counted = _ADD_WITHIN.first(connection, values)
+                counted = _ADD_WITHIN.run(connection, values)
                 if counted is None:  # the day's first, or too much
-                    _BEGIN_DAY.first(connection, {"name": bucket.name, "today": day})
-                    counted = _ADD_WITHIN.first(connection, values)
+                    _BEGIN_DAY.run(connection, {"name": bucket.name, "today": day})
+                    counted = _ADD_WITHIN.run(connection, values)
                 if counted is None:
                     raise self.exceeded()
                 counts.append((bucket, counted.num_tokens))
             row = {"id": reservation_id, "day": day, "num_tokens": num_tokens}
             names = " ".join(bucket.name for bucket in buckets)
-            _RESERVE.first(connection, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
+            _RESERVE.run(connection, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
         return Reserved(reservation_id, num_tokens, self._tightest(counts))
 
     def settle(self, reservation_id: str, num_tokens: int) -> None:
@@ -135,11 +136,11 @@ class Quotas:
 
     def _settle(self, reservation_id: str, num_tokens: int) -> None:
         with self._database.counting() as connection:
-            row = _TAKE_RESERVATION.first(connection, {"reservation": reservation_id})
+            row = _TAKE_RESERVATION.run(connection, {"reservation": reservation_id})
             if row is None:
                 return
             for name in sorted(row.buckets.split()):
-                _ADD.first(connection, {"name": name, "today": row.day, "more": num_tokens - row.num_tokens})
+                _ADD.run(connection, {"name": name, "today": row.day, "more": num_tokens - row.num_tokens})
 
     def _settle_late(self) -> None:
         while self._unsettled:

@@ -95,7 +95,7 @@ class Database:
     def first(self, statement: Statement, values: Mapping[str, Any]) -> AnyRow | None:
         """The first row of a reading statement, or None."""
         with self._outages(), self._plain() as connection:
-            return statement.first(connection, values)
+            return statement.run(connection, values)
 
     def ping(self) -> None:
         """Ask for nothing.

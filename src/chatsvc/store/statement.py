@@ -1,6 +1,6 @@
 """A statement that runs with every request. SQLite's driver gets it directly: a layer above takes longer than SQLite.
 
-It is built like any other with SQLAlchemy's expressions, so that both databases understand it and names are checked.
+It is built like any other with SQLAlchemy's expressions, so that both databases understand it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Statement:
         self._statement = statement
         self._sqlite_text = str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
-    def first(self, connection: PlainConnection, values: Mapping[str, Any]) -> AnyRow | None:
+    def run(self, connection: PlainConnection, values: Mapping[str, Any]) -> AnyRow | None:
         """Run it; the first row, or None where there is none."""
         if isinstance(connection, sqlite3.Connection):
             return self._first_of_sqlite(connection, values)

@@ -1,4 +1,4 @@
-"""What a runner is: an inference library behind five calls. The loop owns it and calls it from one thread only."""
+"""What a runner is: an inference library behind six calls. The loop owns it and calls it from one thread only."""
 
 from __future__ import annotations
 

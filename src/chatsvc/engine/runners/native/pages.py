@@ -25,7 +25,7 @@ class Pages:
         self._names: dict[int, bytes] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()  # named, without users
         self._num_promised = 0
-        self._num_fresh = num_pages  # those from here on to the last have never been taken
+        self._num_ever_used = 0
 
     def __len__(self) -> int:
         """How many there are."""
@@ -39,7 +39,7 @@ class Pages:
     @property
     def num_ever_used(self) -> int:
         """Pages that have been taken once; they are the first ones."""
-        return self._num_pages - self._num_fresh
+        return self._num_ever_used
 
     @property
     def num_free(self) -> int:
@@ -58,7 +58,7 @@ class Pages:
         self._num_promised -= 1
         if self._free:
             page = self._free.pop()
-            self._num_fresh = min(self._num_fresh, self._num_pages - page - 1)
+            self._num_ever_used = max(self._num_ever_used, page + 1)
         else:
             page, _ = self._kept.popitem(last=False)
             del self._by_name[self._names.pop(page)]

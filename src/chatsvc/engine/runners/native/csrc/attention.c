@@ -32,9 +32,9 @@ void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot,
               const rounded_head *value) {
     const int head_size = cache->head_size, lane = slot % LANES;
     const kv_head_cache head = {&page, layer, kv_head, PAGE_TOKENS};
-    uint8_t *keys = tile_of(cache, &head, slot / LANES, head_size) + lane * 4;
-    uint8_t *values = keys - lane * 4 + (size_t)LANES * head_size, *fours = values + lane / 4 * 4 * head_size;
+    uint8_t *tile = tile_of(cache, &head, slot / LANES, head_size), *values = tile + (size_t)LANES * head_size;
     float *scales = (float *)(values + (size_t)LANES * head_size);
+    uint8_t *keys = tile + lane * 4, *fours = values + lane / 4 * 4 * head_size;
     for (int i = 0; i < head_size; i += LANES) {
         const __m128i bytes = _mm_load_si128((const __m128i *)(key->bytes + i));
         const __m128i unsigned_bytes = _mm_xor_si128(bytes, _mm_set1_epi8(-128)); /* adds 128 */

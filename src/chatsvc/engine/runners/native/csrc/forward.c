@@ -118,7 +118,7 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
                              .num_tokens = position + 1,
                              .out = m->attended + (slot + i) * size};
     rounded_head key, value;
-    prepare_heads(&in, queries, share, &key, &value, size);
+    round_heads(&in, queries, share, &key, &value, size);
     const int page = p->batch->pages[(size_t)sequence * p->batch->pages_stride + position / PAGE_TOKENS];
     kv_write(&m->cache, page, layer, kv_head, position % PAGE_TOKENS, &key, &value);
 }
@@ -136,7 +136,7 @@ static head_piece head_piece_of(const pass *p, int piece, int count) {
     return (head_piece){rest / num_own, first_head + rest % num_own};
 }
 
-static void prepare_all(const pass *p, phase at, int layer) {
+static void prepare_heads(const pass *p, phase at, int layer) {
     const int num_rows = p->batch->num_rows, num_pieces = num_rows * p->m->shape.num_kv_heads;
     for (int first, last; take(p, at, num_pieces, share_of(p, num_pieces), &first, &last);)
         for (int piece = first; piece < last; piece++) {
@@ -219,7 +219,7 @@ static void run_layer(const pass *p, int number, int thread) {
     end_phase(p, thread, ROUNDING);
     multiply(p, phase_of(m, begin + 1, thread), &w->qkv, num_rows, m->qkv, w->qkv.width, STORE);
     end_phase(p, thread, QKV);
-    prepare_all(p, phase_of(m, begin + 2, thread), number);
+    prepare_heads(p, phase_of(m, begin + 2, thread), number);
     end_phase(p, thread, HEADS);
     num_rows = kept->num_rows;
     if (!num_rows) return;

@@ -16,7 +16,7 @@ INLINE head load_head(const float *values, const float *bias, const int size) {
 }
 
 /* Rotary position embedding; a pair is a number of the first half and its fellow in the second. */
-INLINE head turned(head h, const float *cosines, const float *sines, const int size) {
+INLINE head rope(head h, const float *cosines, const float *sines, const int size) {
     const int half = size / 2 / LANES;
     for (int i = 0; i < half; i++) {
         const __m512 c = _mm512_loadu_ps(cosines + i * LANES), s = _mm512_loadu_ps(sines + i * LANES);
@@ -28,7 +28,7 @@ INLINE head turned(head h, const float *cosines, const float *sines, const int s
 }
 
 /* The Walsh-Hadamard transform of the whole head. */
-INLINE head spread(head h, const int size) {
+INLINE head rotated_head(head h, const int size) {
     enum { PARTS = GROUP / LANES };
     for (int i = 0; i < size / LANES; i += PARTS) {
         const group g = rotated((group){{h.part[i], h.part[i + 1], h.part[i + 2], h.part[i + 3]}});
@@ -58,25 +58,25 @@ INLINE float round_head(head h, int8_t *bytes, int32_t *sum, const int size) {
     return limit / 127.0f;
 }
 
-INLINE void prepare(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
+INLINE void round_heads_of(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
                     const int size) {
     const float *values = in->values, *bias = in->bias;
     int32_t sum;
     for (int i = 0; i < num_queries; i++, values += size, bias += bias ? size : 0) {
         query *q = &queries[i];
-        const head h = spread(turned(load_head(values, bias, size), in->cosines, in->sines, size), size);
+        const head h = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
         q->scale = round_head(h, q->bytes, &sum, size) / __builtin_sqrtf((float)size);
         q->offset = -128 * sum;
     }
-    const head k = spread(turned(load_head(values, bias, size), in->cosines, in->sines, size), size);
+    const head k = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
     key->scale = round_head(k, key->bytes, &sum, size);
     value->scale = round_head(load_head(values + size, bias ? bias + size : NULL, size), value->bytes, &sum, size);
 }
 
-void prepare_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
+void round_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
                    int head_size) {
     if (head_size == GROUP)
-        prepare(in, queries, num_queries, key, value, GROUP);
+        round_heads_of(in, queries, num_queries, key, value, GROUP);
     else
-        prepare(in, queries, num_queries, key, value, MAX_HEAD_SIZE);
+        round_heads_of(in, queries, num_queries, key, value, MAX_HEAD_SIZE);
 }

@@ -217,7 +217,7 @@ typedef struct {
 
 /* Fills bytes, scale and offset of each query, where q->bytes points; keys and queries are rotated (Walsh-Hadamard), both,
  * so their product stays. */
-void prepare_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
+void round_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
                    int head_size);
 
 /* ---- the thread team (team.c) ---- */
