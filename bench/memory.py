@@ -31,7 +31,7 @@ _CASES = (
     ("native", 1200, 8),
     ("native", 2000, 16),
     ("openvino", 1400, 8),
-    ("openvino-int4", 1400, 8),
+    ("openvino-int4", 1200, 8),
 )
 
 

@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_a_block_is_as_large_as_the_library_says() -> None:
     # PipelineMetrics.cache_size_in_bytes / num_kv_blocks, read off OpenVINO GenAI 2026.4.1
     assert QWEN.block_bytes == 1_867_776
     assert ModelShape(num_layers=30, num_kv_heads=3, head_size=64).block_bytes == 437_760
+    assert ModelShape(num_layers=24, num_kv_heads=16, head_size=64, value_bits=4).block_bytes == 1_474_560
 
 
 def test_the_shape_is_read_from_a_gguf_file_and_from_a_config(smollm2: ModelFolder, tmp_path: Path) -> None:
@@ -35,6 +37,11 @@ def test_the_shape_is_read_from_a_gguf_file_and_from_a_config(smollm2: ModelFold
     (tmp_path / "openvino_model.bin").write_bytes(b"12345")
     assert shape_of(tmp_path) == QWEN
     assert weights_bytes(tmp_path) == 5
+    (tmp_path / "openvino_model.xml").write_text('<data element_type="u8"/>')
+    assert shape_of(tmp_path) == QWEN
+    (tmp_path / "openvino_model.xml").write_text('<data element_type="u8"/><data element_type="u4"/>')
+    assert shape_of(tmp_path) == replace(QWEN, value_bits=4)
+    (tmp_path / "openvino_model.xml").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 2, "head_dim": 128}))
     assert shape_of(tmp_path) == ModelShape(num_layers=24, num_kv_heads=2, head_size=128)
 

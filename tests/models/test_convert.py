@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from chatsvc.cli.bench import TOPICS as EXAMINED_TOPICS
+from chatsvc.engine.runners.base import RunnerOptions
+from chatsvc.engine.runners.pipeline import serving_properties
 from chatsvc.errors import OperatorError
 from chatsvc.models import convert as convert_module
 from chatsvc.models.convert import convert
@@ -109,6 +111,7 @@ def test_int4_generates(store: ModelStore, tiny_folder: Path):
     store.import_path(tiny_folder, "tiny")
     with convert(store, "tiny", "int4").weights() as path:
         assert len(generate(path, PROMPT, 3)) == 3
+        assert serving_properties(path, RunnerOptions())["VALUE_CACHE_PRECISION"] == "u4"
 
 
 @pytest.mark.slow

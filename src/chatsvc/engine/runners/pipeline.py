@@ -14,6 +14,7 @@ import numpy as np
 
 from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.engine.runners.base import MAX_TOP_K, RunnerOptions
+from chatsvc.engine.runners.sizing import value_bits_of
 from chatsvc.errors import OperatorError
 from chatsvc.models.quiet import import_openvino
 
@@ -98,8 +99,8 @@ class Pipeline:
 
 def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
     """What the library is told about the model at ``path``; the quality measurement uses the same."""
-    # One byte a number, as the sizing counts: a converted model may ask for two, and int4 ones did.
-    properties: dict[str, object] = {"KV_CACHE_PRECISION": "u8"}
+    # As the sizing counts: a converted model may ask for two bytes a number, and int4 ones did.
+    properties: dict[str, object] = {"KV_CACHE_PRECISION": "u8", "VALUE_CACHE_PRECISION": f"u{value_bits_of(path)}"}
     if path.is_dir():  # weights of a GGUF file have groups of 32 of their own, which larger ones do not fit
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = options.dynamic_quantization_group
     if options.num_threads:

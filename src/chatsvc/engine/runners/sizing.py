@@ -2,8 +2,9 @@
 
 Measured with OpenVINO: the process takes about 260 MB besides the weights (libraries, activations of a chunk, card);
 weights are repacked into as much memory as their file; a cached token takes, for each layer and KV head, a byte for
-every number of key and value, 8 bytes of scale for the value and, over a block of 32, 8 bytes for every channel of the
-key. Cache pages are touched on use only, but a budget counts them all.
+every number of key and value (half a one for the value's, where the weights are int4), 8 bytes of scale for the value
+and, over a block of 32, 8 bytes for every channel of the key. Cache pages are touched on use only, but a budget counts
+them all.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ class ModelShape:
     num_layers: int
     num_kv_heads: int
     head_size: int
+    value_bits: int = 8
 
     @property
     def block_bytes(self) -> int:
-        """The KV cache of one block of tokens, with 8-bit numbers."""
+        """The KV cache of one block of tokens; a number of a key has 8 bits."""
         key_bytes = self.head_size * (BLOCK_TOKENS + 8)
-        value_bytes = (self.head_size + 8) * BLOCK_TOKENS
+        value_bytes = (self.head_size * self.value_bits // 8 + 8) * BLOCK_TOKENS
         return self.num_layers * self.num_kv_heads * (key_bytes + value_bytes)
 
 
@@ -73,7 +75,15 @@ def _shape_of_config(path: Path) -> ModelShape:
         num_layers=int(config["num_hidden_layers"]),
         num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
         head_size=int(config.get("head_dim") or config["hidden_size"] // num_heads),
+        value_bits=value_bits_of(path.parent),
     )
+
+
+def value_bits_of(path: Path) -> int:
+    """Of the numbers of a cached value. Who converts a model to int4 wants it small: there they are half bytes too."""
+    graph = path / "openvino_model.xml"
+    text = graph.read_text(encoding="utf-8") if graph.exists() else ""
+    return 4 if 'element_type="u4"' in text or 'element_type="i4"' in text else 8
 
 
 def weights_bytes(path: Path) -> int:
