@@ -143,7 +143,7 @@ class NativeRunner:
     def rest(self) -> bool:
         """Have one more page in memory before it is needed; False when enough are.
 
-        Where a host gives a virtual machine its memory on first use only, a pass over prompts takes a fifth longer.
+        Where a host gives a virtual machine its memory on first use only, a pass over prompts would wait for it.
         """
         self._num_in_memory = max(self._num_in_memory, self._pages.num_ever_used)
         num_ready = self._pages.num_free - (len(self._pages) - self._num_in_memory)
