@@ -101,7 +101,7 @@ def _burst(runner: Runner, prompts: list[list[int]], max_tokens: int) -> list[di
     while waiting or num_running:
         while waiting and num_running < runner.max_num_seqs:
             number, prompt = waiting.pop(0)
-            runner.add(number, prompt, sampling, f"bench-{number}")
+            runner.add(number, prompt, sampling, "bench")
             num_running += 1
         for output in runner.step():
             now = time.perf_counter() - started

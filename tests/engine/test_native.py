@@ -80,6 +80,47 @@ def test_a_cached_prefix_changes_no_token_and_is_its_owners_alone(native: Native
     assert run(native, [(longer, SHORT)], ["alice"]) == run(native, [(longer, SHORT)], ["carol"])
 
 
+def test_those_who_come_together_share_what_they_begin_with(native: NativeRunner) -> None:
+    beginning = prompt(32, 110)
+    prompts = [[*beginning, *prompt(33 + number, 60)] for number in range(4)]
+    alone = [run(native, [(ids, SHORT)], [f"alone {number}"])[0] for number, ids in enumerate(prompts)]
+    for number, ids in enumerate(prompts):
+        native.add(number, ids, SHORT, "dora")
+    ids_of: dict[int, list[int]] = {number: [] for number in range(4)}
+    cached = []
+    while len(cached) < 4 or native.cache_usage() > 0:
+        for output in native.step():
+            cached += [] if ids_of[output.sequence_id] else [output.num_cached_tokens]
+            ids_of[output.sequence_id] += output.token_ids
+    assert list(ids_of.values()) == alone
+    assert sorted(cached) == [0, 110, 110, 110]
+
+
+def test_a_prompt_goes_on_inside_a_page_where_it_leaves_anothers(native: NativeRunner) -> None:
+    ids = prompt(38, 100)
+    changed = [*ids[:50], 7, *ids[51:]]
+    expected = run(native, [(changed, SHORT)], ["erin"])
+    assert first_output(native, ids, "frank") == 0
+    assert first_output(native, changed, "frank") == 50
+    assert first_output(native, changed[:50], "frank") == 49  # the last token is always computed
+    assert first_output(native, changed[:50], "mallory") == 0
+    assert run(native, [(changed, SHORT)], ["frank"]) == expected
+
+
+def test_a_page_that_several_need_is_computed_by_the_shortest_and_again_when_that_goes(native: NativeRunner) -> None:
+    beginning = prompt(36, 40)
+    native.add(1, [*beginning, *prompt(37, 1500)], FIRST, "alice")
+    native.add(2, [*beginning, *prompt(38, 1600)], FIRST, "alice")
+    native.add(3, [*beginning, *prompt(39, 20)], FIRST, "alice")
+    native.step()
+    native.cancel(1)
+    ended: list[int] = []
+    while len(ended) < 2:
+        ended += [output.sequence_id for output in native.step()]
+    assert ended == [3, 2]
+    assert native.cache_usage() == 0
+
+
 def test_a_completion_is_a_prefix_of_the_next_turn(native: NativeRunner) -> None:
     ids = prompt(40, 90)
     completion = run(native, [(ids, Sampling(max_tokens=60, temperature=0))], ["alice"])[0]

@@ -243,6 +243,10 @@ class Model:
         """Have a page of the cache in memory that holds nothing."""
         self._library.model_touch(self._handle, page)
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Have all of a page of the cache in another one too."""
+        self._library.model_copy_page(self._handle, source, target)
+
     def clear_cache(self) -> None:
         """Give the cache's memory back until it is used again."""
         self._library.model_clear_cache(self._handle)
@@ -266,6 +270,7 @@ def _library() -> ctypes.CDLL:
         (library.model_seconds, None, [pointer, pointer]),
         (library.model_clear_cache, None, [pointer]),
         (library.model_touch, None, [pointer, integer]),
+        (library.model_copy_page, None, [pointer, integer, integer]),
         (library.model_page_bytes, ctypes.c_int64, [pointer]),
         (library.model_weights_bytes, ctypes.c_int64, [pointer]),
         (library.model_set_rows, None, [pointer, integer, integer, integer, integer, integer, pointer]),

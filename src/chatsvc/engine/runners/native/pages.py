@@ -4,14 +4,26 @@ A sequence is promised all the pages that it may need when it joins, and takes e
 then what is kept stays, and an answer that ends early leaves it there.
 
 A full page has a name: a hash of who may share it, of its tokens and of all before them. So a principal finds its own
-prefixes only; there is nothing of others that an answer's speed could betray. Pages nobody uses are given away the
-least recently used first. Pure; knows no library.
+prefixes only; there is nothing of others that an answer's speed could betray. A prompt that leaves another one inside a
+page can have a copy of that page, and goes on where it leaves. Pages nobody uses are given away the least recently used
+first. Pure; knows no library.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What a full page holds, and the name of the page in front of it."""
+
+    name: bytes
+    before: bytes
+    ids: Sequence[int]
 
 
 class Pages:
@@ -22,7 +34,8 @@ class Pages:
         self._free = list(range(num_pages - 1, -1, -1))
         self._num_users = [0] * num_pages
         self._by_name: dict[bytes, int] = {}
-        self._names: dict[int, bytes] = {}
+        self._contents: dict[int, _Content] = {}
+        self._last_behind: dict[bytes, int] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()  # named, without users
         self._num_promised = 0
         self._num_ever_used = 0
@@ -61,7 +74,7 @@ class Pages:
             self._num_ever_used = max(self._num_ever_used, page + 1)
         else:
             page, _ = self._kept.popitem(last=False)
-            del self._by_name[self._names.pop(page)]
+            self._forget(self._contents.pop(page), page)
         self._num_users[page] = 1
         return page
 
@@ -77,11 +90,19 @@ class Pages:
             found.append(page)
         return found
 
-    def name(self, page: int, name: bytes) -> None:
-        """The page is full now and may be shared; of two with the same content the first one is."""
+    def name(self, page: int, name: bytes, before: bytes, ids: Sequence[int]) -> None:
+        """The page is full of ``ids`` behind the page ``before``; of two with the same content the first is shared."""
         if name not in self._by_name:
-            self._by_name[name] = page
-            self._names[page] = name
+            self._by_name[name] = self._last_behind[before] = page
+            self._contents[page] = _Content(name, before, ids)
+
+    def like(self, before: bytes, ids: Sequence[int]) -> tuple[int, int]:
+        """The page that was last filled behind ``before``, and with how many of ``ids`` it begins; 0: with none."""
+        page = self._last_behind.get(before)
+        if page is None:
+            return 0, 0
+        pairs = zip(ids, self._contents[page].ids, strict=False)
+        return page, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def give_back(self, pages: Sequence[int], num_promised: int = 0) -> None:
         """A sequence needs none of these any longer, nor what it was promised. A prefix is forgotten from its end."""
@@ -89,7 +110,12 @@ class Pages:
         for page in reversed(pages):
             self._num_users[page] -= 1
             if self._num_users[page] == 0:
-                if page in self._names:
+                if page in self._contents:
                     self._kept[page] = None
                 else:
                     self._free.append(page)
+
+    def _forget(self, content: _Content, page: int) -> None:
+        del self._by_name[content.name]
+        if self._last_behind.get(content.before) == page:
+            del self._last_behind[content.before]

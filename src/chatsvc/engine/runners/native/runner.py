@@ -173,20 +173,54 @@ class NativeRunner:
                 blocked.append(sequence)
 
     def _has_joined(self, sequence: Member) -> bool:
-        names = sequence.prompt_names
-        shared = self._pages.share(names)
-        num_own = num_pages(sequence.num_prompt + sequence.max_tokens) - len(shared)
+        self._share(sequence)
+        num_own = num_pages(sequence.num_prompt + sequence.max_tokens) - len(sequence.pages)
         if not self._pages.promise(num_own):
-            self._pages.give_back(shared)
+            self._pages.give_back(sequence.pages)
+            sequence.pages, sequence.names, sequence.num_held, sequence.num_shared = [], [], 0, 0
             return False
-        sequence.pages, sequence.names, sequence.num_promised = shared, names[: len(shared)], num_own
-        sequence.num_shared = sequence.num_held = len(shared) * PAGE_TOKENS
+        sequence.num_promised = num_own
         return True
+
+    def _share(self, sequence: Member) -> int:
+        """Take over the next pages of its prompt, as many as are here; returns how many."""
+        shared = self._pages.share(sequence.prompt_names[len(sequence.names) :])
+        sequence.pages += shared
+        sequence.names = sequence.prompt_names[: len(sequence.pages)]
+        sequence.num_held += len(shared) * PAGE_TOKENS
+        sequence.num_shared += len(shared) * PAGE_TOKENS
+        return len(shared)
+
+    def _prompts(self) -> list[Member]:
+        """Those in prefill, the oldest first; of several that fill the same page next one, and the others share it."""
+        prompts = [one for one in self._running.values() if one.is_prefilling]
+        for one in prompts:
+            if one.is_at_new_page:
+                num_shared = self._share(one)
+                self._pages.give_back([], num_shared)
+                one.num_promised -= num_shared
+        first: dict[bytes | int, Member] = {}
+        for one in [*prompts[:1], *sorted(prompts[1:], key=lambda one: one.num_missing)]:
+            first.setdefault(one.next_name or one.number, one)
+        return list(first.values())
+
+    def _begin_page(self, sequence: Member) -> None:
+        """Give a prompt its next page if it needs one now, with the tokens that it has in common with another."""
+        if sequence.is_at_new_page:
+            self._take_page(sequence)
+            start = sequence.num_held
+            page, count = self._pages.like(
+                sequence.before, sequence.ids[start : start + PAGE_TOKENS][: sequence.num_missing - 1]
+            )
+            if count:
+                self._model.copy_page(page, sequence.pages[-1])
+                sequence.num_held += count
+                sequence.num_shared += count
 
     def _plan(self) -> list[Turn]:
         """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
         decoding = [one for one in self._running.values() if not one.is_prefilling]
-        prefilling = [one for one in self._running.values() if one.is_prefilling]
+        prefilling = self._prompts()
         left = 0 if prefilling else _MAX_GUESSING_ROWS - len(decoding)
         turns = []
         for one in decoding:
@@ -197,19 +231,22 @@ class NativeRunner:
             chunk = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding))
             if len(prefilling) > 1:
                 chunk = min(chunk, _CHUNK_OF_MANY)
-            turns += [
-                Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt))
-                for one, num_tokens in share_out(chunk, prefilling)
-                if (ids := one.ids[one.num_held : one.num_held + num_tokens])
-            ]
+            for one, num_tokens in share_out(chunk, prefilling):
+                if num_tokens:
+                    self._begin_page(one)
+                    ids = one.ids[one.num_held : one.num_held + num_tokens]
+                    turns.append(Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt)))
         return turns
 
     def _take_pages(self, turns: Sequence[Turn]) -> None:
         for turn in turns:
             sequence = turn.sequence
             while len(sequence.pages) < num_pages(sequence.num_held + len(turn.ids)):
-                sequence.pages.append(self._pages.take())
-                sequence.num_promised -= 1
+                self._take_page(sequence)
+
+    def _take_page(self, sequence: Member) -> None:
+        sequence.pages.append(self._pages.take())
+        sequence.num_promised -= 1
 
     def _take_in(self, turns: Sequence[Turn], choices: Sequence[Output]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
@@ -254,11 +291,11 @@ class NativeRunner:
         num_named = len(sequence.names)
         num_full = sequence.num_held // PAGE_TOKENS
         if num_full > num_named:
-            before = sequence.names[-1] if sequence.names else sequence.key.encode()
-            new = block_names(sequence.ids[num_named * PAGE_TOKENS : num_full * PAGE_TOKENS], before)
-            for page, name in zip(sequence.pages[num_named:num_full], new, strict=True):
-                self._pages.name(page, name)
-            sequence.names += new
+            new = block_names(sequence.ids[num_named * PAGE_TOKENS : num_full * PAGE_TOKENS], sequence.before)
+            for number, name in enumerate(new, num_named):
+                ids = sequence.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
+                self._pages.name(sequence.pages[number], name, sequence.before, ids)
+                sequence.names.append(name)
 
     def _run_to_end(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
         for number, prompt in enumerate(prompts):

@@ -39,6 +39,21 @@ class Member:
         return len(self.ids) == self.num_prompt
 
     @property
+    def before(self) -> bytes:
+        """The name of its last full page, or what stands in front of the first."""
+        return self.names[-1] if self.names else self.key.encode()
+
+    @property
+    def next_name(self) -> bytes | None:
+        """The name of the page that its prompt fills next, if it fills one more."""
+        return self.prompt_names[len(self.names)] if len(self.names) < len(self.prompt_names) else None
+
+    @property
+    def is_at_new_page(self) -> bool:
+        """Whether its next token goes into a page that it does not have yet."""
+        return self.num_held == len(self.pages) * PAGE_TOKENS
+
+    @property
     def num_missing(self) -> int:
         """Prompt tokens that are not in the cache yet."""
         return self.num_prompt - self.num_held

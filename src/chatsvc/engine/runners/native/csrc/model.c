@@ -171,6 +171,10 @@ void model_touch(model *m, int page) {
     for (size_t i = 0; i < m->cache.page_bytes; i += SMALL_BYTES) bytes[i] = 0;
 }
 
+void model_copy_page(model *m, int from, int to) {
+    memcpy(m->cache.pages + m->cache.page_bytes * to, m->cache.pages + m->cache.page_bytes * from, m->cache.page_bytes);
+}
+
 void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }
 
 int64_t model_page_bytes(const model_shape *s) {

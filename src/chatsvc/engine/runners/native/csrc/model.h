@@ -49,6 +49,8 @@ EXPORT void model_forward(model *m, const model_batch *batch);
 EXPORT void model_clear_cache(model *m);
 /* Have a page of the cache in memory that holds nothing. */
 EXPORT void model_touch(model *m, int page);
+/* Copy what a page of the cache holds to another one. */
+EXPORT void model_copy_page(model *m, int from, int to);
 EXPORT int64_t model_page_bytes(const model_shape *shape);
 EXPORT int64_t model_weights_bytes(const model_shape *shape);
 
