@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from bench.load import Sample
+from bench.shape import NUM_PUBLIC_TOKENS
 from chatsvc.cli.engine import runner_options
 from chatsvc.engine.process import harden
 from chatsvc.engine.protocol import Sampling
@@ -101,7 +102,7 @@ def _burst(runner: Runner, prompts: list[list[int]], max_tokens: int) -> list[di
     while waiting or num_running:
         while waiting and num_running < runner.max_num_seqs:
             number, prompt = waiting.pop(0)
-            runner.add(number, prompt, sampling, "bench")
+            runner.add(number, prompt, sampling, "bench", NUM_PUBLIC_TOKENS)
             num_running += 1
         for output in runner.step():
             now = time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from zlib import crc32
 
 from bench.load import Body, chat
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
@@ -29,7 +30,7 @@ class Scenario:
         histories: list[list[dict[str, str]]] = [[] for _ in range(num_streams)]
         for turn in range(self.num_turns):
             for number, history in enumerate(histories):
-                own = seed * 1_000_003 + number * 1009 + turn * 2
+                own = crc32(self.name.encode()) + seed * 1_000_003 + number * 1009 + turn * 2
                 if turn:
                     history.append({"role": "assistant", "content": text_of_tokens(self.max_tokens, own + 1)})
                 question = text_of_tokens(self.num_prompt - NUM_TEMPLATE_TOKENS, own)

@@ -42,7 +42,7 @@ class ScriptedRunner:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def add(self, sequence_id, prompt_ids, sampling, sharing_key) -> None:
+    def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0) -> None:
         self._script.prompts.append(list(prompt_ids))
         self._sequences[sequence_id] = (list(self._script.ids), sampling.max_tokens)
         self._script.running.add(sequence_id)

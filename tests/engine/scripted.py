@@ -43,7 +43,9 @@ class ScriptedRunner:
     def warm_up(self) -> None:
         self.is_warm = True
 
-    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+    def add(
+        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+    ) -> None:
         if REFUSED_ID in prompt_ids:
             raise ValueError("scripted")
         self.sharing_keys.append(sharing_key)

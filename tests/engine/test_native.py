@@ -1,5 +1,6 @@
 """The native runner over the embedded model: answers, and that company, chunks and cache change no bit of them."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,45 +81,86 @@ def test_a_cached_prefix_changes_no_token_and_is_its_owners_alone(native: Native
     assert run(native, [(longer, SHORT)], ["alice"]) == run(native, [(longer, SHORT)], ["carol"])
 
 
-def test_those_who_come_together_share_what_they_begin_with(native: NativeRunner) -> None:
-    beginning = prompt(32, 110)
-    prompts = [[*beginning, *prompt(33 + number, 60)] for number in range(4)]
-    alone = [run(native, [(ids, SHORT)], [f"alone {number}"])[0] for number, ids in enumerate(prompts)]
-    for number, ids in enumerate(prompts):
-        native.add(number, ids, SHORT, "dora")
-    ids_of: dict[int, list[int]] = {number: [] for number in range(4)}
-    cached = []
-    while len(cached) < 4 or native.cache_usage() > 0:
-        for output in native.step():
-            cached += [] if ids_of[output.sequence_id] else [output.num_cached_tokens]
+def answers(runner: NativeRunner, prompts: Sequence[Sequence[int]], keys: Sequence[str], num_public: int = 0):
+    """What each is answered when all come together, and how many of its tokens were found in the cache."""
+    for number, (ids, key) in enumerate(zip(prompts, keys, strict=True)):
+        runner.add(number, ids, SHORT, key, num_public)
+    ids_of: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
+    cached: dict[int, int] = {}
+    running = set(ids_of)
+    while running:
+        for output in runner.step():
+            cached.setdefault(output.sequence_id, output.num_cached_tokens)
             ids_of[output.sequence_id] += output.token_ids
-    assert list(ids_of.values()) == alone
-    assert sorted(cached) == [0, 110, 110, 110]
+            running -= {output.sequence_id} if output.finish_reason else set()
+    assert runner.cache_usage() == 0
+    return list(ids_of.values()), [cached[number] for number in ids_of]
 
 
-def test_a_prompt_goes_on_inside_a_page_where_it_leaves_anothers(native: NativeRunner) -> None:
-    ids = prompt(38, 100)
-    changed = [*ids[:50], 7, *ids[51:]]
-    expected = run(native, [(changed, SHORT)], ["erin"])
-    assert first_output(native, ids, "frank") == 0
-    assert first_output(native, changed, "frank") == 50
-    assert first_output(native, changed[:50], "frank") == 49  # the last token is always computed
-    assert first_output(native, changed[:50], "mallory") == 0
-    assert run(native, [(changed, SHORT)], ["frank"]) == expected
+def test_those_who_come_together_share_what_they_begin_with(native: NativeRunner) -> None:
+    prompts = [[*prompt(32, 110), *prompt(33 + number, 60)] for number in range(4)]
+    alone = [run(native, [(ids, SHORT)], [f"alone {number}"])[0] for number, ids in enumerate(prompts)]
+    together, cached = answers(native, prompts, ["dora", "dora", "mallory", "dora"])
+    assert together == alone
+    assert cached == [0, 96, 0, 96]
 
 
-def test_a_page_that_several_need_is_computed_by_the_shortest_and_again_when_that_goes(native: NativeRunner) -> None:
-    beginning = prompt(36, 40)
-    native.add(1, [*beginning, *prompt(37, 1500)], FIRST, "alice")
-    native.add(2, [*beginning, *prompt(38, 1600)], FIRST, "alice")
-    native.add(3, [*beginning, *prompt(39, 20)], FIRST, "alice")
-    native.step()
-    native.cancel(1)
-    ended: list[int] = []
-    while len(ended) < 2:
-        ended += [output.sequence_id for output in native.step()]
-    assert ended == [3, 2]
-    assert native.cache_usage() == 0
+@pytest.mark.parametrize("num_public", [20, 32, 50, 64, 1000])
+def test_nobodys_words_are_computed_once_for_all_and_no_others(native: NativeRunner, num_public: int) -> None:
+    beginning = prompt(1000 + num_public, 60)
+    prompts = [[*beginning, *prompt(50 + number, 40)] for number in range(4)]
+    alone = [run(native, [(ids, SHORT)], [f"single {number}"])[0] for number, ids in enumerate(prompts)]
+    num_public = min(num_public, len(beginning))
+    together, cached = answers(native, prompts, ["alice", "bob", "carol", "dora"], num_public)
+    assert together == alone
+    assert sorted(cached) in ([0, 0, *[num_public] * 2], [0, *[num_public] * 3])  # a first pass may have room for two
+    assert answers(native, prompts[:1], ["erin"], num_public)[1] == [num_public]
+    assert answers(native, prompts[:1], ["frank"])[1] == [0]
+
+
+def test_a_page_whose_computer_goes_is_computed_by_another(smollm2: ModelFolder) -> None:
+    runner = load(smollm2, max_num_seqs=3, prefill_chunk_tokens=96)
+    runner.add(1, prompt(36, 1000), FIRST, "bob")
+    runner.add(2, [*prompt(37, 70), *prompt(38, 30)], FIRST, "alice")
+    runner.add(3, [*prompt(37, 70), *prompt(39, 70)], SHORT, "alice")
+    runner.step()  # a half for bob, a half for the shorter one of alice's: it stands in its second page
+    runner.cancel(2)
+    runner.cancel(1)
+    cached = []
+    while runner.cache_usage() > 0:
+        cached += [output.num_cached_tokens for output in runner.step()][:1]
+    assert cached[0] == 32
+    assert first_output(runner, [*prompt(37, 70), *prompt(39, 70)], "alice") == 128
+
+
+def test_whoever_comes_and_goes_pages_are_whose_they_are(smollm2: ModelFolder, native: NativeRunner) -> None:
+    """Random prompts with common beginnings in a cache with room for few, some cancelled: answers are those alone."""
+    whims = random.Random(5)
+    runner = load(smollm2, max_num_seqs=4, cache_size_gb=0.001, prefill_chunk_tokens=64)
+    prompts = [[*prompt(200, whims.choice([20, 70, 130])), *prompt(201 + number, 30)] for number in range(24)]
+    expected = [run(native, [(ids, SHORT)], [f"only {number}"])[0] for number, ids in enumerate(prompts)]
+    ids_of: dict[int, list[int]] = {}
+    waiting = list(range(len(prompts)))
+    running: set[int] = set()
+    num_cancelled = 0
+    while waiting or running:
+        if waiting and whims.random() < 0.5:
+            number = waiting.pop()
+            ids_of[number] = []
+            running.add(number)
+            runner.add(number, prompts[number], SHORT, whims.choice(["alice", "bob"]), num_public=20)
+        if running and whims.random() < 0.05:
+            number = whims.choice(sorted(running))
+            running.remove(number)
+            runner.cancel(number)
+            del ids_of[number]
+            num_cancelled += 1
+        for output in runner.step():
+            ids_of[output.sequence_id] += output.token_ids
+            running -= {output.sequence_id} if output.finish_reason else set()
+    assert num_cancelled > 0
+    assert ids_of == {number: expected[number] for number in ids_of}
+    assert runner.cache_usage() == 0
 
 
 def test_a_completion_is_a_prefix_of_the_next_turn(native: NativeRunner) -> None:

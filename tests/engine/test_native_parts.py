@@ -395,7 +395,7 @@ def test_pages_are_taken_given_back_and_taken_again() -> None:
 def test_what_is_promised_is_nobody_elses_and_keeps_what_is_there_until_it_is_taken() -> None:
     pages = Pages(3)
     (one,) = take(pages, 1)
-    pages.name(one, b"1", b"", [])
+    pages.name(one, b"1")
     pages.give_back([one])
     assert pages.promise(3)
     assert pages.num_used == 3
@@ -406,7 +406,8 @@ def test_what_is_promised_is_nobody_elses_and_keeps_what_is_there_until_it_is_ta
     assert {pages.take(), pages.take()} == {1, 2}
     assert pages.share([b"1"]) == [one]
     pages.give_back([one])
-    pages.give_back([1, 2], num_promised=1)
+    pages.give_back([1, 2])
+    pages.release(1)
     assert pages.num_used == 0
 
 
@@ -424,8 +425,8 @@ def test_pages_that_were_used_before_are_taken_before_others() -> None:
 def test_named_pages_are_shared_kept_and_at_last_given_away_oldest_first() -> None:
     pages = Pages(3)
     one, two = take(pages, 2)
-    pages.name(one, b"1", b"", [])
-    pages.name(two, b"2", b"", [])
+    pages.name(one, b"1")
+    pages.name(two, b"2")
     assert pages.share([b"1", b"other", b"2"]) == [one]
     pages.give_back([one, two])
     assert pages.num_used == 1
@@ -439,25 +440,24 @@ def test_named_pages_are_shared_kept_and_at_last_given_away_oldest_first() -> No
 def test_of_two_pages_with_one_name_the_first_is_shared() -> None:
     pages = Pages(4)
     one, two = take(pages, 2)
-    pages.name(one, b"same", b"", [])
-    pages.name(two, b"same", b"", [])
+    pages.name(one, b"same")
+    pages.name(two, b"same")
     pages.give_back([two])
     assert pages.share([b"same"]) == [one]
     assert len(take(pages, 3)) == 3
 
 
-def test_the_page_last_filled_behind_another_is_found_with_what_it_has_in_common() -> None:
-    pages = Pages(2)
-    one, two = take(pages, 2)
-    pages.name(one, b"1", b"before", [1, 2, 3])
-    assert pages.like(b"before", [1, 2, 4]) == (one, 2)
-    pages.name(two, b"2", b"before", [5, 6])
-    assert pages.like(b"before", [5]) == (two, 1)
-    assert pages.like(b"before", [1, 2, 3])[1] == 0
-    assert pages.like(b"elsewhere", [5, 6])[1] == 0
-    pages.give_back([one, two])
-    assert take(pages, 1) == [two]
-    assert pages.like(b"before", [5, 6])[1] == 0
+def test_a_page_may_have_several_names_and_loses_all_at_once() -> None:
+    pages = Pages(1)
+    (one,) = take(pages, 1)
+    pages.name(one, b"beginning")
+    pages.name(one, b"whole")
+    pages.name(one, b"whole")
+    assert pages.share([b"beginning"]) == pages.share([b"whole"]) == [one]
+    for _ in range(3):
+        pages.give_back([one])
+    assert take(pages, 1) == [one]
+    assert pages.share([b"beginning"]) == pages.share([b"whole"]) == []
 
 
 def test_a_copied_folder_is_not_needed_once_it_is_loaded(tmp_path: Path) -> None:

@@ -165,6 +165,21 @@ def test_of_several_that_go_on_where_one_ended_one_goes_at_a_time(openvino: Open
     assert order == sorted(order)  # they would write over each other's cache
 
 
+def test_blocks_of_nobodys_words_are_everybodys(openvino: OpenVinoRunner) -> None:
+    beginning = prompt(9, 100)
+
+    def num_cached(number: int, key: str, num_public: int) -> int:
+        openvino.add(number, [*beginning, *prompt(10 + number, 50)], FIRST, key, num_public)
+        while not (outputs := openvino.step()):
+            pass
+        return outputs[0].num_cached_tokens
+
+    assert num_cached(0, "alice", 100) == 0
+    assert num_cached(1, "bob", 100) == 96
+    assert num_cached(2, "carol", 50) == 32
+    assert num_cached(3, "dora", 0) == 0
+
+
 def test_a_tail_is_found_by_what_goes_on_behind_it() -> None:
     index = PrefixIndex(2)
     index.add_tail(b"x", [1, 2, 3])

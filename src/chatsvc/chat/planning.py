@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
-from chatsvc.chat.prompt import PromptRenderer, with_system
+from chatsvc.chat.prompt import PromptRenderer, num_alike, with_system
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
@@ -25,11 +25,15 @@ _LEAST_TOP_P = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be asked of the engine. ``turns`` are the new messages, which a conversation keeps."""
+    """What will be asked of the engine. ``turns`` are the new messages, which a conversation keeps.
+
+    The first ``num_public`` ids are the template's and the operator's; everybody's prompts begin with them.
+    """
 
     card: ModelCard
     renderer: PromptRenderer
     prompt_ids: list[int]
+    num_public: int
     sampling: Sampling
     stop: tuple[str, ...]
     turns: tuple[Message, ...]
@@ -55,7 +59,7 @@ class Planner:
         self._conversations = conversations
         self._system_prompt = system_prompt
         self._default_max_tokens = default_max_tokens
-        self._renderer: PromptRenderer | None = None
+        self._made: tuple[PromptRenderer, list[int]] | None = None
         self._making = threading.Lock()
 
     def prepare(self, card: ModelCard) -> None:
@@ -70,7 +74,7 @@ class Planner:
             ContextLengthExceeded: prompt and completion do not fit the model's context.
             EngineUnavailable: no model is ready.
         """
-        renderer = self._renderer_for(self._engine.card())
+        renderer, beginning = self._renderer_for(self._engine.card())
         if request.model is not None and request.model != renderer.card.name:
             raise ModelNotFound
         conversation_id = request.conversation_id
@@ -84,6 +88,7 @@ class Planner:
             card=renderer.card,
             renderer=renderer,
             prompt_ids=prompt_ids,
+            num_public=num_alike(beginning, prompt_ids),
             sampling=self._sampling(request, len(prompt_ids), renderer.card.context_length),
             stop=request.stop,
             turns=tuple(message for message in request.messages if message.role != "system"),
@@ -105,13 +110,16 @@ class Planner:
             )
         return sampling_of(request, wanted)
 
-    def _renderer_for(self, card: ModelCard) -> PromptRenderer:
-        """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each."""
+    def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
+        """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each.
+
+        With it comes what all its prompts begin with.
+        """
         with self._making:
-            renderer = self._renderer
-            if renderer is None or renderer.card.digest != card.digest:
-                renderer = self._renderer = PromptRenderer(card)
-            return renderer
+            if self._made is None or self._made[0].card.digest != card.digest:
+                renderer = PromptRenderer(card)
+                self._made = renderer, renderer.beginning(self._system_prompt)
+            return self._made
 
 
 def sampling_of(request: ChatRequest, max_tokens: int) -> Sampling:

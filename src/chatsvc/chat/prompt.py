@@ -12,6 +12,7 @@ their ids; what lies between loses its marks and is encoded by a tokenizer that 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import secrets
@@ -59,6 +60,17 @@ class PromptRenderer:
         mark = self._new_mark()
         guarded = [{"role": m.role, "content": self._break_special(m.content, mark)} for m in messages]
         return self._encode(self._render(guarded), mark)
+
+    def beginning(self, operators: str) -> list[int]:
+        """What every prompt begins with when the operator's text is this: ids without a word of any caller.
+
+        Empty where the template takes no conversation of one message.
+        """
+        try:
+            one, other = (self.prompt_ids(with_system(operators, [Message("user", text)])) for text in ("a", "1"))
+        except InvalidRequest:
+            return []
+        return one[: num_alike(one, other)]
 
     @functools.cached_property
     def _plain(self) -> Tokenizer:
@@ -120,6 +132,11 @@ class PromptRenderer:
                 ids.append(id_)
                 strip_left = token.rstrip
         return ids
+
+
+def num_alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, ...]:

@@ -126,7 +126,12 @@ class EngineClient:
         return link.card
 
     def submit(
-        self, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, card: ModelCard | None = None
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        card: ModelCard | None = None,
+        num_public: int = 0,
     ) -> Generation:
         """Send a sequence to the engine.
 
@@ -135,6 +140,7 @@ class EngineClient:
             sampling: how to choose tokens.
             sharing_key: who may share cached prefixes.
             card: the model the ids were rendered for; where the model has been changed since, the ids mean nothing.
+            num_public: so many of the first ids all prompts have in common.
 
         Raises:
             EngineUnavailable: no engine is ready.
@@ -150,11 +156,12 @@ class EngineClient:
         if card is not None and card.digest != link.card.digest:
             raise Draining("The model was changed meanwhile; try again.", code="model_changed")
         try:
-            return link.submit(prompt_ids, sampling, sharing_key)
+            return link.submit(prompt_ids, sampling, sharing_key, num_public)
         except EngineUnavailable:
             if self._current in (None, link):
                 raise
-        return self.submit(prompt_ids, sampling, sharing_key, card)  # a successor took over between two lines
+        # a successor took over between two lines
+        return self.submit(prompt_ids, sampling, sharing_key, card, num_public)
 
     def _is_past_grace(self, link: Link) -> bool:
         return link.draining_since is not None and self._clock() - link.draining_since > _DRAIN_GRACE_S

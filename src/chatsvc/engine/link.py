@@ -64,7 +64,7 @@ class Link:
         assert self.hello is not None
         return self.hello.card
 
-    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> Generation:
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int) -> Generation:
         """Send a sequence.
 
         Raises:
@@ -77,7 +77,13 @@ class Link:
                 raise EngineUnavailable
             self._generations[sequence_id] = generation
         self._send(
-            Submit(sequence_id=sequence_id, prompt_ids=list(prompt_ids), sampling=sampling, sharing_key=sharing_key)
+            Submit(
+                sequence_id=sequence_id,
+                prompt_ids=list(prompt_ids),
+                sampling=sampling,
+                sharing_key=sharing_key,
+                num_public=num_public,
+            )
         )
         return generation
 

@@ -168,7 +168,9 @@ class Loop:
             sequence = self._waiting.popleft()
             submit = sequence.submit
             try:
-                self._runner.add(sequence.number, submit.prompt_ids, submit.sampling, submit.sharing_key)
+                self._runner.add(
+                    sequence.number, submit.prompt_ids, submit.sampling, submit.sharing_key, submit.num_public
+                )
             except (
                 ValueError,
                 RuntimeError,

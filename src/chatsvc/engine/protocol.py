@@ -51,12 +51,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
-    """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal)."""
+    """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal).
+
+    The first ``num_public`` ids are nobody's words: every prompt begins with them, and all may share them.
+    """
 
     sequence_id: int
     prompt_ids: list[int]
     sampling: Sampling
     sharing_key: str = ""
+    num_public: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):

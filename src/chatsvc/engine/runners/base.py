@@ -65,8 +65,12 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Run the batch sizes that will be served once, so that no caller pays for first-time compilation."""
 
-    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+    def add(
+        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+    ) -> None:
         """Take a sequence in; it joins at the next step.
+
+        What is cached under the same ``sharing_key`` may serve it, and for its first ``num_public`` ids anybody's.
 
         Raises:
             ValueError, RuntimeError: this sequence cannot be taken; the others are not touched.

@@ -3,7 +3,8 @@
 The library takes a prompt in chunks of one fixed size and shares its prefix cache between all. Neither is what we want,
 so a prompt goes in here as growing prefixes, each a request for one token whose blocks the next one finds in the cache:
 
-1. Blocks that the principal has computed before cost nothing: the prefill starts behind them.
+1. Blocks that the principal has computed before, or that are nobody's words, cost nothing: the prefill starts behind
+   them.
 2. Blocks that only others have computed are there too, and would betray them by a quick answer: the sequence waits as
    long as computing them would take, then they count as its own.
 3. The rest is computed in chunks that follow from what the last steps took, so that running sequences do not stall.
@@ -48,6 +49,7 @@ class _Sequence:
     key: str
     num_prompt: int
     names: list[bytes]
+    num_public: int
     num_done: int = 0
     target: int = 0
     num_own: int = 0
@@ -105,14 +107,16 @@ class OpenVinoRunner:
         drop_file_mapping(self._path)  # the weights were repacked in the first inference
         check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
-    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+    def add(
+        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+    ) -> None:
         """Take a sequence in."""
         if not prompt_ids:
             raise ValueError("a prompt holds at least one id")
         ids = list(prompt_ids)
         configuration = self._pipeline.configuration(sampling, self._eos)
         self._sequences[sequence_id] = _Sequence(
-            sequence_id, ids, configuration, sharing_key, len(ids), block_names(ids)
+            sequence_id, ids, configuration, sharing_key, len(ids), block_names(ids), num_public
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -199,7 +203,8 @@ class OpenVinoRunner:
         for name in sequence.names[start // BLOCK_TOKENS : last_block]:
             if not self._index.is_cached(name):
                 break
-            is_own = self._index.is_own(name, sequence.key)
+            is_public = sequence.num_done + BLOCK_TOKENS <= sequence.num_public
+            is_own = is_public or self._index.is_own(name, sequence.key)
             num_foreign += not is_own
             sequence.num_own += is_own
             sequence.num_done += BLOCK_TOKENS

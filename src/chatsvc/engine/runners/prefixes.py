@@ -23,9 +23,14 @@ def block_names(ids: Sequence[int], before: bytes = b"") -> list[bytes]:
     """The names of all full blocks of ``ids``; ``before`` is the name of the block in front of them."""
     names = []
     for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        before = blake2b(before + array("q", ids[start : start + BLOCK_TOKENS]).tobytes(), digest_size=16).digest()
+        before = block_name(ids[start : start + BLOCK_TOKENS], before)
         names.append(before)
     return names
+
+
+def block_name(ids: Sequence[int], before: bytes) -> bytes:
+    """The name of a block, or of what it begins with."""
+    return blake2b(before + array("q", ids).tobytes(), digest_size=16).digest()
 
 
 class PrefixIndex:

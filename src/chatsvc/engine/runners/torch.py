@@ -79,9 +79,11 @@ class TorchRunner:
         while self._sequences:
             self.step()
 
-    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+    def add(
+        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+    ) -> None:
         """Take a sequence in."""
-        del sharing_key  # nothing is shared
+        del sharing_key, num_public  # nothing is shared
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._num_embeddings:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)

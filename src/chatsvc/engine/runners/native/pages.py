@@ -3,27 +3,15 @@
 A sequence is promised all the pages that it may need when it joins, and takes each when it comes to write there: until
 then what is kept stays, and an answer that ends early leaves it there.
 
-A full page has a name: a hash of who may share it, of its tokens and of all before them. So a principal finds its own
-prefixes only; there is nothing of others that an answer's speed could betray. A prompt that leaves another one inside a
-page can have a copy of that page, and goes on where it leaves. Pages nobody uses are given away the least recently used
-first. Pure; knows no library.
+A page has a name once it is full: a hash of who may share it, of its tokens and of all before them. So a principal finds
+its own prefixes only; there is nothing of others that an answer's speed could betray. (A page that begins with nobody's
+words has a name for these too.) Pages nobody uses are given away the least recently used first. Pure; knows no library.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What a full page holds, and the name of the page in front of it."""
-
-    name: bytes
-    before: bytes
-    ids: Sequence[int]
 
 
 class Pages:
@@ -34,8 +22,7 @@ class Pages:
         self._free = list(range(num_pages - 1, -1, -1))
         self._num_users = [0] * num_pages
         self._by_name: dict[bytes, int] = {}
-        self._contents: dict[int, _Content] = {}
-        self._last_behind: dict[bytes, int] = {}
+        self._names: dict[int, list[bytes]] = {}
         self._kept: OrderedDict[int, None] = OrderedDict()  # named, without users
         self._num_promised = 0
         self._num_ever_used = 0
@@ -74,7 +61,8 @@ class Pages:
             self._num_ever_used = max(self._num_ever_used, page + 1)
         else:
             page, _ = self._kept.popitem(last=False)
-            self._forget(self._contents.pop(page), page)
+            for name in self._names.pop(page):
+                del self._by_name[name]
         self._num_users[page] = 1
         return page
 
@@ -90,32 +78,22 @@ class Pages:
             found.append(page)
         return found
 
-    def name(self, page: int, name: bytes, before: bytes, ids: Sequence[int]) -> None:
-        """The page is full of ``ids`` behind the page ``before``; of two with the same content the first is shared."""
+    def name(self, page: int, name: bytes) -> None:
+        """The page holds now what the name stands for, and may be shared; of two that do the first one is."""
         if name not in self._by_name:
-            self._by_name[name] = self._last_behind[before] = page
-            self._contents[page] = _Content(name, before, ids)
+            self._by_name[name] = page
+            self._names.setdefault(page, []).append(name)
 
-    def like(self, before: bytes, ids: Sequence[int]) -> tuple[int, int]:
-        """The page that was last filled behind ``before``, and with how many of ``ids`` it begins; 0: with none."""
-        page = self._last_behind.get(before)
-        if page is None:
-            return 0, 0
-        pairs = zip(ids, self._contents[page].ids, strict=False)
-        return page, sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    def release(self, count: int) -> None:
+        """So many that were promised are not needed."""
+        self._num_promised -= count
 
-    def give_back(self, pages: Sequence[int], num_promised: int = 0) -> None:
-        """A sequence needs none of these any longer, nor what it was promised. A prefix is forgotten from its end."""
-        self._num_promised -= num_promised
+    def give_back(self, pages: Sequence[int]) -> None:
+        """A sequence needs none of these any longer. A prefix is forgotten from its end."""
         for page in reversed(pages):
             self._num_users[page] -= 1
             if self._num_users[page] == 0:
-                if page in self._contents:
+                if page in self._names:
                     self._kept[page] = None
                 else:
                     self._free.append(page)
-
-    def _forget(self, content: _Content, page: int) -> None:
-        del self._by_name[content.name]
-        if self._last_behind.get(content.before) == page:
-            del self._last_behind[content.before]

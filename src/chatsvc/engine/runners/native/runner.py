@@ -1,7 +1,8 @@
 """The default runner: continuous batching over our own forward pass.
 
 A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others
-(the shortest first, half for the oldest); the chunk follows from what the last steps took, so that none stalls.
+(the shortest first, half for the oldest); the chunk follows from what the last steps took, so that none stalls. A page
+that several prompts need is computed by one of them, and waited for by the others.
 What a sequence gets does not depend, to the last bit, on its company, chunks or what was cached (csrc/native.h).
 
 While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
@@ -29,8 +30,8 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import Member, Turn, lay_out, num_pages, share_out
-from chatsvc.engine.runners.prefixes import block_names
+from chatsvc.engine.runners.native.turns import Member, Turn, fillers, lay_out, num_pages, share_out
+from chatsvc.engine.runners.prefixes import block_name
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.models.card import ModelCard
@@ -100,7 +101,9 @@ class NativeRunner:
         self._model.clear_cache()
         check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
-    def add(self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str) -> None:
+    def add(
+        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+    ) -> None:
         """Take a sequence in."""
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary_size:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
@@ -111,9 +114,8 @@ class NativeRunner:
         ids = list(prompt_ids)
         chooser = Chooser(sampling)
         drafter = Drafter(ids, self._options.max_draft_tokens)
-        names = block_names(ids[:-1], sharing_key.encode())  # the last token is always computed
         self._waiting.append(
-            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, names)
+            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, num_public)
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -121,7 +123,8 @@ class NativeRunner:
         self._waiting = [one for one in self._waiting if one.number != sequence_id]
         sequence = self._running.pop(sequence_id, None)
         if sequence is not None:
-            self._pages.give_back(sequence.pages, sequence.num_promised)
+            self._pages.give_back(sequence.pages)
+            self._pages.release(sequence.num_promised)
 
     def step(self) -> list[StepOutput]:
         """One pass over what is running, after those have joined for whom there is room."""
@@ -173,54 +176,39 @@ class NativeRunner:
                 blocked.append(sequence)
 
     def _has_joined(self, sequence: Member) -> bool:
-        self._share(sequence)
-        num_own = num_pages(sequence.num_prompt + sequence.max_tokens) - len(sequence.pages)
-        if not self._pages.promise(num_own):
-            self._pages.give_back(sequence.pages)
-            sequence.pages, sequence.names, sequence.num_held, sequence.num_shared = [], [], 0, 0
+        shared = self._pages.share(sequence.prompt_names)
+        if not self._pages.promise(sequence.num_promised - len(shared)):
+            self._pages.give_back(shared)
             return False
-        sequence.num_promised = num_own
+        sequence.take_over(shared)
         return True
 
-    def _share(self, sequence: Member) -> int:
-        """Take over the next pages of its prompt, as many as are here; returns how many."""
-        shared = self._pages.share(sequence.prompt_names[len(sequence.names) :])
-        sequence.pages += shared
-        sequence.names = sequence.prompt_names[: len(sequence.pages)]
-        sequence.num_held += len(shared) * PAGE_TOKENS
-        sequence.num_shared += len(shared) * PAGE_TOKENS
-        return len(shared)
-
-    def _prompts(self) -> list[Member]:
-        """Those in prefill, the oldest first; of several that fill the same page next one, and the others share it."""
-        prompts = [one for one in self._running.values() if one.is_prefilling]
-        for one in prompts:
-            if one.is_at_new_page:
-                num_shared = self._share(one)
-                self._pages.give_back([], num_shared)
-                one.num_promised -= num_shared
-        first: dict[bytes | int, Member] = {}
-        for one in [*prompts[:1], *sorted(prompts[1:], key=lambda one: one.num_missing)]:
-            first.setdefault(one.next_name or one.number, one)
-        return list(first.values())
+    def _catch_up(self, sequence: Member) -> None:
+        """Take over what has been computed for others meanwhile."""
+        if sequence.is_at_new_page:
+            shared = self._pages.share(sequence.prompt_names[len(sequence.names) :])
+            self._pages.release(len(shared))
+            sequence.take_over(shared)
 
     def _begin_page(self, sequence: Member) -> None:
-        """Give a prompt its next page if it needs one now, with the tokens that it has in common with another."""
-        if sequence.is_at_new_page:
-            self._take_page(sequence)
-            start = sequence.num_held
-            page, count = self._pages.like(
-                sequence.before, sequence.ids[start : start + PAGE_TOKENS][: sequence.num_missing - 1]
-            )
-            if count:
+        """Give a prompt the page it needs next; nobody's words that it begins with are copied where they are cached."""
+        if not sequence.is_at_new_page:
+            return
+        sequence.pages.append(self._pages.take())
+        if sequence.public_rest and len(sequence.names) == sequence.num_public // PAGE_TOKENS:
+            for page in self._pages.share([sequence.public_rest]):
                 self._model.copy_page(page, sequence.pages[-1])
-                sequence.num_held += count
-                sequence.num_shared += count
+                self._pages.give_back([page])
+                sequence.num_shared += sequence.num_public - sequence.num_held
+                sequence.num_held = sequence.num_public
 
     def _plan(self) -> list[Turn]:
         """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
         decoding = [one for one in self._running.values() if not one.is_prefilling]
-        prefilling = self._prompts()
+        prompts = [one for one in self._running.values() if one.is_prefilling]
+        for one in prompts:
+            self._catch_up(one)
+        prefilling = fillers(prompts)
         left = 0 if prefilling else _MAX_GUESSING_ROWS - len(decoding)
         turns = []
         for one in decoding:
@@ -242,11 +230,7 @@ class NativeRunner:
         for turn in turns:
             sequence = turn.sequence
             while len(sequence.pages) < num_pages(sequence.num_held + len(turn.ids)):
-                self._take_page(sequence)
-
-    def _take_page(self, sequence: Member) -> None:
-        sequence.pages.append(self._pages.take())
-        sequence.num_promised -= 1
+                sequence.pages.append(self._pages.take())
 
     def _take_in(self, turns: Sequence[Turn], choices: Sequence[Output]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
@@ -257,7 +241,7 @@ class NativeRunner:
                 first += turn.num_choices
             else:
                 turn.sequence.num_held += len(turn.ids)
-            self._name_full_pages(turn.sequence)
+            self._name_pages(turn.sequence)
         for output in outputs:
             if output.finish_reason is not None:
                 self.cancel(output.sequence_id)
@@ -287,15 +271,13 @@ class NativeRunner:
             return "stop"
         return "length" if sequence.num_left == 0 else None
 
-    def _name_full_pages(self, sequence: Member) -> None:
-        num_named = len(sequence.names)
-        num_full = sequence.num_held // PAGE_TOKENS
-        if num_full > num_named:
-            new = block_names(sequence.ids[num_named * PAGE_TOKENS : num_full * PAGE_TOKENS], sequence.before)
-            for number, name in enumerate(new, num_named):
-                ids = sequence.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS]
-                self._pages.name(sequence.pages[number], name, sequence.before, ids)
-                sequence.names.append(name)
+    def _name_pages(self, sequence: Member) -> None:
+        if sequence.public_rest and sequence.num_held >= sequence.num_public:
+            self._pages.name(sequence.pages[sequence.num_public // PAGE_TOKENS], sequence.public_rest)
+        while (number := len(sequence.names)) < sequence.num_held // PAGE_TOKENS:
+            name = block_name(sequence.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS], sequence.before)
+            self._pages.name(sequence.pages[number], name)
+            sequence.names.append(name)
 
     def _run_to_end(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
         for number, prompt in enumerate(prompts):

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
+from chatsvc.engine.runners.prefixes import block_name, block_names
 
 
 @dataclass(slots=True, eq=False)
 class Member:
     """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache.
 
-    It holds ``pages`` and may take ``num_promised`` more. ``names`` are those of its full pages; ``prompt_names`` of
-    all that its prompt will fill but the last token's.
+    Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages; ``prompt_names`` of all that
+    its prompt will fill but the last token's, and ``public_rest`` is that of the public ids in a page with others, if
+    there is one. ``num_shared`` tokens were found in the cache.
     """
 
     number: int
@@ -25,9 +27,10 @@ class Member:
     key: str
     chooser: Chooser
     drafter: Drafter
-    prompt_names: list[bytes]
+    num_public: int = 0
+    prompt_names: list[bytes] = field(init=False)
+    public_rest: bytes | None = field(init=False)
     pages: list[int] = field(default_factory=list)
-    num_promised: int = 0
     names: list[bytes] = field(default_factory=list)
     num_overtaken: int = 0
     num_held: int = 0
@@ -38,15 +41,31 @@ class Member:
         """Whether its prompt is not all in the cache yet."""
         return len(self.ids) == self.num_prompt
 
+    def __post_init__(self) -> None:
+        """Work out the names."""
+        ids = self.ids[: self.num_prompt - 1]  # the last token is always computed
+        num_public = self.num_public = min(self.num_public, len(ids))
+        public = block_names(ids[:num_public])
+        rest = ids[len(public) * PAGE_TOKENS : num_public]
+        before = public[-1] if public else b""
+        self.public_rest = block_name(rest, before) if rest else None
+        self.prompt_names = public + block_names(ids[len(public) * PAGE_TOKENS :], self.key.encode() + before)
+
     @property
     def before(self) -> bytes:
-        """The name of its last full page, or what stands in front of the first."""
-        return self.names[-1] if self.names else self.key.encode()
+        """What the name of its next page is made of besides that page's tokens: here others' ways part."""
+        is_parting = len(self.names) == self.num_public // PAGE_TOKENS
+        return (self.key.encode() if is_parting else b"") + (self.names[-1] if self.names else b"")
 
     @property
     def next_name(self) -> bytes | None:
         """The name of the page that its prompt fills next, if it fills one more."""
         return self.prompt_names[len(self.names)] if len(self.names) < len(self.prompt_names) else None
+
+    @property
+    def num_promised(self) -> int:
+        """Pages that it may yet need."""
+        return num_pages(self.num_prompt + self.max_tokens) - len(self.pages)
 
     @property
     def is_at_new_page(self) -> bool:
@@ -57,6 +76,13 @@ class Member:
     def num_missing(self) -> int:
         """Prompt tokens that are not in the cache yet."""
         return self.num_prompt - self.num_held
+
+    def take_over(self, pages: Sequence[int]) -> None:
+        """These are the next ones of its prompt, computed already."""
+        self.pages += pages
+        self.names = self.prompt_names[: len(self.pages)]
+        self.num_held += len(pages) * PAGE_TOKENS
+        self.num_shared += len(pages) * PAGE_TOKENS
 
     @property
     def num_left(self) -> int:
@@ -76,6 +102,19 @@ class Turn:
 def num_pages(num_tokens: int) -> int:
     """How many pages hold so many tokens."""
     return -(-num_tokens // PAGE_TOKENS)
+
+
+def fillers(prompts: Sequence[Member]) -> list[Member]:
+    """Of those that would fill the same page next the shortest one: the others will share it.
+
+    In their order; the first is the oldest, or fills for it.
+    """
+    by_page: dict[bytes | int, Member] = {}
+    for one in prompts:
+        page = (one.next_name if one.is_at_new_page else None) or one.number
+        if page not in by_page or one.num_missing < by_page[page].num_missing:
+            by_page[page] = one
+    return list(by_page.values())
 
 
 def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, int]]:

@@ -166,13 +166,15 @@ void model_clear_cache(model *m) {
         madvise(m->cache.pages, num_bytes, DONTNEED_LOCKED);
 }
 
+static uint8_t *page_at(model *m, int page) { return m->cache.pages + m->cache.page_bytes * page; }
+
 void model_touch(model *m, int page) {
-    volatile uint8_t *bytes = m->cache.pages + m->cache.page_bytes * page;
+    volatile uint8_t *bytes = page_at(m, page);
     for (size_t i = 0; i < m->cache.page_bytes; i += SMALL_BYTES) bytes[i] = 0;
 }
 
 void model_copy_page(model *m, int from, int to) {
-    memcpy(m->cache.pages + m->cache.page_bytes * to, m->cache.pages + m->cache.page_bytes * from, m->cache.page_bytes);
+    memcpy(page_at(m, to), page_at(m, from), m->cache.page_bytes);
 }
 
 void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }
