@@ -1,11 +1,13 @@
 """``python -m bench.prefix``: what the prefix cache brings one principal, and what it tells another: nothing.
 
-Through the whole stack, one request at a time, in the same order again and again. A conversation's first turn has a
-prompt of 1000 tokens; first-token times are then taken of
+Through the whole stack, in the same order again and again, one request at a time but for the last ones. A conversation's
+first turn has a prompt of 1000 tokens; first-token times are then taken of
 
 1. its second turn, and a conversation of the same lengths that nobody has begun (cold),
 2. the first turn's very prompt, asked again by the same principal,
-3. the very prompt asked by another principal, and a prompt of the same length that nobody has asked (unknown).
+3. the very prompt asked by another principal, and a prompt of the same length that nobody has asked (unknown),
+4. sixteen prompts that one principal sends at once, of 564 tokens each, of which the first 500 are the same in all, as
+   behind a long system prompt, or differ (medians of the sixteen).
 
 The two of (3) must look alike: if one were faster, it would tell what others ask. They are compared pair by pair, with
 a test that asks how often chance alone would make the pairs lean to one side as much (the signs of the differences).
@@ -20,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from bench import page, program
-from bench.load import Target, chat, stream
+from bench.load import Streams, Target, chat, stream
 from bench.processes import end_on_sigterm
 from bench.shape import NUM_TEMPLATE_TOKENS, text_of_tokens
 from bench.stack import as_other, shaped, stack
@@ -28,6 +30,9 @@ from bench.stack import as_other, shaped, stack
 _NUM_FIRST = 1000
 _NUM_ANSWER = 8
 _NUM_QUESTION = 16
+_NUM_TOGETHER = 16
+_NUM_BEGINNING = 500
+_NUM_OWN = 64
 _GOAL_RATIO = 10
 _CHANCE = 0.01
 _MAX_DIFFERENCE = 0.03
@@ -60,6 +65,8 @@ def measure(target: Target, rounds: int, first_seed: int = 1000) -> dict[str, li
         times.setdefault("again", []).append(_ask(target, first_turn(known)))
         times.setdefault("second turn", []).append(_ask(target, second_turn(known)))
         times.setdefault("cold", []).append(_ask(target, second_turn(cold)))
+        times.setdefault("16 alike", []).append(_together(target, [known] * _NUM_TOGETHER))
+        times.setdefault("16 unlike", []).append(_together(target, [next(seeds) for _ in range(_NUM_TOGETHER)]))
     return times
 
 
@@ -70,6 +77,20 @@ def _ask(target: Target, messages: Messages) -> float:
     if sample.error:
         raise RuntimeError(sample.error)
     return sample.first_s
+
+
+def _together(target: Target, beginnings: Sequence[int]) -> float:
+    """The median time to the first token of prompts sent at once, each with its own end behind the beginning given."""
+    bodies = []
+    for number, seed in enumerate(beginnings):
+        text = text_of_tokens(_NUM_BEGINNING, seed + 3) + text_of_tokens(_NUM_OWN - NUM_TEMPLATE_TOKENS, seed + number)
+        bodies.append(dict(chat([{"role": "user", "content": text}], 2)))
+    streams = Streams(target, len(bodies))
+    samples = streams.burst(bodies)
+    streams.close()
+    if problems := {sample.error for sample in samples if sample.error}:
+        raise RuntimeError(", ".join(problems))
+    return statistics.median(sample.first_s for sample in samples)
 
 
 def chance(ours: Sequence[float], theirs: Sequence[float]) -> float:
@@ -92,7 +113,7 @@ def judge(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 def table(times: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Markdown, a row a runner."""
-    names = ("cold", "second turn", "again", "another's", "unknown")
+    names = ("cold", "second turn", "again", "another's", "unknown", "16 alike", "16 unlike")
     rounds = len(next(iter(times.values()))["cold"])
     lines = [f"| first token, ms, medians of {rounds} | " + " | ".join(names) + " | second turn sooner by |"]
     lines += ["|---|" + "---|" * (len(names) + 1)]
@@ -117,7 +138,7 @@ def main() -> None:
     """Measure, print, keep; exit code 1 when the default runner misses a goal."""
     end_on_sigterm()
     parser = program.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--runner", nargs="+", choices=["native", "openvino"], default=["native", "openvino"])
     arguments = parser.parse_args()
     times = {}

@@ -27,8 +27,8 @@ TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# One user message: <|im_start|> user \n … <|im_end|> \n <|im_start|> assistant \n, a token a character. Every prompt has
-# the part in front of the message.
+# One user message: <|im_start|> user \n … <|im_end|> \n <|im_start|> assistant \n, a token a character. All prompts
+# begin with what is in front of the message.
 NUM_PUBLIC_TOKENS = 1 + len("user\n")
 NUM_TEMPLATE_TOKENS = NUM_PUBLIC_TOKENS + 1 + 1 + 1 + len("assistant\n")
 

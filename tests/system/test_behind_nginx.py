@@ -52,6 +52,22 @@ def test_the_capital_of_france_is_paris_through_every_room(service) -> None:
         assert answer.json()["usage"]["total_tokens"] > 10
 
 
+def test_the_templates_own_words_are_computed_once_for_all_and_a_callers_for_nobody_else(service) -> None:
+    def num_cached(name: str, text: str) -> int:
+        body = {"messages": [{"role": "user", "content": text}], "max_tokens": 1}
+        answer = client.post("/v1/chat/completions", json=body, headers=service.headers(name))
+        assert answer.status_code == 200, answer.text
+        return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    long = "Tell me about the history of the city of Paris. " * 20
+    with service.client() as client:
+        num_cached("alice", long)
+        found = num_cached("root", "Hi")
+        assert found > 0
+        assert num_cached("alice", long) > 100 + found
+        assert num_cached("root", long) == found
+
+
 @pytest.mark.parametrize("path", ["/chat/stream", "/api/chat/stream"])
 def test_the_first_piece_arrives_long_before_the_last_also_when_gzip_is_asked_for(service, events, path: str) -> None:
     headers = {**service.headers(), "Accept-Encoding": "gzip, br"}

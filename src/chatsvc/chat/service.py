@@ -190,9 +190,7 @@ class ChatService:
     def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: Watch) -> Iterator[Event]:
         completion = progress.completion
         # (7) ids to the engine
-        generation = self.engine.submit(
-            plan.prompt_ids, plan.sampling, call.account_id, plan.card, plan.num_public
-        )
+        generation = self.engine.submit(plan.prompt_ids, plan.sampling, call.account_id, plan.card, plan.num_public)
         try:
             while not completion.is_stopped:
                 watch.check()
