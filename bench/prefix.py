@@ -1,7 +1,7 @@
 """``python -m bench.prefix``: what the prefix cache brings one principal, and what it tells another: nothing.
 
-Through the whole stack, in the same order again and again, one request at a time but for the last ones. A conversation's
-first turn has a prompt of 1000 tokens; first-token times are then taken of
+Through the whole stack, in the same order again and again, one request at a time but for the last ones. The first turn
+of a conversation has a prompt of 1000 tokens; first-token times are then taken of
 
 1. its second turn, and a conversation of the same lengths that nobody has begun (cold),
 2. the first turn's very prompt, asked again by the same principal,
