@@ -27,6 +27,7 @@ class Script:
     step_s: float = 0.002
     silent: threading.Event = field(default_factory=threading.Event)
     prompts: list[list[int]] = field(default_factory=list)
+    public: list[list[int]] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
 
 
@@ -44,6 +45,7 @@ class ScriptedRunner:
 
     def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0) -> None:
         self._script.prompts.append(list(prompt_ids))
+        self._script.public.append(list(prompt_ids)[:num_public])
         self._sequences[sequence_id] = (list(self._script.ids), sampling.max_tokens)
         self._script.running.add(sequence_id)
 

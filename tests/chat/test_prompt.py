@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as token_decoders
 
-from chatsvc.chat.prompt import PromptRenderer, num_alike, with_system
+from chatsvc.chat.prompt import PromptRenderer, with_system
 from chatsvc.chat.types import Message
 from chatsvc.errors import InvalidRequest, ModelRefused
 from chatsvc.models.card import ModelCard
@@ -67,24 +67,27 @@ def test_ordinary_text_has_the_ids_of_the_plain_rendering(renderer):
     assert ids == plain_ids(renderer, text)
 
 
-@pytest.mark.parametrize(
-    ("operators", "expected"),
-    [("", "<|im_start|>user\n"), ("Be brief.", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")],
+DEFAULT_SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}" + CHATML
+# The system text stands in the last turn, as Mistral's have it.
+SYSTEM_LAST = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}{{ '<|im_start|>' }}"
+    "{% if loop.last and system %}{{ system + '\n' }}{% endif %}{{ message.content + '<|im_end|>' }}{% endfor %}"
 )
-def test_what_all_prompts_begin_with_has_no_word_of_a_caller(renderer, operators, expected):
-    beginning = renderer.beginning(operators)
-    assert beginning == plain_ids(renderer, expected)
-    ids = renderer.prompt_ids(with_system(operators, [Message("user", "Hi")]))
-    assert num_alike(ids, beginning) == len(beginning)
 
 
-def test_a_callers_system_text_ends_what_is_everybodys(renderer):
-    ids = renderer.prompt_ids(with_system("Be brief.", [Message("system", "Be kind."), Message("user", "Hi")]))
-    assert num_alike(ids, renderer.beginning("Be brief.")) == len(plain_ids(renderer, "<|im_start|>system\nBe brief."))
-
-
-def test_a_template_that_takes_no_single_message_has_no_beginning():
-    assert PromptRenderer(card("{{ raise_exception('no') }}")).beginning("") == []
+@pytest.mark.parametrize(
+    ("template", "operators", "expected"),
+    [
+        (CHATML, "", "<|im_start|>user\n"),
+        (CHATML, "Be brief.", "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"),
+        (DEFAULT_SYSTEM, "", "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n"),
+        (SYSTEM_LAST, "Be brief.", "<|im_start|>"),
+    ],
+)
+def test_the_beginning_is_what_stands_before_any_callers_word(template, operators, expected):
+    renderer = PromptRenderer(card(template))
+    assert renderer.beginning(operators) == plain_ids(renderer, expected)
 
 
 def test_a_special_token_in_a_message_stays_text(renderer):

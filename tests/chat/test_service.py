@@ -33,7 +33,7 @@ from chatsvc.models.card import ModelCard
 from chatsvc.settings import load
 
 from .conftest import Script
-from .test_prompt import byte_tokenizer, card
+from .test_prompt import CHATML, byte_tokenizer, card
 
 HELLO = byte_tokenizer().encode("Hello, 世界!", add_special_tokens=False).ids
 
@@ -41,10 +41,10 @@ HELLO = byte_tokenizer().encode("Hello, 世界!", add_special_tokens=False).ids
 class Place:
     """An application in front of a scripted engine, and its one account."""
 
-    def __init__(self, home, script, start_engine, environment):
+    def __init__(self, home, script, start_engine, environment, template=CHATML):
         self.home, self.script = home, script
         self.socket = home / "run" / "engine.sock"
-        self.card: ModelCard = dataclasses_replace(card(), context_length=200)
+        self.card: ModelCard = dataclasses_replace(card(template), context_length=200)
         self.start_engine = start_engine
         self.stop_engine = start_engine(self.socket, self.card, script)
         given = {"CHATSVC_HOME": str(home), "CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.1"]', **environment}
@@ -96,8 +96,8 @@ def ask(text="Hi", **changes):
 def make_place(tmp_path, start_engine, wait_until):
     places = []
 
-    def make(script=None, **environment):
-        place = Place(tmp_path, script or Script(ids=HELLO), start_engine, environment)
+    def make(script=None, template=CHATML, **environment):
+        place = Place(tmp_path, script or Script(ids=HELLO), start_engine, environment, template)
         places.append(place)
         wait_until(lambda: place.running.engine.status().ready)
         return place
@@ -114,6 +114,29 @@ def place(make_place):
 
 def is_free(place):
     return place.running.room.num_running == 0 and place.running.room.num_waiting == 0 and not place.script.running
+
+
+def test_a_prompt_has_the_whole_beginning_or_none_of_it(make_place):
+    """Where a caller's words part from it would be a name in the cache that another could ask for."""
+    place = make_place(CHATSVC_CHAT__SYSTEM_PROMPT="Be brief.")
+    conversations = [
+        (Message("user", "Hi"),),
+        (Message("user", ""),),
+        (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "And?")),
+        (Message("system", "Be kind."), Message("user", "Hi")),
+        (Message("assistant", "Hello"), Message("user", "Hi")),
+    ]
+    for messages in conversations:
+        list(place.service.stream(place.call(), ask(messages=messages)))
+    tokenizer = byte_tokenizer()
+    texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in place.script.public]
+    assert texts == ["<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"] * 3 + ["", ""]
+
+
+def test_a_template_that_takes_no_conversation_begins_like_nobodys(make_place):
+    place = make_place(template="{{ raise_exception('no') if messages|length > 1 }}{{ messages[0].content }}")
+    list(place.service.stream(place.call(), ask()))
+    assert place.script.public == [[]]
 
 
 def test_a_completion_is_its_pieces_and_counts_its_tokens(place):

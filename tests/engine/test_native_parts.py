@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
+from chatsvc.engine.runners.native.turns import Member, fillers
 from chatsvc.errors import OperatorError
 from tests.engine.filemodel import make_card
 from tests.models.ggufs import tiny_gguf
@@ -458,6 +459,44 @@ def test_a_page_may_have_several_names_and_loses_all_at_once() -> None:
         pages.give_back([one])
     assert take(pages, 1) == [one]
     assert pages.share([b"beginning"]) == pages.share([b"whole"]) == []
+
+
+def member(number: int, ids: Sequence[int], key: str = "alice", num_public: int = 0) -> Member:
+    chooser = Chooser(Sampling(max_tokens=10, temperature=0))
+    return Member(number, list(ids), len(ids), 10, key, chooser, Drafter(list(ids), 0), num_public)
+
+
+def test_of_those_that_fill_a_page_next_the_shortest_does_and_takes_the_place_of_the_oldest() -> None:
+    ids = range(100)
+    long, other, short = member(1, ids), member(2, ids, "bob"), member(3, ids[:70])
+    assert fillers([long, other, short]) == [short, other]
+    short.num_held = 5  # in the middle of the page
+    assert fillers([long, other, short]) == [short, other]
+    short.take_over([7])
+    assert fillers([long, other, short]) == [long, other, short]
+    tiny = [member(4, ids[:20]), member(5, ids[:20])]
+    assert fillers(tiny) == tiny  # they fill no page
+
+
+def test_names_part_where_nobodys_words_end() -> None:
+    ids = range(100)
+    one, other = member(1, ids, "alice", 40), member(2, ids, "bob", 40)
+    assert one.prompt_names[0] == other.prompt_names[0]
+    assert one.public_rest == other.public_rest
+    assert not set(one.prompt_names[1:]) & set(other.prompt_names[1:])
+    assert not set(one.prompt_names) & set(member(3, ids).prompt_names)
+    assert member(4, ids, "", 0).prompt_names[0] != one.prompt_names[0]  # no key is not everybody's
+    assert member(5, ids, "alice", 41).public_rest != one.public_rest
+    assert member(6, ids, "alice", 64).public_rest is None
+
+
+def test_a_page_that_is_full_has_the_name_that_a_prompt_like_it_looks_for() -> None:
+    ids = range(200)
+    for num_public in (0, 20, 32, 40, 70):
+        grown = member(1, ids[:30], "alice", num_public)
+        grown.ids += ids[30:]
+        asked = member(2, ids, "alice", min(num_public, 29))
+        assert [grown.name_next_page() for _ in range(6)] == asked.prompt_names
 
 
 def test_a_copied_folder_is_not_needed_once_it_is_loaded(tmp_path: Path) -> None:

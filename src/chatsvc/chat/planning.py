@@ -5,16 +5,17 @@ Knows nothing about admission, records or HTTP.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
-from chatsvc.chat.prompt import PromptRenderer, num_alike, with_system
+from chatsvc.chat.prompt import PromptRenderer, with_system
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
-from chatsvc.errors import ContextLengthExceeded, ModelNotFound
+from chatsvc.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from chatsvc.models.card import ModelCard
 
 # Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
@@ -27,7 +28,7 @@ _LEAST_TOP_P = 1e-6
 class Plan:
     """What will be asked of the engine. ``turns`` are the new messages, which a conversation keeps.
 
-    The first ``num_public`` ids are the template's and the operator's; everybody's prompts begin with them.
+    The first ``num_public`` ids are the template's and the operator's.
     """
 
     card: ModelCard
@@ -88,7 +89,7 @@ class Planner:
             card=renderer.card,
             renderer=renderer,
             prompt_ids=prompt_ids,
-            num_public=num_alike(beginning, prompt_ids),
+            num_public=len(beginning) if prompt_ids[: len(beginning)] == beginning else 0,
             sampling=self._sampling(request, len(prompt_ids), renderer.card.context_length),
             stop=request.stop,
             turns=tuple(message for message in request.messages if message.role != "system"),
@@ -113,12 +114,16 @@ class Planner:
     def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
         """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each.
 
-        With it comes what all its prompts begin with.
+        With it comes what its prompts begin with before a caller's word. A prompt has that as a whole or counts as its
+        caller's: where it parts from it would tell others what somebody wrote.
         """
         with self._making:
             if self._made is None or self._made[0].card.digest != card.digest:
                 renderer = PromptRenderer(card)
-                self._made = renderer, renderer.beginning(self._system_prompt)
+                beginning: list[int] = []
+                with contextlib.suppress(InvalidRequest):
+                    beginning = renderer.beginning(self._system_prompt)
+                self._made = renderer, beginning
             return self._made
 
 

@@ -62,15 +62,20 @@ class PromptRenderer:
         return self._encode(self._render(guarded), mark)
 
     def beginning(self, operators: str) -> list[int]:
-        """What every prompt begins with when the operator's text is this: ids without a word of any caller.
+        """What prompts begin with before the first word of a caller, when the operator's text is this.
 
-        Empty where the template takes no conversation of one message.
+        That is what conversations have in common that have no word in common, short and longer ones: templates may put
+        the operator's text behind earlier turns.
+
+        Raises:
+            InvalidRequest: the template does not take such conversations.
         """
-        try:
-            one, other = (self.prompt_ids(with_system(operators, [Message("user", text)])) for text in ("a", "1"))
-        except InvalidRequest:
-            return []
-        return one[: num_alike(one, other)]
+        conversations = []
+        for text in ("a", "1"):
+            question, answer = Message("user", text), Message("assistant", text)
+            conversations += [[question], [question, answer, question]]
+        prompts = [self.prompt_ids(with_system(operators, messages)) for messages in conversations]
+        return prompts[0][: min(_num_alike(prompts[0], other) for other in prompts[1:])]
 
     @functools.cached_property
     def _plain(self) -> Tokenizer:
@@ -134,11 +139,6 @@ class PromptRenderer:
         return ids
 
 
-def num_alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
 def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation with one system message first: the operator's text, then the caller's.
 
@@ -180,3 +180,8 @@ def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
 def _any_of(texts: Sequence[str] | dict[str, Any]) -> re.Pattern[str]:
     """Matches any of the texts, the longest first; where there are none, nothing."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+
+
+def _num_alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

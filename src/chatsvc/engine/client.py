@@ -140,7 +140,7 @@ class EngineClient:
             sampling: how to choose tokens.
             sharing_key: who may share cached prefixes.
             card: the model the ids were rendered for; where the model has been changed since, the ids mean nothing.
-            num_public: so many of the first ids all prompts have in common.
+            num_public: so many of the first ids are no caller's words: all may share them.
 
         Raises:
             EngineUnavailable: no engine is ready.

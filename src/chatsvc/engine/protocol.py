@@ -53,7 +53,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal).
 
-    The first ``num_public`` ids are nobody's words: every prompt begins with them, and all may share them.
+    The first ``num_public`` ids are no caller's words: all may share them.
     """
 
     sequence_id: int

@@ -1,11 +1,13 @@
 """How many prompt tokens the next step may take, so that no running sequence waits long for its next token.
 
-It learns from every step what a prompt token costs at which position (attention makes later ones dearer) and what a
-step costs without any. Pure; knows no library.
+It learns from every step what a prompt token costs at which position (attention makes later ones dearer), beside
+sequences that decode or not (some libraries take half as long again), and what a step costs without any. Pure; knows no
+library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from chatsvc.engine.runners.prefixes import BLOCK_TOKENS
@@ -14,6 +16,8 @@ _BUCKET_TOKENS = 512
 _NEWEST_SHARE = 0.5
 # Aim below the target: what a step will take is known only roughly.
 _SAFETY = 0.8
+# What a prompt token costs beside others, against alone, before it was seen.
+_COMPANY = 1.5
 
 
 @dataclass(slots=True)
@@ -29,7 +33,8 @@ class Steering:
     max_chunk: int
     max_gap_s: float
     decode_s: float = 0.02
-    _token_s: dict[int, float] = field(default_factory=dict)
+    _alone_s: dict[int, float] = field(default_factory=dict)
+    _beside_s: dict[int, float] = field(default_factory=dict)
 
     def note(self, step_s: float, num_prompt_tokens: int, position: int, *, is_decoding: bool) -> None:
         """Learn from a step that took ``num_prompt_tokens`` of prompts, the last ending at ``position``."""
@@ -38,21 +43,23 @@ class Steering:
         elif num_prompt_tokens >= BLOCK_TOKENS:  # fewer tell more about the step than about themselves
             cost_s = max(step_s - (self.decode_s if is_decoding else 0.0), 0.1 * step_s) / num_prompt_tokens
             bucket = position // _BUCKET_TOKENS
-            before_s = self._token_s.get(bucket, cost_s)
-            self._token_s[bucket] = before_s + _NEWEST_SHARE * (cost_s - before_s)
+            known = self._beside_s if is_decoding else self._alone_s
+            before_s = known.get(bucket, cost_s)
+            known[bucket] = before_s + _NEWEST_SHARE * (cost_s - before_s)
 
-    def token_s(self, position: int) -> float:
+    def token_s(self, position: int, *, is_decoding: bool) -> float:
         """What a prompt token at ``position`` costs, from the nearest place that was measured."""
         bucket = position // _BUCKET_TOKENS
-        if not self._token_s:
-            return 0.001
-        return self._token_s[min(self._token_s, key=lambda known: (abs(known - bucket), -known))]
+        alone_s = _nearest(self._alone_s, bucket)
+        if not is_decoding:
+            return alone_s or 0.001
+        return max(_nearest(self._beside_s, bucket) or alone_s * _COMPANY, alone_s) or 0.001
 
     def chunk(self, position: int, *, is_decoding: bool) -> int:
         """Prompt tokens for the next step, a multiple of the block; all there may be when nobody would wait."""
         if not is_decoding:
             return self.max_chunk
-        tokens = int(_SAFETY * (self.max_gap_s - self.decode_s) / self.token_s(position))
+        tokens = int(_SAFETY * (self.max_gap_s - self.decode_s) / self.token_s(position, is_decoding=True))
         return min(max(tokens // BLOCK_TOKENS, 1) * BLOCK_TOKENS, self.max_chunk)
 
     def prefill_s(self, start: int, end: int, *, is_decoding: bool) -> float:
@@ -60,6 +67,12 @@ class Steering:
         total_s = 0.0
         while start < end:
             num_tokens = min(self.chunk(start, is_decoding=is_decoding), end - start)
-            total_s += num_tokens * self.token_s(start) + (self.decode_s if is_decoding else 0.0)
+            total_s += num_tokens * self.token_s(start, is_decoding=is_decoding) + (
+                self.decode_s if is_decoding else 0.0
+            )
             start += num_tokens
         return total_s
+
+
+def _nearest(costs_s: Mapping[int, float], bucket: int) -> float:
+    return costs_s[min(costs_s, key=lambda known: (abs(known - bucket), -known))] if costs_s else 0.0

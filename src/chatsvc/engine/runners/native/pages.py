@@ -4,9 +4,9 @@ A sequence is promised all the pages that it may need when it joins, and takes e
 then what is kept stays, and an answer that ends early leaves it there.
 
 A page has a name once it is full: a hash of who may share it, of its tokens and of all before them. So a principal
-finds its own prefixes only; there is nothing of others that an answer's speed could betray. (A page that begins with
-nobody's words has a name for these too.) Pages nobody uses are given away the least recently used first. Pure; knows no
-library.
+finds nothing but its own prefixes and nobody's words; there is nothing of others that an answer's speed could betray. A
+page in which nobody's words end has a name for these too. Pages nobody uses are given away the least recently used
+first. Pure; knows no library.
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, Turn, fillers, lay_out, num_pages, share_out
-from chatsvc.engine.runners.prefixes import block_name
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.models.card import ModelCard
@@ -40,8 +39,8 @@ from chatsvc.models.card import ModelCard
 _PROCESS_BYTES = 140 * MIB
 # A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
 _MAX_GUESSING_ROWS = 8
-# While several prompts wait, a pass takes no more of them than this, which costs hardly any speed: so the first of them
-# is answered sooner.
+# While several prompts wait for a pass, it takes no more of them than this, which costs hardly any speed: so the first
+# of them is answered sooner.
 _CHUNK_OF_MANY = 128
 # The cache that is in memory ahead of need, for each sequence that may run.
 _READY_TOKENS = 128
@@ -194,13 +193,14 @@ class NativeRunner:
         """Give a prompt the page it needs next; nobody's words that it begins with are copied where they are cached."""
         if not sequence.is_at_new_page:
             return
-        sequence.pages.append(self._pages.take())
-        if sequence.public_rest and len(sequence.names) == sequence.num_public // PAGE_TOKENS:
-            for page in self._pages.share([sequence.public_rest]):
-                self._model.copy_page(page, sequence.pages[-1])
-                self._pages.give_back([page])
-                sequence.num_shared += sequence.num_public - sequence.num_held
-                sequence.num_held = sequence.num_public
+        page = self._pages.take()
+        if (rest := sequence.next_public_rest) and (found := self._pages.share([rest])):
+            # What is behind in that page may be another principal's: it is not looked at before it is written over.
+            self._model.copy_page(found[0], page)
+            self._pages.give_back(found)
+            sequence.num_shared += sequence.num_public - sequence.num_held
+            sequence.num_held = sequence.num_public
+        sequence.pages.append(page)
 
     def _plan(self) -> list[Turn]:
         """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
@@ -274,10 +274,9 @@ class NativeRunner:
     def _name_pages(self, sequence: Member) -> None:
         if sequence.public_rest and sequence.num_held >= sequence.num_public:
             self._pages.name(sequence.pages[sequence.num_public // PAGE_TOKENS], sequence.public_rest)
-        while (number := len(sequence.names)) < sequence.num_held // PAGE_TOKENS:
-            name = block_name(sequence.ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS], sequence.before)
-            self._pages.name(sequence.pages[number], name)
-            sequence.names.append(name)
+        while len(sequence.names) < sequence.num_held // PAGE_TOKENS:
+            page = sequence.pages[len(sequence.names)]
+            self._pages.name(page, sequence.name_next_page())
 
     def _run_to_end(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> None:
         for number, prompt in enumerate(prompts):

@@ -15,9 +15,10 @@ from chatsvc.engine.runners.prefixes import block_name, block_names
 class Member:
     """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache.
 
-    Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages; ``prompt_names`` of all that
+    Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages, ``prompt_names`` of all that
     its prompt will fill but the last token's, and ``public_rest`` is that of the public ids in a page with others, if
-    there is one. ``num_shared`` tokens were found in the cache.
+    there is one; what the first page behind full public ones is named by, ``own_root``, holds ``key``. ``num_shared``
+    tokens were found in the cache.
     """
 
     number: int
@@ -30,32 +31,38 @@ class Member:
     num_public: int = 0
     prompt_names: list[bytes] = field(init=False)
     public_rest: bytes | None = field(init=False)
+    own_root: bytes = field(init=False)
     pages: list[int] = field(default_factory=list)
     names: list[bytes] = field(default_factory=list)
     num_overtaken: int = 0
     num_held: int = 0
     num_shared: int = 0
 
+    def __post_init__(self) -> None:
+        """Work out the names."""
+        ids = self.ids[: self.num_prompt - 1]  # the last token is always computed
+        self.num_public = min(self.num_public, len(ids))
+        public = block_names(ids[: self.num_public])
+        before = public[-1] if public else b""
+        rest = ids[len(public) * PAGE_TOKENS : self.num_public]
+        self.public_rest = block_name(rest, before) if rest else None
+        self.own_root = b"of " + self.key.encode() + before
+        self.prompt_names = public + block_names(ids[len(public) * PAGE_TOKENS :], self.own_root)
+
     @property
     def is_prefilling(self) -> bool:
         """Whether its prompt is not all in the cache yet."""
         return len(self.ids) == self.num_prompt
 
-    def __post_init__(self) -> None:
-        """Work out the names."""
-        ids = self.ids[: self.num_prompt - 1]  # the last token is always computed
-        num_public = self.num_public = min(self.num_public, len(ids))
-        public = block_names(ids[:num_public])
-        rest = ids[len(public) * PAGE_TOKENS : num_public]
-        before = public[-1] if public else b""
-        self.public_rest = block_name(rest, before) if rest else None
-        self.prompt_names = public + block_names(ids[len(public) * PAGE_TOKENS :], self.key.encode() + before)
+    @property
+    def is_at_new_page(self) -> bool:
+        """Whether its next token goes into a page that it does not have yet."""
+        return self.num_held == len(self.pages) * PAGE_TOKENS
 
     @property
-    def before(self) -> bytes:
-        """What the name of its next page is made of besides that page's tokens: here others' ways part."""
-        is_parting = len(self.names) == self.num_public // PAGE_TOKENS
-        return (self.key.encode() if is_parting else b"") + (self.names[-1] if self.names else b"")
+    def next_public_rest(self) -> bytes | None:
+        """The name of the public ids that end in the page it fills next, if they do."""
+        return self.public_rest if len(self.names) == self.num_public // PAGE_TOKENS else None
 
     @property
     def next_name(self) -> bytes | None:
@@ -68,14 +75,14 @@ class Member:
         return num_pages(self.num_prompt + self.max_tokens) - len(self.pages)
 
     @property
-    def is_at_new_page(self) -> bool:
-        """Whether its next token goes into a page that it does not have yet."""
-        return self.num_held == len(self.pages) * PAGE_TOKENS
-
-    @property
     def num_missing(self) -> int:
         """Prompt tokens that are not in the cache yet."""
         return self.num_prompt - self.num_held
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self.num_prompt + self.max_tokens - len(self.ids)
 
     def take_over(self, pages: Sequence[int]) -> None:
         """These are the next ones of its prompt, computed already."""
@@ -84,10 +91,13 @@ class Member:
         self.num_held += len(pages) * PAGE_TOKENS
         self.num_shared += len(pages) * PAGE_TOKENS
 
-    @property
-    def num_left(self) -> int:
-        """Tokens that may still be generated."""
-        return self.num_prompt + self.max_tokens - len(self.ids)
+    def name_next_page(self) -> bytes:
+        """It is full: its name, which is its own from now on."""
+        start = len(self.names) * PAGE_TOKENS
+        before = self.names[-1] if len(self.names) > self.num_public // PAGE_TOKENS else self.own_root
+        name = self.next_name or block_name(self.ids[start : start + PAGE_TOKENS], before)
+        self.names.append(name)
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ def fillers(prompts: Sequence[Member]) -> list[Member]:
     """
     by_page: dict[bytes | int, Member] = {}
     for one in prompts:
-        page = (one.next_name if one.is_at_new_page else None) or one.number
+        page = one.next_name or one.number
         if page not in by_page or one.num_missing < by_page[page].num_missing:
             by_page[page] = one
     return list(by_page.values())
