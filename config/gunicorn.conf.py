@@ -6,9 +6,11 @@ and Redis, and are separate services with an audit log each.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -105,9 +107,16 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: object, worker: object) -> None:
-    """End with the master, also when it is killed: a worker of its own would keep the port and the audit log."""
+    """End with the master, also when it is killed: a worker of its own would keep the port and the audit log.
+
+    And stay on one core. Only one of its threads holds Python's lock at a time; handing it from core to core takes a
+    third more processor time, and the engine's threads on both cores wait for it (docs/performance.md).
+    """
     del server, worker
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    cores = sorted(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError):  # a sandbox that forbids it is no reason not to serve
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # not the same one for every service of a machine
 
 
 def post_worker_init(worker: object) -> None:

@@ -159,6 +159,17 @@ def test_the_sockets_are_private(service) -> None:
     assert stat.S_IMODE(engine.parent.stat().st_mode) == 0o700
 
 
+def test_the_web_process_stays_on_one_core_and_the_engine_has_all(service) -> None:
+    def cores_of_threads(pids: list[int]) -> set[int]:
+        """Of the process with the most threads: the other one beside the web process is gunicorn's master."""
+        threads = max(([int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()] for pid in pids), key=len)
+        return {len(os.sched_getaffinity(thread)) for thread in threads}
+
+    pids = service.pids()
+    assert cores_of_threads(pids["web"]) == {1}
+    assert cores_of_threads(pids["engine"]) == {len(os.sched_getaffinity(0))}
+
+
 def test_straight_to_the_web_process_without_an_address_is_refused(service) -> None:
     transport = httpx.HTTPTransport(uds=service.home.settings["CHATSVC_SERVER__SOCKET"])
     with httpx.Client(transport=transport, base_url="http://chat.test") as client:
