@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import resource
+import secrets
 import signal
 import socket
 import stat
@@ -114,9 +115,9 @@ def post_fork(server: object, worker: object) -> None:
     """
     del server, worker
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    cores = sorted(os.sched_getaffinity(0))
+    core = secrets.choice(sorted(os.sched_getaffinity(0)))  # not the same one for every service of a machine
     with contextlib.suppress(OSError):  # a sandbox that forbids it is no reason not to serve
-        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # not the same one for every service of a machine
+        os.sched_setaffinity(0, {core})
 
 
 def post_worker_init(worker: object) -> None:
