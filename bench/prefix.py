@@ -36,6 +36,7 @@ _NUM_OWN = 64
 _GOAL_RATIO = 10
 _CHANCE = 0.01
 _MAX_DIFFERENCE = 0.03
+_LEAST_ROUNDS = 8
 
 Messages = list[dict[str, str]]
 
@@ -138,9 +139,11 @@ def main() -> None:
     """Measure, print, keep; exit code 1 when the default runner misses a goal."""
     end_on_sigterm()
     parser = program.parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=_LEAST_ROUNDS)
     parser.add_argument("--runner", nargs="+", choices=["native", "openvino"], default=["native", "openvino"])
     arguments = parser.parse_args()
+    if arguments.rounds < _LEAST_ROUNDS:
+        parser.error(f"fewer than {_LEAST_ROUNDS} pairs can never lean so far that chance is out of the question")
     times = {}
     for runner in arguments.runner:
         with stack(shaped(arguments.cache, runner)) as target:

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import resource
+import secrets
 import signal
 import socket
 import stat
@@ -109,14 +110,14 @@ def when_ready(server: Any) -> None:
 def post_fork(server: object, worker: object) -> None:
     """End with the master, also when it is killed: a worker of its own would keep the port and the audit log.
 
-    And stay on one core. Only one of its threads holds Python's lock at a time; handing it from core to core takes a
-    third more processor time, and the engine's threads on both cores wait for it (docs/performance.md).
+    And stay on one core. Only one of its threads holds Python's lock at a time, and handing it from core to core takes
+    processor time that the engine, whose threads wait for each other on all cores, then waits for.
     """
     del server, worker
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    cores = sorted(os.sched_getaffinity(0))
+    core = secrets.choice(sorted(os.sched_getaffinity(0)))  # not the same one for every service of a machine
     with contextlib.suppress(OSError):  # a sandbox that forbids it is no reason not to serve
-        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # not the same one for every service of a machine
+        os.sched_setaffinity(0, {core})
 
 
 def post_worker_init(worker: object) -> None:

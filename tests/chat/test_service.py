@@ -133,8 +133,9 @@ def test_a_prompt_has_the_whole_beginning_or_none_of_it(make_place):
     assert texts == ["<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"] * 3 + ["", ""]
 
 
-def test_a_template_that_takes_no_conversation_begins_like_nobodys(make_place):
-    place = make_place(template="{{ raise_exception('no') if messages|length > 1 }}{{ messages[0].content }}")
+@pytest.mark.parametrize("stumbles", ["raise_exception('no')", "1 / 0"])
+def test_where_a_template_takes_no_conversation_a_prompt_is_its_callers_from_the_first_id(make_place, stumbles):
+    place = make_place(template="{{ " + stumbles + " if messages|length > 1 }}{{ messages[0].content }}")
     list(place.service.stream(place.call(), ask()))
     assert place.script.public == [[]]
 

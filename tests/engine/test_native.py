@@ -119,7 +119,19 @@ def test_nobodys_words_are_computed_once_for_all_and_no_others(native: NativeRun
     assert answers(native, all_public, ["grace"], num_public)[1] == [(num_public - 1) // PAGE_TOKENS * PAGE_TOKENS]
 
 
-def test_a_page_whose_computer_goes_is_computed_by_another(smollm2: ModelFolder) -> None:
+def test_prompts_that_come_one_after_another_share_what_neither_has_yet(native: NativeRunner) -> None:
+    beginning = prompt(70, 500)
+    answers(native, [prompt(70, 30)], ["bob"], 20)
+    native.add(1, [*beginning, *prompt(71, 200)], FIRST, "alice", 20)
+    native.step()
+    native.add(2, [*beginning, *prompt(72, 150)], FIRST, "alice", 20)
+    cached: dict[int, int] = {}
+    while len(cached) < 2:
+        cached |= {output.sequence_id: output.num_cached_tokens for output in native.step()}
+    assert cached == {1: 20 + 480 - 256, 2: 256}
+
+
+def test_a_page_whose_filler_goes_is_filled_by_another(smollm2: ModelFolder) -> None:
     runner = load(smollm2, max_num_seqs=3, prefill_chunk_tokens=96)
     runner.add(1, prompt(36, 1000), FIRST, "bob")
     runner.add(2, [*prompt(37, 70), *prompt(38, 30)], FIRST, "alice")
@@ -138,7 +150,7 @@ def test_whoever_comes_and_goes_pages_are_whose_they_are(smollm2: ModelFolder, n
     """Random prompts with common beginnings, more than the cache can keep, some cancelled: answers are those alone."""
     whims = random.Random(5)
     runner = load(smollm2, max_num_seqs=4, cache_size_gb=0.001, prefill_chunk_tokens=64)
-    prompts = [[*prompt(200, whims.choice([20, 70, 130])), *prompt(201 + number, 30)] for number in range(24)]
+    prompts = [[*prompt(200, whims.choice([20, 70, 130])), *prompt(201 + number, 80)] for number in range(40)]
     expected = [run(native, [(ids, SHORT)], [f"only {number}"])[0] for number, ids in enumerate(prompts)]
     ids_of: dict[int, list[int]] = {}
     waiting = list(range(len(prompts)))
@@ -160,6 +172,7 @@ def test_whoever_comes_and_goes_pages_are_whose_they_are(smollm2: ModelFolder, n
             ids_of[output.sequence_id] += output.token_ids
             running -= {output.sequence_id} if output.finish_reason else set()
     assert num_cancelled > 0
+    assert runner._pages.num_free == 0
     assert ids_of == {number: expected[number] for number in ids_of}
     assert runner.cache_usage() == 0
 

@@ -5,7 +5,7 @@ Knows nothing about admission, records or HTTP.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 from dataclasses import dataclass
 
@@ -15,8 +15,10 @@ from chatsvc.chat.prompt import PromptRenderer, with_system
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
-from chatsvc.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from chatsvc.errors import ContextLengthExceeded, ModelNotFound
 from chatsvc.models.card import ModelCard
+
+_log = logging.getLogger(__name__)
 
 # Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
 # these only the most probable token is ever chosen, so nothing is lost.
@@ -120,11 +122,15 @@ class Planner:
         with self._making:
             if self._made is None or self._made[0].card.digest != card.digest:
                 renderer = PromptRenderer(card)
-                beginning: list[int] = []
-                with contextlib.suppress(InvalidRequest):
-                    beginning = renderer.beginning(self._system_prompt)
-                self._made = renderer, beginning
+                self._made = renderer, self._beginning(renderer)
             return self._made
+
+    def _beginning(self, renderer: PromptRenderer) -> list[int]:
+        try:
+            return renderer.beginning(self._system_prompt)
+        except Exception as error:  # noqa: BLE001  (a template is a program, and may stumble over what nobody will ask)
+            _log.info("prompts share no beginning: %s", type(error).__name__)
+            return []
 
 
 def sampling_of(request: ChatRequest, max_tokens: int) -> Sampling:

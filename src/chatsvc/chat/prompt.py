@@ -71,7 +71,7 @@ class PromptRenderer:
             InvalidRequest: the template does not take such conversations.
         """
         conversations = []
-        for text in ("a", "1"):
+        for text in ("a", "1 2"):  # neither alike nor of one length
             question, answer = Message("user", text), Message("assistant", text)
             conversations += [[question], [question, answer, question]]
         prompts = [self.prompt_ids(with_system(operators, messages)) for messages in conversations]

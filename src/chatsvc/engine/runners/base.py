@@ -70,7 +70,8 @@ class Runner(Protocol):
     ) -> None:
         """Take a sequence in; it joins at the next step.
 
-        What is cached under the same ``sharing_key`` may serve it, and for its first ``num_public`` ids anybody's.
+        What is cached under the same ``sharing_key`` may serve it, and for its first ``num_public`` ids
+        what was anybody's first public ones.
 
         Raises:
             ValueError, RuntimeError: this sequence cannot be taken; the others are not touched.

@@ -50,10 +50,12 @@ class Steering:
     def token_s(self, position: int, *, is_decoding: bool) -> float:
         """What a prompt token at ``position`` costs, from the nearest place that was measured."""
         bucket = position // _BUCKET_TOKENS
-        alone_s = _nearest(self._alone_s, bucket)
+        alone_s = _nearest(self._alone_s, bucket) or 0.001
         if not is_decoding:
-            return alone_s or 0.001
-        return max(_nearest(self._beside_s, bucket) or alone_s * _COMPANY, alone_s) or 0.001
+            return alone_s
+        if bucket in self._beside_s:
+            return self._beside_s[bucket]
+        return max(_nearest(self._beside_s, bucket), alone_s) if self._beside_s else alone_s * _COMPANY
 
     def chunk(self, position: int, *, is_decoding: bool) -> int:
         """Prompt tokens for the next step, a multiple of the block; all there may be when nobody would wait."""
@@ -65,11 +67,10 @@ class Steering:
     def prefill_s(self, start: int, end: int, *, is_decoding: bool) -> float:
         """How long the prompt tokens from ``start`` to ``end`` would take now, in chunks as above."""
         total_s = 0.0
+        decode_s = self.decode_s if is_decoding else 0.0
         while start < end:
             num_tokens = min(self.chunk(start, is_decoding=is_decoding), end - start)
-            total_s += num_tokens * self.token_s(start, is_decoding=is_decoding) + (
-                self.decode_s if is_decoding else 0.0
-            )
+            total_s += num_tokens * self.token_s(start, is_decoding=is_decoding) + decode_s
             start += num_tokens
         return total_s
 

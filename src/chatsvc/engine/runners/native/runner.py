@@ -30,7 +30,7 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import Member, Turn, fillers, lay_out, num_pages, share_out
+from chatsvc.engine.runners.native.turns import Member, Turn, end_of_turn, fillers, lay_out, num_pages, share_out
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.models.card import ModelCard
@@ -193,7 +193,7 @@ class NativeRunner:
         """Give a prompt the page it needs next; nobody's words that it begins with are copied where they are cached."""
         if not sequence.is_at_new_page:
             return
-        page = self._pages.take()
+        page = self._pages.take()  # first: of all pages it may be the one that is looked for
         if (rest := sequence.next_public_rest) and (found := self._pages.share([rest])):
             # What is behind in that page may be another principal's: it is not looked at before it is written over.
             self._model.copy_page(found[0], page)
@@ -222,8 +222,8 @@ class NativeRunner:
             for one, num_tokens in share_out(chunk, prefilling):
                 if num_tokens:
                     self._begin_page(one)
-                    ids = one.ids[one.num_held : one.num_held + num_tokens]
-                    turns.append(Turn(one, ids, int(one.num_held + len(ids) == one.num_prompt)))
+                    end = end_of_turn(one, num_tokens)
+                    turns.append(Turn(one, one.ids[one.num_held : end], int(end == one.num_prompt)))
         return turns
 
     def _take_pages(self, turns: Sequence[Turn]) -> None:

@@ -17,8 +17,8 @@ class Member:
 
     Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages, ``prompt_names`` of all that
     its prompt will fill but the last token's, and ``public_rest`` is that of the public ids in a page with others, if
-    there is one; what the first page behind full public ones is named by, ``own_root``, holds ``key``. ``num_shared``
-    tokens were found in the cache.
+    there is one. ``own_root``, the key behind the last full public page, is what its own pages are named behind.
+    ``num_shared`` tokens were found in the cache.
     """
 
     number: int
@@ -46,7 +46,7 @@ class Member:
         before = public[-1] if public else b""
         rest = ids[len(public) * PAGE_TOKENS : self.num_public]
         self.public_rest = block_name(rest, before) if rest else None
-        self.own_root = b"of " + self.key.encode() + before
+        self.own_root = b"of " + self.key.encode() + before  # no key at all is not everybody's either
         self.prompt_names = public + block_names(ids[len(public) * PAGE_TOKENS :], self.own_root)
 
     @property
@@ -92,7 +92,7 @@ class Member:
         self.num_shared += len(pages) * PAGE_TOKENS
 
     def name_next_page(self) -> bytes:
-        """It is full: its name, which is its own from now on."""
+        """The name of the page that has just become full, from now on among its names."""
         start = len(self.names) * PAGE_TOKENS
         before = self.names[-1] if len(self.names) > self.num_public // PAGE_TOKENS else self.own_root
         name = self.next_name or block_name(self.ids[start : start + PAGE_TOKENS], before)
@@ -142,6 +142,13 @@ def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, in
         shares[one] = taken + more
         left -= more
     return list(shares.items())
+
+
+def end_of_turn(one: Member, num_tokens: int) -> int:
+    """Where so many more tokens of a prompt end: with a page, if they can, so that others may share what follows."""
+    end = min(one.num_held + num_tokens, one.num_prompt)
+    end_of_page = end // PAGE_TOKENS * PAGE_TOKENS
+    return end_of_page if one.num_held < end_of_page and end < one.num_prompt else end
 
 
 def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
