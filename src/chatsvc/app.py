@@ -17,7 +17,7 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.witnessed import Witnessed
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
-from chatsvc.chat.planning import Planner
+from chatsvc.chat.planning import Planner, PlannerOptions
 from chatsvc.chat.service import ChatService, ServiceOptions
 from chatsvc.engine.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
@@ -40,6 +40,7 @@ from chatsvc.http import (
     ui,
 )
 from chatsvc.http.chat_schema import Bounds
+from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelStore
 from chatsvc.observe.metrics import Metrics
 from chatsvc.observe.pulse import Pulse
@@ -133,12 +134,7 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     gate = guard.gate(options, room, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
-    planner = Planner(
-        engine,
-        kept,
-        system_prompt=settings.chat.system_prompt,
-        default_max_tokens=min(settings.chat.default_max_tokens, settings.chat.max_tokens_cap),
-    )
+    planner = Planner(engine, kept, _planner_options(settings))
     service = ChatService(
         engine, log, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
     )
@@ -153,13 +149,22 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
 
 
+def _planner_options(settings: Settings) -> PlannerOptions:
+    chat = settings.chat
+    return PlannerOptions(
+        system_prompt=chat.system_prompt,
+        default_max_tokens=min(chat.default_max_tokens, chat.max_tokens_cap),
+        sampling=SamplingDefaults(temperature=chat.default_temperature),
+    )
+
+
 def _door(running: Running) -> hooks.Door:
     return hooks.Door(running.gate, running.audit, running.metrics, tuple(running.settings.guard.scraper_networks))
 
 
 def _register(app: Flask, running: Running) -> None:
     settings = running.settings
-    bounds = Bounds(settings.chat.max_tokens_cap, settings.chat.default_temperature)
+    bounds = Bounds(settings.chat.max_tokens_cap)
     desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
     app.register_blueprint(ops.blueprint(running.health, running.metrics))
     app.register_blueprint(auth.blueprint(_auth_parts(running)))

@@ -13,7 +13,7 @@ import pytest
 from chatsvc.app import create_app, running_in
 from chatsvc.audit.facts import Facts
 from chatsvc.chat.service import Call, ServiceOptions
-from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, Waiting
+from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, SamplingRequest, Waiting
 from chatsvc.errors import (
     AuditUnavailable,
     AuthenticationFailed,
@@ -88,7 +88,7 @@ def dataclasses_replace(struct, **changes):
 
 
 def ask(text="Hi", **changes):
-    request = ChatRequest(messages=(Message("user", text),), max_tokens=50, temperature=0, top_p=1)
+    request = ChatRequest(messages=(Message("user", text),), max_tokens=50, sampling=SamplingRequest(temperature=0))
     return dataclasses.replace(request, **changes)
 
 

@@ -12,18 +12,14 @@ from dataclasses import dataclass
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.prompt import PromptRenderer, with_system
+from chatsvc.chat.sampling import sampling_of
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
 from chatsvc.errors import ContextLengthExceeded, ModelNotFound
-from chatsvc.models.card import ModelCard
+from chatsvc.models.card import ModelCard, SamplingDefaults
 
 _log = logging.getLogger(__name__)
-
-# Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
-# these only the most probable token is ever chosen, so nothing is lost.
-_LEAST_TEMPERATURE = 1e-4
-_LEAST_TOP_P = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +48,28 @@ class Plan:
         return Completion(self.renderer.detokenizer(), self.stop)
 
 
+@dataclass(frozen=True, slots=True)
+class PlannerOptions:
+    """What configuration says about every prompt and completion.
+
+    Attributes:
+        system_prompt: goes before every conversation.
+        default_max_tokens: of a completion whose request names no number.
+        sampling: counts where neither the request nor the model says how tokens are chosen.
+    """
+
+    system_prompt: str
+    default_max_tokens: int
+    sampling: SamplingDefaults
+
+
 class Planner:
     """Makes plans for whatever model the engine serves at the moment."""
 
-    def __init__(
-        self, engine: EngineClient, conversations: Conversations, *, system_prompt: str, default_max_tokens: int
-    ) -> None:
+    def __init__(self, engine: EngineClient, conversations: Conversations, options: PlannerOptions) -> None:
         self._engine = engine
         self._conversations = conversations
-        self._system_prompt = system_prompt
-        self._default_max_tokens = default_max_tokens
+        self._options = options
         self._made: tuple[PromptRenderer, list[int]] | None = None
         self._making = threading.Lock()
 
@@ -92,7 +100,7 @@ class Planner:
             renderer=renderer,
             prompt_ids=prompt_ids,
             num_public=len(beginning) if prompt_ids[: len(beginning)] == beginning else 0,
-            sampling=self._sampling(request, len(prompt_ids), renderer.card.context_length),
+            sampling=self._sampling(request, len(prompt_ids), renderer.card),
             stop=request.stop,
             turns=tuple(message for message in request.messages if message.role != "system"),
             conversation_id=conversation_id,
@@ -100,18 +108,21 @@ class Planner:
 
     def _conversation(self, history: list[Message], messages: tuple[Message, ...]) -> tuple[Message, ...]:
         num_leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-        return with_system(self._system_prompt, [*messages[:num_leading], *history, *messages[num_leading:]])
+        return with_system(self._options.system_prompt, [*messages[:num_leading], *history, *messages[num_leading:]])
 
-    def _sampling(self, request: ChatRequest, num_prompt_tokens: int, context_length: int) -> Sampling:
+    def _sampling(self, request: ChatRequest, num_prompt_tokens: int, card: ModelCard) -> Sampling:
+        context_length = card.context_length
         num_free = context_length - num_prompt_tokens
-        wanted = request.max_tokens if request.max_tokens is not None else min(self._default_max_tokens, num_free)
+        wanted = (
+            request.max_tokens if request.max_tokens is not None else min(self._options.default_max_tokens, num_free)
+        )
         if num_free < 1 or wanted > num_free:
             raise ContextLengthExceeded(
                 f"The model's context is {context_length} tokens. The prompt has {num_prompt_tokens}, and "
                 f"{max(wanted, 1)} were asked for; shorten the messages or lower max_tokens.",
                 param="messages",
             )
-        return sampling_of(request, wanted)
+        return sampling_of(request.sampling, wanted, card.sampling, self._options.sampling)
 
     def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
         """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each.
@@ -127,19 +138,7 @@ class Planner:
 
     def _beginning(self, renderer: PromptRenderer) -> list[int]:
         try:
-            return renderer.beginning(self._system_prompt)
+            return renderer.beginning(self._options.system_prompt)
         except Exception as error:  # noqa: BLE001  (a template is a program, and may stumble over what nobody will ask)
             _log.info("prompts share no beginning: %s", type(error).__name__)
             return []
-
-
-def sampling_of(request: ChatRequest, max_tokens: int) -> Sampling:
-    """How tokens are chosen; values too small for a runner's arithmetic become ones that mean the same."""
-    return Sampling(
-        max_tokens=max_tokens,
-        temperature=request.temperature if request.temperature >= _LEAST_TEMPERATURE else 0.0,
-        top_p=max(request.top_p, _LEAST_TOP_P),
-        seed=request.seed,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-    )

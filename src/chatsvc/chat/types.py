@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -17,21 +18,63 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingRequest:
+    """How the caller wants tokens chosen; names and meanings are those of ``/v1``.
+
+    None in the first five: the model's own default, else the configured one.
+
+    Attributes:
+        temperature: 0 always takes the most probable token.
+        top_p: in (0, 1], the probability that the candidates have together.
+        top_k: most candidates; 0 or less sets no bound.
+        min_p: in [0, 1], a candidate's least probability, as a share of the most probable one's.
+        repetition_penalty: above 0; above 1 makes tokens of the prompt and the completion less likely.
+        presence_penalty, frequency_penalty: -2 to 2, subtracted from the logits of tokens of the completion.
+        logit_bias: token id to a number from -100 to 100 that is added to its logit.
+        seed: the same seed gives the same answer; choice ``i`` of several uses ``seed + i``.
+        min_tokens: before so many tokens neither an end-of-sequence token nor a stop string ends the completion.
+        ignore_eos: an end-of-sequence token does not end the completion.
+        num_logprobs: alternatives to report for each token; 0 reports the chosen token alone, None nothing.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A request that has passed the schema: every bound on size and range already holds.
 
-    ``max_tokens`` None: the configured default, or what the context has room for if that is less. ``keep``: the turn is
-    stored in a conversation of the caller's.
+    Attributes:
+        messages: the new turns.
+        max_tokens: of each choice; None: the configured default, or what the context has room for if that is less.
+        sampling: how tokens are chosen.
+        stop: strings that end a completion and are not shown.
+        num_choices: how many completions of the same prompt (OpenAI's ``n``).
+        continues_final_message: the last message is the beginning of the answer, and stays open.
+        opens_answer: the prompt ends with the beginning of the assistant's turn (``add_generation_prompt``).
+        conversation_id: the caller's conversation that the turns belong to.
+        model: the name of the model that was asked for.
+        keep: the turn is stored in a conversation of the caller's.
     """
 
     messages: tuple[Message, ...]
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
+    max_tokens: int | None = None
+    sampling: SamplingRequest = SamplingRequest()
     stop: tuple[str, ...] = ()
+    num_choices: int = 1
+    continues_final_message: bool = False
+    opens_answer: bool = True
     conversation_id: str | None = None
     model: str | None = None
     keep: bool = True

@@ -38,16 +38,41 @@ class ProtocolError(ChatsvcError):
     code = "protocol_error"
 
 
-class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How to choose tokens. ``temperature`` 0 is greedy; Runners bound ``top_k`` (a full sort halves speed)."""
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens.
+
+    A runner does this in order: report log-probabilities, add the biases, forbid what may not come yet, apply the
+    penalties, divide by the temperature, then keep candidates by ``top_k``, ``min_p`` and ``top_p``.
+
+    Attributes:
+        max_tokens: of the completion.
+        temperature: 0 takes the most probable token.
+        top_p: the candidates' joint probability.
+        top_k: most candidates; 0 is as many as the runner takes (a sort of the whole vocabulary halves speed).
+        min_p: a candidate's least probability, as a share of the most probable one's.
+        repetition_penalty: divides a positive logit, and multiplies another, of every token of prompt and completion.
+        presence_penalty, frequency_penalty: subtracted from the logit of a token of the completion, once, and once
+            for every time it is there.
+        logit_bias: token id to what is added to its logit.
+        seed: of the sequence's own random numbers; None: a random one.
+        min_tokens: no end-of-sequence token before so many tokens.
+        ignore_eos: an end-of-sequence token does not end the completion.
+        num_logprobs: alternatives to report with each token; None reports nothing.
+    """
 
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 50
-    seed: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    num_logprobs: int | None = None
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, StrictFloat, model_validator
 
-from chatsvc.chat.types import ChatRequest, Message
+from chatsvc.chat.types import ChatRequest, Message, SamplingRequest
 from chatsvc.errors import InvalidRequest
 from chatsvc.http.schema import Body, Text
 
@@ -26,7 +26,6 @@ class Bounds:
     """What configuration says about a request."""
 
     max_tokens_cap: int = 4096
-    default_temperature: float = 0.0
 
 
 class ChatMessage(Body):
@@ -80,9 +79,7 @@ class ChatBody(Body):
         return ChatRequest(
             messages=tuple(messages),
             max_tokens=checked_max_tokens(self.max_tokens, bounds, "max_tokens"),
-            temperature=bounds.default_temperature if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed,
+            sampling=SamplingRequest(temperature=self.temperature, top_p=self.top_p, seed=self.seed),
             stop=stop_strings(self.stop),
             conversation_id=self.conversation_id,
         )

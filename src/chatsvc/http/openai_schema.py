@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, WithJsonSchema, model_validator
 
-from chatsvc.chat.types import ChatRequest, Message, Role
+from chatsvc.chat.types import ChatRequest, Message, Role, SamplingRequest
 from chatsvc.http.chat_schema import (
     Bounds,
     MaxTokens,
@@ -154,16 +154,14 @@ class OpenAIBody(Body):
             messages=tuple(message.to_message() for message in self.messages),
             # the old name and the new one; of both the tighter holds
             max_tokens=min((number for number in given if number is not None), default=None),
-            temperature=_or(self.temperature, bounds.default_temperature),
-            top_p=_or(self.top_p, 1.0),
-            presence_penalty=_or(self.presence_penalty, 0.0),
-            frequency_penalty=_or(self.frequency_penalty, 0.0),
-            seed=self.seed,
+            sampling=SamplingRequest(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                presence_penalty=self.presence_penalty or 0.0,
+                frequency_penalty=self.frequency_penalty or 0.0,
+                seed=self.seed,
+            ),
             stop=stop_strings(self.stop),
             model=self.model,
             keep=False,
         )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -5,6 +5,19 @@ from __future__ import annotations
 import msgspec
 
 
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are chosen where a request does not say; names and meanings as in ``generation_config.json``.
+
+    None: nothing is said.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     """What a loaded model is.
 
@@ -19,6 +32,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         chat_template: Jinja source; it is only ever rendered in a sandbox.
         bos_token, eos_token: their texts, for templates that use them; may be empty.
         runner: which runner serves it (``native``, ``openvino``, ``torch`` …).
+        sampling: what its authors recommend.
     """
 
     name: str
@@ -32,3 +46,4 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     bos_token: str = ""
     eos_token: str = ""
     runner: str = ""
+    sampling: SamplingDefaults = SamplingDefaults()

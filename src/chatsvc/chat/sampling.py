@@ -1,0 +1,46 @@
+"""From a caller's wishes to what a runner is told: defaults filled in, values that every runner can compute with.
+
+Each value comes from the request, else from the model's own defaults (its ``generation_config.json``), else from the
+configuration. Knows nothing about HTTP or runners.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from chatsvc.chat.types import SamplingRequest
+from chatsvc.engine.protocol import Sampling
+from chatsvc.models.card import SamplingDefaults
+
+# Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
+# these only the most probable token is ever chosen, so nothing is lost.
+_LEAST_TEMPERATURE = 1e-4
+_LEAST_TOP_P = 1e-6
+# What transformers takes where nothing is said. Candidates far down the list are never chosen, and cost time.
+_TOP_K = 50
+
+Value = TypeVar("Value", int, float)
+
+
+def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDefaults) -> Sampling:
+    """How a runner chooses tokens; the ``defaults`` that come first count first."""
+    temperature = _first(1.0, wanted.temperature, *(one.temperature for one in defaults))
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature if temperature >= _LEAST_TEMPERATURE else 0.0,
+        top_p=max(_first(1.0, wanted.top_p, *(one.top_p for one in defaults)), _LEAST_TOP_P),
+        top_k=max(_first(_TOP_K, wanted.top_k, *(one.top_k for one in defaults)), 0),
+        min_p=_first(0.0, wanted.min_p, *(one.min_p for one in defaults)),
+        repetition_penalty=_first(1.0, wanted.repetition_penalty, *(one.repetition_penalty for one in defaults)),
+        presence_penalty=wanted.presence_penalty,
+        frequency_penalty=wanted.frequency_penalty,
+        logit_bias=dict(wanted.logit_bias),
+        seed=wanted.seed,
+        min_tokens=min(wanted.min_tokens, max_tokens),
+        ignore_eos=wanted.ignore_eos,
+        num_logprobs=wanted.num_logprobs,
+    )
+
+
+def _first(fallback: Value, *values: Value | None) -> Value:
+    return next((value for value in values if value is not None), fallback)
