@@ -10,11 +10,30 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function that an assistant asked for; ``arguments`` is JSON as the model wrote it, not checked."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. ``content`` is plain text; nothing in it can become a role boundary."""
+    """One turn. No text in it can become a role boundary.
+
+    Attributes:
+        role: who speaks.
+        content: plain text; may be empty where there are ``tool_calls``.
+        tool_calls: only of an ``assistant``.
+        tool_call_id, name: only of a ``tool``: which call it answers, and of which function. Both may be unknown.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
