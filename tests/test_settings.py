@@ -11,6 +11,8 @@ import pytest
 from chatsvc.errors import ConfigurationInvalid
 from chatsvc.resources import resource_path
 from chatsvc.settings import KEYS, Section, Settings, child_environment, environment_value, load
+from chatsvc.store.database import Database
+from chatsvc.store.migrate import migrate
 
 
 def problems_of(**environ: str) -> list[str]:
@@ -150,7 +152,7 @@ def test_a_secret_comes_from_a_file_and_is_not_shown(home: Path, tmp_path: Path)
 
 
 def test_a_secret_given_twice_is_a_problem(home: Path) -> None:
-    (problem,) = problems_of(CHATSVC_HOME=str(home), CHATSVC_STORE__URL="a", CHATSVC_STORE__URL_FILE="/b")
+    (problem,) = problems_of(CHATSVC_HOME=str(home), CHATSVC_STORE__URL="sqlite:///a", CHATSVC_STORE__URL_FILE="/b")
     assert "both set" in problem
 
 
@@ -221,3 +223,23 @@ def test_the_documented_file_has_no_section_that_does_not_exist_and_loads(home: 
     named = str(resource_path("config/chatsvc.toml"))
     from_file = load({"CHATSVC_HOME": str(home), "CHATSVC_CONFIG": named})
     assert from_file.model_dump() == load({"CHATSVC_HOME": str(home)}).model_dump()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(home: Path, tmp_path: Path) -> None:
+    environ = with_file(home, "\ufeff[server]\nport = 9001\n")
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xef\xbb\xbfsqlite:///secret.db\r\n")
+    settings = load({**environ, "CHATSVC_STORE__URL_FILE": str(secret)})
+    assert settings.server.port == 9001
+    assert settings.store_url == "sqlite:///secret.db"
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b", "a b", "a@b:c", "Büro"])
+def test_a_home_of_any_name_holds_its_own_database(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    database = Database(load({"CHATSVC_HOME": str(home)}).store_url)
+    migrate(database)
+    database.close()
+    assert (home / "chatsvc.db").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]

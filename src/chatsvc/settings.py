@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from pydantic import ValidationError, model_validator
 from pydantic_settings import (
@@ -93,9 +94,23 @@ class Settings(BaseSettings):
                 f"server.keep_alive_s must be at most {_MAX_KEEP_ALIVE_S}, or nginx ends silent streams",
             ),
         )
-        if broken := [message for holds, message in rules if not holds]:
+        if broken := [*(message for holds, message in rules if not holds), *self._unknown_roles()]:
             raise ValueError("\n".join(broken))
         return self
+
+    def _unknown_roles(self) -> list[str]:
+        """A role that does not exist would silently give nobody a scope."""
+        named = (
+            ("limits.by_role", self.limits.by_role.keys()),
+            ("ldap.roles", self.ldap.roles.values()),
+            ("oidc.roles", self.oidc.roles.values()),
+        )
+        known = ", ".join(sorted(self.accounts.roles))
+        return [
+            f"{key}: there is no role {role!r}; accounts.roles has {known}"
+            for key, roles in named
+            for role in sorted(set(roles) - self.accounts.roles.keys())
+        ]
 
     @property
     def server_threads(self) -> int:
@@ -126,7 +141,11 @@ class Settings(BaseSettings):
     @property
     def store_url(self) -> str:
         """The SQLAlchemy URL of the database."""
-        return self.store.url.get_secret_value() if self.store.url else f"sqlite:///{self.home / 'chatsvc.db'}"
+        if self.store.url is not None:
+            return self.store.url.get_secret_value()
+        return (
+            f"sqlite:///{quote(str(self.home / 'chatsvc.db'))}"  # a path may hold ? and %, which a URL reads otherwise
+        )
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:

@@ -8,15 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from chatsvc.settings_sources import Network, parse_list, parse_networks
+from chatsvc.settings_sources import Network, parse_list, parse_networks, url_check
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Networks = Annotated[list[Network], NoDecode, BeforeValidator(parse_networks)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(parse_list)]
+
+_DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
+DatabaseUrl = Annotated[
+    SecretStr, AfterValidator(url_check("postgresql+psycopg://user@host/name", *_DATABASES, needs_host=False))
+]
+RedisUrl = Annotated[
+    SecretStr, AfterValidator(url_check("redis://host:6379/0", "redis", "rediss", "unix", needs_host=False))
+]
+LdapUrl = Annotated[str, AfterValidator(url_check("ldaps://host", "ldap", "ldaps"))]
+HttpUrl = Annotated[str, AfterValidator(url_check("https://host", "http", "https"))]
 
 
 class Section(BaseModel):
@@ -141,8 +151,8 @@ class AuditSection(Section):
     second_directory: Path | None = None
     witness_files: Paths = []
     witness_syslog: Path | None = None
-    witness_url: SecretStr | None = None
-    witness_peer_url: str | None = None
+    witness_url: DatabaseUrl | None = None
+    witness_peer_url: HttpUrl | None = None
     witness_peer_key: SecretStr | None = None
     witness_peer_ca_file: Path | None = None
     witnessed_keys_file: Path | None = None
@@ -152,14 +162,14 @@ class AuditSection(Section):
 class StoreSection(Section):
     """``[store]``: the database; ``url`` may hold a password, so it is a secret."""
 
-    url: SecretStr | None = None
-    redis_url: SecretStr | None = None
+    url: DatabaseUrl | None = None
+    redis_url: RedisUrl | None = None
 
 
 class LdapSection(Section):
     """``[ldap]``: accounts of a directory; nobody is asked unless ``url`` is set."""
 
-    url: str | None = None
+    url: LdapUrl | None = None
     start_tls: bool = False
     ca_file: Path | None = None
     bind_dn: str = ""
@@ -174,7 +184,7 @@ class LdapSection(Section):
 class OidcSection(Section):
     """``[oidc]``: accounts of an OpenID provider; nobody is asked unless ``issuer`` is set."""
 
-    issuer: str | None = None
+    issuer: HttpUrl | None = None
     client_id: str = "chatsvc"
     client_secret: SecretStr | None = None
     redirect_url: str = ""

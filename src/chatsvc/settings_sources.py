@@ -9,10 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 Network = IPv4Network | IPv6Network
 PREFIX = "CHATSVC_"
@@ -25,7 +28,7 @@ def read_toml(named: str | None, home: Path, problems: list[str]) -> dict[str, A
     if not named and not path.exists():
         return {}
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a BOM
     except OSError as error:
         problems.append(f"{path}: {error.strerror}")
         return {}
@@ -51,8 +54,8 @@ def read_environment(
         if name.endswith("_FILE") and key in secrets:
             if key in named:
                 problems.append(f"{key} and {name} are both set: set one of them")
-            else:
-                result[key] = _read_secret(name, value, problems)
+            elif (secret := _read_secret(name, value, problems)) is not None:
+                result[key] = secret
         elif problem := _name_problem(name, keys):
             problems.append(problem)
         elif "__" in name:
@@ -60,14 +63,14 @@ def read_environment(
     return result
 
 
-def _read_secret(name: str, path: str, problems: list[str]) -> str:
+def _read_secret(name: str, path: str, problems: list[str]) -> str | None:
     try:
-        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        return Path(path).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         problems.append(f"{name}: {path}: {error.strerror}")
     except UnicodeDecodeError:
         problems.append(f"{name}: {path} is not UTF-8 text")
-    return ""
+    return None
 
 
 def _name_problem(name: str, keys: Mapping[str, frozenset[str]]) -> str | None:
@@ -98,6 +101,24 @@ def sentence(location: tuple[int | str, ...], message: str, keys: Mapping[str, f
         known: Mapping[str, object] | frozenset[str] = keys.get(section, frozenset()) if rest else keys
         return f"{path}: there is no such key{_guess((rest or [section])[0], known)}"
     return f"{path}: {message.removeprefix('Value error, ')}" if path else message.removeprefix("Value error, ")
+
+
+def url_check(example: str, *schemes: str, needs_host: bool = True) -> Callable[[Any], Any]:
+    """A check for pydantic: the value is a URL with one of the schemes. No message repeats it: it may be a secret."""
+
+    def check(value: Any) -> Any:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        try:
+            parts = urlsplit(text)
+            is_good = parts.scheme in schemes and (bool(parts.hostname) or not needs_host)
+            _ = parts.port  # raises where it is no number
+        except ValueError:
+            is_good = False
+        if not is_good:
+            raise ValueError(f"this is not a URL that can be used here: write it as {example}")
+        return value
+
+    return check
 
 
 def parse_list(value: object) -> object:

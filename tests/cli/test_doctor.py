@@ -112,7 +112,9 @@ def test_a_wrong_clock_is_fatal(settings: Settings) -> None:
 def test_an_empty_allow_list_and_a_taken_port_are_fatal(settings: Settings) -> None:
     nobody = settings.model_copy(update={"guard": settings.guard.model_copy(update={"allowed_networks": []})})
     with socket.create_server(("127.0.0.1", settings.server.port)):
-        assert levels(checks.door(nobody)) == {"allow list": "fatal", "port": "fatal"}
+        assert levels(checks.door(nobody)) == {"port": "fatal"}
+    (finding,) = checks.configuration(nobody)
+    assert (finding.level, "nobody could connect" in finding.message) == ("fatal", True)
 
 
 def test_a_port_that_we_serve_on_ourselves_is_good(settings: Settings) -> None:
@@ -145,7 +147,7 @@ def test_a_missing_home_and_a_missing_key_are_told(settings: Settings, tmp_path:
     missing = settings.model_copy(update={"home": tmp_path / "none"})
     assert levels(checks.files(missing)) == {"home": "warning"}
     models = settings.models.model_copy(update={"kek_file": tmp_path / "no-kek"})
-    assert levels(checks.files(settings.model_copy(update={"models": models})))["keys"] == "fatal"
+    assert levels(checks.configuration(settings.model_copy(update={"models": models}))) == {"configuration": "fatal"}
 
 
 def test_a_missing_and_a_damaged_model_are_fatal(settings: Settings) -> None:
@@ -161,7 +163,7 @@ def test_the_command_ends_with_1_where_something_is_fatal(monkeypatch: pytest.Mo
     monkeypatch.setenv("CHATSVC_SERVER__PORT", str(settings.server.port))
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
-    assert "FAIL  allow list: nobody may connect" in result.output
+    assert "FAIL  configuration: guard.allowed_networks is empty, so nobody could connect" in result.output
     assert "      -> " in result.output
 
 

@@ -72,7 +72,7 @@ def _context(cacert: str | None) -> Any:
 
 
 def _read_password(path: Path) -> str:
-    return path.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
+    return path.read_text(encoding="utf-8-sig").split("\n", 1)[0].rstrip("\r")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from chatsvc import pidfile
-from chatsvc.cli import memory
+from chatsvc.cli import memory, preflight
 from chatsvc.cli.serve import require_free_port
 from chatsvc.errors import ChatsvcError, OperatorError
 from chatsvc.settings import Settings
@@ -133,14 +133,21 @@ def clock(settings: Settings, now: float | None = None) -> Iterator[Finding]:
         yield Finding("clock", "good", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(present)))
 
 
+def configuration(settings: Settings) -> Iterator[Finding]:
+    """What a start would stumble over, beyond single values."""
+    problems, warnings = preflight.problems(settings), preflight.warnings(settings)
+    remedy = "Change it; `chatsvc config check` tells whether all is well then."
+    yield from (Finding("configuration", "fatal", message, remedy) for message in problems)
+    yield from (Finding("configuration", "warning", message, remedy) for message in warnings)
+    if not problems and not warnings:
+        yield Finding("configuration", "good", "in order")
+
+
 def door(settings: Settings) -> Iterator[Finding]:
     """Who may connect, and where."""
     if settings.guard.allowed_networks:
         listed = ", ".join(str(network) for network in settings.guard.allowed_networks)
         yield Finding("allow list", "good", listed)
-    else:
-        remedy = f'Add allowed_networks = ["…"] below [guard] in {settings.home / "chatsvc.toml"}.'
-        yield Finding("allow list", "fatal", "nobody may connect", remedy)
     where = settings.server.socket or f"{settings.server.host} port {settings.server.port}"
     serving = pidfile.serving_pid(settings.home)
     if serving is not None:
@@ -170,9 +177,6 @@ def files(settings: Settings) -> Iterator[Finding]:
         yield Finding("permissions", "fatal", f"others may read {path}", f"chmod go-rwx '{path}'")
     if not open_to_others:
         yield Finding("permissions", "good", "home and keys are private")
-    missing = settings.models.kek_file
-    if missing is not None and not missing.exists():
-        yield Finding("keys", "fatal", f"models.kek_file {missing} is missing", "Give the key's file, 32 raw bytes.")
 
 
 def model(settings: Settings) -> Iterator[Finding]:

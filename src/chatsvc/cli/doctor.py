@@ -48,7 +48,7 @@ def _examine() -> Iterator[Finding]:
         for problem in error.problems:
             yield checks.Finding("configuration", "fatal", problem, "config/chatsvc.toml shows every key.")
         return
-    yield checks.Finding("configuration", "good", "in order")
+    yield from checks.configuration(settings)
     yield from _examine_installation(settings)
 
 

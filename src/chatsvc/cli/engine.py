@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.errors import OperatorError
 from chatsvc.settings import Settings, load
 
 
@@ -16,15 +15,16 @@ def command() -> None:
     It serves the model that is active now on a unix socket, and ends when it has drained after SIGTERM.
     """
     from chatsvc import logs
+    from chatsvc.cli.serve import require_model
     from chatsvc.engine.loop import LoopOptions
     from chatsvc.engine.process import EngineOptions, run
     from chatsvc.models.store import ModelStore
 
     settings = load()
     logs.configure(settings.logs.level)
+    require_model(settings)
     model = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file).active()
-    if model is None:
-        raise OperatorError("No model is active: 'chatsvc model list' shows what there is, 'activate' chooses one.")
+    assert model is not None
     options = EngineOptions(
         socket_path=settings.engine_socket,
         model=model,

