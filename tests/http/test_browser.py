@@ -192,6 +192,17 @@ def test_an_answer_can_be_stopped_and_is_kept(server, browse, wait_until):
     assert browser.complaints() == []
 
 
+def test_an_address_that_a_browser_is_refused_is_a_page(server, browse):
+    browser = browse("zh-CN")
+    browser.open(f"{server.url}/me")
+    browser.picture("refused-zh")
+    assert browser.text("h1") == ["无法显示此页面", "This page cannot be shown"]
+    assert browser.run("getComputedStyle(document.querySelector('main')).maxWidth") == "544px"  # the policy allows it
+    assert browser.complaints() == []
+    browser.click("section[lang=zh-CN] a")
+    assert browser.is_shown("#username")
+
+
 CAROL = {"sub": "sub-carol", "preferred_username": "carol", "groups": ["chatters"]}
 MALLORY = {"sub": "sub-mallory", "preferred_username": "alice", "groups": ["chatters"]}
 

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from chatsvc import errors
-from chatsvc.http import context
+from chatsvc.http import context, refusal
 
 # The first class in an error's own line of descent that is in this table decides.
 TABLE: dict[type[errors.ChatsvcError], tuple[int, str]] = {
@@ -98,10 +98,13 @@ def known(error: Exception) -> errors.ChatsvcError:
 
 
 def install(app: Flask) -> None:
-    """Answer every error of every kind in the contract's shape."""
+    """Answer every error of every kind in the contract's shape; a browser that navigates gets a page that says it."""
 
     def handle(error: Exception) -> Response:
-        response = answer_to(known(error))
+        ours = known(error)
+        response = answer_to(ours)
+        if refusal.wants_page():
+            refusal.show_as_page(response, ours)
         if isinstance(error, WerkzeugMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         return response

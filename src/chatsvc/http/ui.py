@@ -7,6 +7,7 @@ Knows nothing about what the pages do.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib import resources
 
@@ -22,17 +23,22 @@ _TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
+# What every page of ours sends beside a content security policy.
+ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "X-Frame-Options": "DENY",
+}
+_HEADERS = {
+    **ISOLATION,
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
     "Cache-Control": "no-cache",
 }
+_FILES = resources.files("chatsvc.http").joinpath("pages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +78,21 @@ def blueprint(*, single_sign_on: bool = False) -> Blueprint:
 
 
 def read_pages() -> dict[str, Page]:
-    """Every file of the pages, once."""
+    """Every file of the pages, once, and ``errors.js``: the sentences for errors as a module for scripts."""
     found = {}
-    for file in resources.files("chatsvc.http").joinpath("pages").iterdir():
+    for file in _FILES.iterdir():
         kind = file.name.rpartition(".")[2]
         if kind in _TYPES:
             found[file.name] = _page(file.read_bytes(), kind)
+    module = f"export const ERRORS = {json.dumps(error_texts(), ensure_ascii=False)};\n"
+    found["errors.js"] = _page(module.encode(), "js")
     return found
+
+
+def error_texts() -> dict[str, dict[str, str]]:
+    """What a person reads for an error: a sentence a language (``en``, ``zh``) for every code of ``docs/errors.md``."""
+    texts: dict[str, dict[str, str]] = json.loads(_FILES.joinpath("errors.json").read_bytes())
+    return texts
 
 
 def _page(content: bytes, kind: str) -> Page:
