@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from chatsvc import pidfile
+from chatsvc.audit.files import Lock
 from chatsvc.cli import memory
 from chatsvc.errors import OperatorError
+from chatsvc.guard.keyring import KeyRing, read_or_make_secret
 
 
 @pytest.fixture
@@ -89,3 +92,43 @@ def test_the_serving_process_is_told_to_swap(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGHUP, before)
     assert received == [signal.SIGHUP]
+
+
+@pytest.mark.parametrize("make", ["symlink", "hard link", "FIFO", "socket"])
+def test_no_lock_file_is_opened_through_a_link(tmp_path: Path, make: str) -> None:
+    """The pidfile, the audit log's lock, the key ring's and a secret's: what a link leads to stays as it is."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    keys, audit = tmp_path / "keys", tmp_path / "audit"
+    places = [pidfile.pidfile_path(tmp_path), audit / "audit.lock", keys / ".lock"]
+    listener = socket.socket(socket.AF_UNIX)
+    for place in places:
+        place.parent.mkdir()
+        if make == "symlink":
+            place.symlink_to(victim)
+        elif make == "hard link":
+            place.hardlink_to(victim)
+        elif make == "FIFO":
+            os.mkfifo(place)
+        else:
+            listener.bind(str(place))
+            listener.close()
+            listener = socket.socket(socket.AF_UNIX)
+    listener.close()
+
+    def serve() -> None:
+        with pidfile.hold(tmp_path):
+            pass
+
+    attempts = [
+        serve,
+        lambda: pidfile.serving_pid(tmp_path),
+        lambda: Lock(audit / "audit.lock", 0),
+        lambda: KeyRing(keys, "HS256", keep_s=1),
+        lambda: read_or_make_secret(keys / "throttle.key"),
+    ]
+    for attempt in attempts:
+        with pytest.raises(OSError, match="regular file with one name"):
+            attempt()
+    assert victim.read_text() == "precious"
+    assert not list(keys.glob("*.key"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatsvc.errors import ChatsvcError
+from chatsvc.pidfile import open_lock_file
 
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
@@ -115,7 +116,7 @@ class Lock:
     """An exclusive flock. It ends with the process, however that ends."""
 
     def __init__(self, path: Path, timeout_s: float) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._fd = open_lock_file(path)
         deadline = time.monotonic() + timeout_s
         while not self._taken():
             if time.monotonic() >= deadline:

@@ -1,5 +1,8 @@
 """Numbers that name a person or an account, and how their check digits are reckoned. Pure; knows no texts.
 
+People write them in groups ("110105 19491231 002X"), so a space or a hyphen may stand where a group ends. Every pattern
+has bounded repeats only: the time to search a text grows with its length.
+
 Mainland China (18 and 15 digits, passports, permits), Hong Kong, Taiwan, Macau, Singapore, Korea, Japan, India, the
 United States, the United Kingdom, France, Spain, Italy, Brazil; bank cards and IBAN of everywhere.
 """
@@ -14,6 +17,7 @@ _VERHOEFF = (  # the dihedral group of order ten, and the permutation of a place
     "0123456789", "1234067895", "2340178956", "3401289567", "4012395678",
     "5987604321", "6598710432", "7659821043", "8765932104", "9876543210",
 )  # fmt: skip
+_SEPARATORS = dict.fromkeys(map(ord, " -.()/"))
 _PLACES = (
     "0123456789",
     "1576283094",
@@ -29,6 +33,11 @@ _PLACES = (
 def always(_: str) -> bool:
     """What has no check digit."""
     return True
+
+
+def _bare(text: str) -> str:
+    """Without what parts the groups of a number."""
+    return text.translate(_SEPARATORS).upper()
 
 
 def _digits(text: str) -> list[int]:
@@ -49,18 +58,20 @@ def _is_day(year: str, month: str, day: str) -> bool:
 
 def is_id_card(text: str) -> bool:
     """An 18-digit identity number of China: a real day of birth and the right check character (GB 11643-1999)."""
-    total = _weighted(_digits(text[:17]), _CHINA)
-    return _is_day(text[6:10], text[10:12], text[12:14]) and "10X98765432"[total % 11] == text[17].upper()
+    bare = _bare(text)
+    total = _weighted(_digits(bare[:17]), _CHINA)
+    return _is_day(bare[6:10], bare[10:12], bare[12:14]) and "10X98765432"[total % 11] == bare[17]
 
 
 def is_old_id_card(text: str) -> bool:
     """The 15 digits of before 1999: a province and a real day of birth."""
-    return 11 <= int(text[:2]) <= 65 and _is_day(f"19{text[6:8]}", text[8:10], text[10:12])
+    bare = _bare(text)
+    return 11 <= int(bare[:2]) <= 65 and _is_day(f"19{bare[6:8]}", bare[8:10], bare[10:12])
 
 
 def is_hong_kong(text: str) -> bool:
     """One or two letters, six digits, and a check character in brackets or not."""
-    bare = text.upper().replace("(", "").replace(")", "")
+    bare = _bare(text)
     values = [36] * (9 - len(bare)) + [int(each, 36) for each in bare[:-1]]
     check = 10 if bare[-1] == "A" else int(bare[-1])
     return (_weighted(values, range(9, 1, -1)) + check) % 11 == 0
@@ -82,8 +93,15 @@ def is_singapore(text: str) -> bool:
 
 def is_korean(text: str) -> bool:
     """A resident registration number: a day of birth and a digit of sex and century. (New ones have no check digit.)"""
-    century = "18" if text[7] in "90" else "19" if text[7] in "1256" else "20"
-    return _is_day(f"{century}{text[:2]}", text[2:4], text[4:6])
+    bare = _bare(text)
+    century = "18" if bare[6] in "90" else "19" if bare[6] in "1256" else "20"
+    return _is_day(f"{century}{bare[:2]}", bare[2:4], bare[4:6])
+
+
+def is_american(text: str) -> bool:
+    """A social security number: no part of it is all zeros, and some areas were never given out."""
+    area, group, serial = _bare(text)[:3], _bare(text)[3:5], _bare(text)[5:]
+    return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
 
 
 def is_japanese(text: str) -> bool:
@@ -103,14 +121,15 @@ def is_indian(text: str) -> bool:
 
 def is_french(text: str) -> bool:
     """NIR: thirteen digits and 97 less their remainder. Corsica's letters count as 19 and 18."""
-    bare = text.replace(" ", "").upper().replace("2A", "19").replace("2B", "18")
+    bare = _bare(text).replace("2A", "19").replace("2B", "18")
     return 97 - int(bare[:13]) % 97 == int(bare[13:])
 
 
 def is_spanish(text: str) -> bool:
     """DNI and NIE: eight digits (or X, Y, Z and seven) and a letter."""
-    number = text[:-1].upper().rstrip("-").translate(str.maketrans("XYZ", "012"))
-    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(number) % 23] == text[-1].upper()
+    bare = _bare(text)
+    number = bare[:-1].translate(str.maketrans("XYZ", "012"))
+    return "TRWAGMYFPDXBNJZSQVHLCKE"[int(number) % 23] == bare[-1]
 
 
 def is_brazilian(text: str) -> bool:
@@ -134,26 +153,39 @@ def is_iban(text: str) -> bool:
     return int("".join(str(int(each, 36)) for each in bare[4:] + bare[:4])) % 97 == 1
 
 
-_FOURS = "(?<![0-9] ){first}[0-9]{{3}} ?[0-9]{{4}} ?[0-9]{{4}}(?! [0-9])"  # not the end of a bank card
+_FOURS = "(?<![0-9][ -]){first}[0-9]{{3}}[ -]?[0-9]{{4}}[ -]?[0-9]{{4}}(?![ -][0-9])"  # not the end of a bank card
+_CHINA_FIRST = "[1-9](?:[ -]?[0-9])"
 # Kind, pattern (between other than letters, digits and hyphens), and whether what fits is one; in this order.
 ID_NUMBERS: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
-    ("id-card", "[1-9][0-9]{16}[0-9Xx]", is_id_card),
+    ("id-card", f"{_CHINA_FIRST}{{16}}[ -]?[0-9Xx]", is_id_card),
     ("iban", "[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?", is_iban),
     ("bank-card", "[0-9](?:[ -]?[0-9]){12,18}", is_bank_card),
-    ("id-card", "[1-9][0-9]{14}", is_old_id_card),
-    ("passport", "(?:[EGPSegps][0-9]{8}|[Ee][A-Fa-f][0-9]{7})", always),  # China's
-    ("id-card", "[CHMchm][0-9]{8}(?:[0-9]{2})?", always),  # permits of Hong Kong, Macau and Taiwan residents
-    ("id-number", r"[A-Za-z]{1,2}[0-9]{6}(?:\([0-9Aa]\)|[0-9Aa])", is_hong_kong),
-    ("id-number", r"[157][0-9]{6}\([0-9]\)", always),  # Macau's
-    ("id-number", "[A-Za-z][1289][0-9]{8}", is_taiwan),
-    ("id-number", "[STFGMstfgm][0-9]{7}[A-Za-z]", is_singapore),
-    ("id-number", "[0-9]{6}-[0-9][0-9]{6}", is_korean),
+    ("id-card", f"{_CHINA_FIRST}{{14}}", is_old_id_card),
+    ("passport", "(?:[EGPSegps] ?[0-9]{8}|[Ee][A-Fa-f] ?[0-9]{7})", always),  # China's
+    ("id-card", "[CHMchm] ?[0-9]{8}(?:[0-9]{2})?", always),  # permits of Hong Kong, Macau and Taiwan residents
+    (
+        "id-number",
+        r"[A-Za-z]{1,2}(?: ?[0-9]{3} ?[0-9]{3} ?\([0-9Aa]\)|[0-9]{6}[0-9Aa])",
+        is_hong_kong,
+    ),
+    ("id-number", r"[157][0-9]{3} ?[0-9]{3} ?\([0-9]\)", always),  # Macau's
+    ("id-number", "[A-Za-z][ -]?[1289][0-9]{8}", is_taiwan),
+    ("id-number", "[STFGMstfgm] ?[0-9]{7} ?[A-Za-z]", is_singapore),
+    ("id-number", "[0-9]{6}(?: ?- ?| )[0-9]{7}", is_korean),
     ("id-number", _FOURS.format(first="[0-9]"), is_japanese),
     ("id-number", _FOURS.format(first="[2-9]"), is_indian),
-    ("id-number", "[0-9]{3}-[0-9]{2}-[0-9]{4}", always),  # SSN
+    ("id-number", "(?:[0-9]{3}-[0-9]{2}-[0-9]{4}|[0-9]{3} [0-9]{2} [0-9]{4})", is_american),
     ("id-number", "[A-CEGHJ-PR-TW-Za-ceghj-pr-tw-z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-Da-d]", always),  # NINO
-    ("id-number", "[12] ?[0-9]{2} ?[0-9]{2} ?(?:2[ABab]|[0-9]{2}) ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}", is_french),
-    ("id-number", "(?:[0-9]{8}|[XYZxyz][0-9]{7})-?[A-Za-z]", is_spanish),
-    ("id-number", "[A-Za-z]{6}[0-9]{2}[A-EHLMPR-Ta-ehlmpr-t][0-9]{2}[A-Za-z][0-9]{3}[A-Za-z]", always),  # Italy's
-    ("id-number", r"[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}", is_brazilian),
+    (
+        "id-number",
+        "[12][ .]?[0-9]{2}[ .]?[0-9]{2}[ .]?(?:2[ABab]|[0-9]{2})(?:[ .]?[0-9]{3}){2}[ .]?[0-9]{2}",
+        is_french,
+    ),
+    ("id-number", "(?:[0-9]{8}|[XYZxyz][ -]?[0-9]{7})[ -]?[A-Za-z]", is_spanish),
+    (
+        "id-number",  # Italy's
+        "[A-Za-z]{3} ?[A-Za-z]{3} ?[0-9]{2}[A-EHLMPR-Ta-ehlmpr-t][0-9]{2} ?[A-Za-z][0-9]{3}[A-Za-z]",
+        always,
+    ),
+    ("id-number", r"[0-9]{3}[. ][0-9]{3}[. ][0-9]{3}[- ][0-9]{2}", is_brazilian),
 )

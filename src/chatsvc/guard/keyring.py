@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from chatsvc.errors import OperatorError
+from chatsvc.pidfile import open_lock_file
 
 _MIN_SECRET_BYTES = 32
 _RESCAN_EVERY_S = 1.0
@@ -144,9 +145,18 @@ class KeyRing:
 
     @contextmanager
     def _directory_lock(self) -> Iterator[None]:
-        with (self._directory / ".lock").open("w", encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _locked(self._directory / ".lock"):
             yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = open_lock_file(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -163,8 +173,7 @@ def write_secret(path: Path, data: bytes) -> None:
 def read_or_make_secret(path: Path) -> bytes:
     """32 random bytes of an installation, made on first use."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.with_name(".lock").open("w", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _locked(path.with_name(".lock")):
         if not path.exists():
             write_secret(path, secrets.token_bytes(32))
         return path.read_bytes()
