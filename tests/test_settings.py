@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from ipaddress import ip_network
 from pathlib import Path
@@ -30,6 +31,30 @@ def with_file(home: Path, text: str) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     (home / "chatsvc.toml").write_text(text, encoding="utf-8")
     return {"CHATSVC_HOME": str(home)}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "intranet.example.org", "https://intranet.example.org/", "https://Intranet.example.org", "https://a.example:443",
+     "http://a.example:80", "https://*.example.org", "https://user@a.example", "https://b\u00fccher.example", "https://a.example:99x"],
+)  # fmt: skip
+def test_what_no_browser_sends_as_its_origin_is_refused(home: Path, origin: str) -> None:
+    problems = problems_of(CHATSVC_HOME=str(home), CHATSVC_SERVER__CORS_ORIGINS=json.dumps([origin]))
+    assert len(problems) == 1
+    assert problems[0].startswith(f"server.cors_origins: {origin!r}: an origin is a scheme, a host")
+
+
+def test_origins_are_taken_as_browsers_send_them(home: Path) -> None:
+    origins = [
+        "https://intranet.example.org",
+        "http://localhost:3000",
+        "http://[::1]:5173",
+        "https://a.example:80",
+        "tauri://localhost",
+    ]
+    assert load({"CHATSVC_HOME": str(home)}).server.cors_origins == []
+    given = {"CHATSVC_HOME": str(home), "CHATSVC_SERVER__CORS_ORIGINS": json.dumps(origins)}
+    assert load(given).server.cors_origins == origins
 
 
 def test_without_anything_the_defaults_are_in_force_and_nobody_is_allowed(home: Path) -> None:

@@ -40,6 +40,7 @@ from chatsvc.http import (
     ui,
 )
 from chatsvc.http.chat_schema import Bounds
+from chatsvc.http.schema import MAX_PLAIN_BYTES
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelStore
 from chatsvc.observe.metrics import Metrics
@@ -104,10 +105,10 @@ def _application(running: Running) -> Flask:
     settings = running.settings
     app = Flask("chatsvc", static_folder=None)
     # One byte more than is taken, see http/schema.py: read_body.
-    app.config["MAX_CONTENT_LENGTH"] = settings.server.max_body_bytes + 1
+    app.config["MAX_CONTENT_LENGTH"] = _max_plain_bytes(settings) + 1
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.url_map.merge_slashes = False
-    app.url_map.strict_slashes = True
+    app.url_map.strict_slashes = False  # a trailing slash is the same route
     app.extensions[EXTENSION] = running
     running.guard.tokens.install(app)
     problems.install(app)
@@ -115,6 +116,12 @@ def _application(running: Running) -> Flask:
     _register(app, running)
     routing.check_every_route(app)
     return app
+
+
+def _max_plain_bytes(settings: Settings) -> int:
+    """The largest body of every route but chat's."""
+    configured = settings.server.max_body_bytes
+    return MAX_PLAIN_BYTES if configured == "auto" else min(configured, MAX_PLAIN_BYTES)
 
 
 def running_in(app: Flask) -> Running:
@@ -159,13 +166,21 @@ def _planner_options(settings: Settings) -> PlannerOptions:
 
 
 def _door(running: Running) -> hooks.Door:
-    return hooks.Door(running.gate, running.audit, running.metrics, tuple(running.settings.guard.scraper_networks))
+    return hooks.Door(
+        running.gate,
+        running.audit,
+        running.metrics,
+        scraper_networks=tuple(running.settings.guard.scraper_networks),
+        cors_origins=frozenset(running.settings.server.cors_origins),
+    )
 
 
 def _register(app: Flask, running: Running) -> None:
     settings = running.settings
     bounds = Bounds(settings.chat.max_tokens_cap)
-    desk = chat.ChatDesk(running.gate, running.service, bounds, settings.server.keep_alive_s)
+    desk = chat.ChatDesk(
+        running.gate, running.service, bounds, settings.server.keep_alive_s, settings.server.max_body_bytes
+    )
     app.register_blueprint(ops.blueprint(running.health, running.metrics))
     app.register_blueprint(auth.blueprint(_auth_parts(running)))
     _register_oidc(app, running)
@@ -173,7 +188,9 @@ def _register(app: Flask, running: Running) -> None:
     app.register_blueprint(audit.blueprint(_audit_desk(running)))
     app.register_blueprint(models.blueprint(_models_desk(running)))
     app.register_blueprint(chat.blueprint(desk))
-    app.register_blueprint(openai.blueprint(desk, running.engine))
+    app.register_blueprint(
+        openai.blueprint(desk, running.engine, refuses_unknown=settings.openai.unknown_fields == "refuse")
+    )
     app.register_blueprint(conversations.blueprint(running.conversations))
     app.register_blueprint(ui.blueprint(single_sign_on=running.provider is not None))
     configured = openapi.Configured(settings.chat.max_tokens_cap, running.guard.roles.names())

@@ -35,6 +35,7 @@ from chatsvc.settings_sections import (
     LogsSection,
     ModelsSection,
     OidcSection,
+    OpenAISection,
     Section,
     ServerSection,
     StoreSection,
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     accounts: AccountsSection = AccountsSection()
     limits: LimitsSection = LimitsSection()
     chat: ChatSection = ChatSection()
+    openai: OpenAISection = OpenAISection()
     engine: EngineSection = EngineSection()
     models: ModelsSection = ModelsSection()
     audit: AuditSection = AuditSection()

@@ -11,11 +11,12 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from chatsvc.settings_sources import Network, parse_list, parse_networks, url_check
+from chatsvc.settings_sources import Network, parse_list, parse_networks, parse_origins, url_check
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Networks = Annotated[list[Network], NoDecode, BeforeValidator(parse_networks)]
+Origins = Annotated[list[str], NoDecode, BeforeValidator(parse_origins)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(parse_list)]
 
 _DATABASES = ("sqlite", "postgresql", "postgresql+psycopg")
@@ -44,7 +45,8 @@ class ServerSection(Section):
     threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each running and waiting request, and some to spare
     drain_timeout_s: Seconds = 30
     keep_alive_s: Annotated[float, Field(ge=0)] = 10
-    max_body_bytes: Count = 65536
+    max_body_bytes: Count | Literal["auto"] = "auto"
+    cors_origins: Origins = []
 
 
 class GuardSection(Section):
@@ -110,6 +112,12 @@ class ChatSection(Section):
     max_tokens_cap: Count = 4096
     default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     deadline_s: Seconds = 300
+
+
+class OpenAISection(Section):
+    """``[openai]``: how strict ``/v1`` is."""
+
+    unknown_fields: Literal["ignore", "refuse"] = "ignore"
 
 
 class EngineSection(Section):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -19,6 +20,10 @@ from pydantic import SecretStr
 
 Network = IPv4Network | IPv6Network
 PREFIX = "CHATSVC_"
+# A browser leaves a scheme's own port out.
+_ORIGIN = re.compile(
+    r"(?!https:.*:443$|http:.*:80$)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+)
 _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
@@ -129,6 +134,21 @@ def parse_list(value: object) -> object:
         return json.loads(value)
     except ValueError:
         raise ValueError('this is a list; in the environment it is JSON, such as ["a", "b"]') from None
+
+
+def parse_origins(value: object) -> list[str]:
+    """A list of web origins (RFC 6454) as browsers send them, or its JSON text; all that are none are named at once."""
+    value = parse_list(value)
+    if not isinstance(value, list):
+        raise ValueError('this is a list of origins, such as ["https://intranet.example.org"]')  # noqa: TRY004  (pydantic collects ValueError)
+    wrong = [item for item in value if not (isinstance(item, str) and _ORIGIN.fullmatch(item))]
+    if wrong:
+        raise ValueError(
+            f"{', '.join(map(repr, wrong))}: an origin is a scheme, a host and a port that is not the scheme's own, in "
+            "small letters and without a path, such as https://intranet.example.org or http://localhost:3000; "
+            '"*" and "null" would let every page in, so name each'
+        )
+    return value
 
 
 def parse_networks(value: object) -> list[Network]:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from chatsvc.cli import render
 from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
+from chatsvc.http.schema import max_chat_bytes
 
 OPTIONS = render.NginxOptions(
     server_name="chat.test",
@@ -78,11 +79,11 @@ def test_a_value_that_would_be_another_directive_is_refused(name: str) -> None:
         server_name=name, listen=("443",), certificate="/c", certificate_key="/k", socket="/s"
     )
     with pytest.raises(OperatorError, match="cannot stand in nginx"):
-        render.nginx_values(options, max_body_bytes=1, deadline_s=1)
+        render.nginx_values(options, max_body_bytes=1, max_chats=1, deadline_s=1)
 
 
 def test_limits_follow_the_configuration() -> None:
-    values = render.nginx_values(OPTIONS, max_body_bytes=4711, deadline_s=300)
+    values = render.nginx_values(OPTIONS, max_body_bytes=4711, max_chats=320, deadline_s=300)
     assert values["MAX_BODY_BYTES"] == "4711"
     assert values["DEADLINE"] == "315"
     assert values["LISTEN"].split("\n    ") == ["listen 443 ssl;", "listen [::]:443 ssl;"]
@@ -121,6 +122,8 @@ def test_nginx_accepts_what_is_written(run, tmp_path: Path) -> None:
         CHATSVC_SERVER__SOCKET="/tmp/x.sock", CHATSVC_GUARD__ALLOWED_NETWORKS='["10.0.0.0/8"]',
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
+    # no model yet: as much as the usual one takes
+    assert f"client_max_body_size {max_chat_bytes(None)};" in (tmp_path / "chatsvc" / "chat.conf").read_text()
     assert "allow 10.0.0.0/8;" in (tmp_path / "chatsvc" / "allow.conf").read_text()
     checked = subprocess.run(
         [program, "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],

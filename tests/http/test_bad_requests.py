@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from chatsvc.http.schema import max_chat_bytes
+
 JSON = "application/json"
 Q = {"query": "Hi"}
 M = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -142,45 +144,50 @@ CHAT = [
 
 OPENAI = [
     ("messages", b"{}"),
-    ("query", v1(query="x")),
+    ("messages", v1(messages=None)),
     ("n", v1(n=2)),
     ("n", v1(n=0)),
     ("n", v1(n="1")),
     ("n", v1(n=True)),
     ("n", v1(n=1.5)),
-    ("tools", v1(tools=[{"type": "function", "function": {"name": "f"}}])),
-    ("tool_choice", v1(tool_choice="required")),
-    ("functions", v1(functions=[{"name": "f"}])),
+    ("tool_choice", v1(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="required")),
+    ("tool_choice", v1(tool_choice={"type": "function", "function": {"name": "f"}})),
+    ("function_call", v1(functions=[{"name": "f"}], function_call={"name": "f"})),
     ("logprobs", v1(logprobs=True)),
     ("top_logprobs", v1(top_logprobs=3)),
     ("logit_bias", v1(logit_bias={"50256": -100})),
     ("response_format", v1(response_format={"type": "json_object"})),
     ("response_format", v1(response_format={"type": "json_schema", "json_schema": {}})),
+    ("response_format", v1(response_format="text")),
+    ("guided_json", v1(guided_json={"type": "object"})),
+    ("structured_outputs", v1(structured_outputs={"regex": "x"})),
+    ("grammar", v1(grammar="root ::= x")),
     ("modalities", v1(modalities=["audio"])),
-    ("audio", v1(audio={"voice": "alloy"})),
-    ("store", v1(store=True)),
-    ("reasoning_effort", v1(reasoning_effort="high")),
-    ("web_search_options", v1(web_search_options={"x": 1})),
+    ("modalities", v1(modalities=["text", "audio"], audio={"voice": "alloy"})),
     ("stream", v1(stream="yes")),
-    ("stream_options", v1(stream_options={"include_usage": True})),
+    ("stream_options", v1(stream=True, stream_options=True)),
     ("stream_options.include_usage", v1(stream=True, stream_options={"include_usage": "yes"})),
-    ("include", v1(stream=True, stream_options={"include": True})),
-    ("max_completion_tokens", v1(max_completion_tokens=0)),
+    ("max_completion_tokens", v1(max_completion_tokens=-1)),
     ("max_completion_tokens", v1(max_completion_tokens=5000)),
     ("presence_penalty", v1(presence_penalty=2.5)),
     ("frequency_penalty", v1(frequency_penalty=-2.5)),
-    ("messages[0].role", message(role="tool", content="x", tool_call_id="y").replace(b', "tool_call_id": "y"', b"")),
-    ("tool_call_id", message(role="user", content="x", tool_call_id="y")),
-    ("messages[0].tool_calls", message(role="assistant", content="x", tool_calls=[{"id": "x"}])),
+    ("stop", v1(stop=["a", "b", "c", "d", "e"])),
+    ("messages[0].role", message(role="critic", content="x")),
+    ("messages[0].role", message(content="x")),
+    ("messages[0].content", message(role="user")),
+    ("messages[0].content", message(role="user", content=None)),
     ("messages[0].content", message(role="user", content=[])),
-    ("messages[0].content", message(role="assistant", content=None)),
+    ("messages[0].content", message(role="tool", tool_call_id="y")),
+    ("messages[0].tool_calls", message(role="user", content="x", tool_calls=[])),
+    ("messages[0].tool_calls[0].function", message(role="assistant", content="x", tool_calls=[{"id": "x"}])),
+    ("messages[0].audio", message(role="assistant", audio={"id": "x"})),
     ("messages[0].content[0].text", message(role="user", content=[{"type": "text"}])),
     ("messages[0].content[0].type", message(role="user", content=[{"type": "input_audio", "text": ""}])),
     ("messages[0].content[0].type", message(role="user", content=[{"type": "image_url", "image_url": {"url": "x"}}])),
+    ("messages[0].content[0].type", message(role="user", content=[{"type": "odd", "text": "x"}])),
+    ("messages[0].content[0].type", message(role="user", content=[{"text": "x"}])),
     ("seed", v1(seed=2**64)),
-    ("metadata", v1(metadata=[])),
     ("model", v1(model=7)),
-    ("service_tier", v1(service_tier="priority")),
 ]
 
 
@@ -263,21 +270,37 @@ def test_a_whole_number_may_be_written_with_a_point(bare_client, headers):
         assert bare_client.post(route, data=data, headers=headers, content_type=JSON).status_code == 503
 
 
+def send(client, headers, route, size, *, chunked):
+    """A body of so many bytes, with a Content-Length or in chunks."""
+    data = json.dumps({"query": "x" * (size - len(json.dumps({"query": ""})))}).encode()
+    assert len(data) == size
+    post = partial(client.post, route, headers=headers, content_type=JSON)
+    if not chunked:
+        return post(data=data)
+
+    environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
+    return post(input_stream=io.BytesIO(data), environ_overrides=environ)
+
+
+def test_a_body_of_the_limit_is_read_and_one_byte_more_is_413(make_app, login):
+    client = make_app(with_model=False, CHATSVC_SERVER__MAX_BODY_BYTES="70000").test_client()
+    for chunked in (False, True):
+        sent = partial(send, client, login("alice", at=client), "/chat", chunked=chunked)
+        assert sent(70_000).status_code == 503
+        assert_refused(sent(70_001), 413)
+        assert_refused(sent(200_000), 413)
+
+
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_of_the_limit_is_read_and_one_byte_more_is_413(bare_client, headers, chunked):
-    def send(size):
-        data = json.dumps({"query": "x" * (size - len(json.dumps({"query": ""})))}).encode()
-        assert len(data) == size
-        post = partial(bare_client.post, "/chat", headers=headers, content_type=JSON)
-        if not chunked:
-            return post(data=data)
-
-        environ = {"wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
-        return post(input_stream=io.BytesIO(data), environ_overrides=environ)
-
-    assert send(65_536).status_code == 503
-    assert_refused(send(65_537), 413)
-    assert_refused(send(200_000), 413)
+def test_a_chat_may_fill_the_context_with_escaped_text_and_nothing_else_may_be_so_long(bare_client, headers, chunked):
+    sent = partial(send, bare_client, headers, chunked=chunked)
+    most = max_chat_bytes(32_768)  # what is assumed while no model is there
+    assert most > 32_768 * 6 * 5
+    for route in ("/chat", "/chat/stream"):
+        assert sent(route, most).status_code == 503
+        assert_refused(sent(route, most + 1), 413)
+    assert_refused(sent("/password", 65_536), 400)
+    assert_refused(sent("/password", 65_537), 413)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "1e3", "99999999999999999999"])

@@ -200,12 +200,13 @@ def test_only_the_known_name_and_tls_1_3_get_a_handshake(service) -> None:
 
 
 def test_a_body_that_is_too_large_is_413_in_the_contracts_shape(service) -> None:
+    sent = {"headers": {**service.headers(), "Content-Type": "text/plain"}}
     with service.client() as client:
-        answer = client.post(
-            "/chat", content=b"x" * 70_000, headers={**service.headers(), "Content-Type": "text/plain"}
-        )
-        assert answer.status_code == 413
-        assert shape_of(answer.json()) == FOUR_KEYS
+        for route, size in (("/login", 70_000), ("/chat", 2_000_000), ("/v1/chat/completions/", 2_000_000)):
+            answer = client.post(route, content=b"x" * size, **sent)
+            assert answer.status_code == 413, route
+            assert shape_of(answer.json()) == FOUR_KEYS
+        assert client.post("/chat/", content=b"x" * 400_000, **sent).status_code == 415  # it came through
 
 
 MALFORMED = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
     """Write nginx's configuration, so that its allow list and limits say the same as ours.
 
     Needs server.socket, the unix socket between nginx and the web process. Run it again after a change of
-    guard.allowed_networks, then `nginx -s reload`.
+    guard.allowed_networks, and when a model with a longer context has come, then `nginx -s reload`.
     """
     from chatsvc.cli import render
 
@@ -79,7 +80,8 @@ def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
         raise OperatorError("server.socket is not set: behind nginx the web process listens on a unix socket only.")
     values = render.nginx_values(
         render.NginxOptions(listen=listen, socket=str(loaded.server.socket), **options),
-        max_body_bytes=loaded.server.max_body_bytes,
+        max_body_bytes=_max_chat_bytes(loaded),
+        max_chats=2 * loaded.server_threads,
         deadline_s=loaded.chat.deadline_s,
     )
     texts = {name: render.fill_in(_template(name), values) for name in render.TEMPLATES}
@@ -89,6 +91,21 @@ def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         click.echo(path)
+
+
+def _max_chat_bytes(loaded: configuration.Settings) -> int:
+    """What the web process takes with any model of the store, so that a change of models needs no new file."""
+    from chatsvc.errors import ModelRefused
+    from chatsvc.http.schema import max_chat_bytes
+    from chatsvc.models.store import ModelStore
+
+    if loaded.server.max_body_bytes != "auto":
+        return loaded.server.max_body_bytes
+    lengths = []
+    for folder in ModelStore(loaded.models_directory, loaded.keys_directory).list():
+        with contextlib.suppress(ModelRefused):  # it is not served either
+            lengths.append(folder.description().context_length)
+    return max_chat_bytes(max(lengths, default=None))
 
 
 def _template(name: str) -> str:

@@ -14,6 +14,7 @@ Network = IPv4Network | IPv6Network
 TEMPLATES = (
     "nginx.conf",
     "chatsvc.conf",
+    "chatsvc/chat.conf",
     "chatsvc/errors.conf",
     "chatsvc/limits.conf",
     "chatsvc/proxy.conf",
@@ -43,8 +44,8 @@ def allow_list(networks: Sequence[Network]) -> str:
     return _HEADER + "".join(f"allow {network};\n" for network in networks) + "deny all;\n"
 
 
-def nginx_values(options: NginxOptions, *, max_body_bytes: int, deadline_s: float) -> dict[str, str]:
-    """What stands for each placeholder.
+def nginx_values(options: NginxOptions, *, max_body_bytes: int, max_chats: int, deadline_s: float) -> dict[str, str]:
+    """What stands for each placeholder. ``max_chats``: chats that may be connected at once, as each may hold a body.
 
     Raises:
         OperatorError: a value would end its directive or start another.
@@ -57,6 +58,7 @@ def nginx_values(options: NginxOptions, *, max_body_bytes: int, deadline_s: floa
         "RUN": options.run_directory,
         "ACCESS_LOG": options.access_log,
         "MAX_BODY_BYTES": str(max_body_bytes),
+        "MAX_CHATS": str(max_chats),
         "DEADLINE": str(int(deadline_s) + _DEADLINE_MARGIN_S),
     }
     for value in (*values.values(), *options.listen):

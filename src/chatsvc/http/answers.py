@@ -71,7 +71,7 @@ SCHEMAS: dict[str, Any] = {
         ),
         usage=_object(**_COUNTS, prompt_tokens_details=_object(cached_tokens=_COUNT)),
     ),
-    "Model": _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT),
+    "Model": _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT),
     "Models": _object(object={"const": "list"}, data=_list(_ref("Model"))),
     "ConversationSummary": _object(id=_TEXT, title=_TEXT, created_at=_SECONDS, updated_at=_SECONDS),
     "Conversations": _object(data=_list(_ref("ConversationSummary")), has_more={"type": "boolean"}),

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
 from chatsvc.chat.service import Call, ChatService
 from chatsvc.chat.types import ChatRequest, Delta, Finish, Usage
-from chatsvc.errors import ChatsvcError, LimitExceeded
+from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
 from chatsvc.http import connection, context, problems, sse
 from chatsvc.http.chat_schema import Bounds, ChatBody
 from chatsvc.http.routing import requires
-from chatsvc.http.schema import parse_json
+from chatsvc.http.schema import Model, max_chat_bytes, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,20 @@ class ChatDesk:
     service: ChatService
     bounds: Bounds
     keep_alive_s: float
+    max_body_bytes: int | Literal["auto"] = "auto"
+
+    def read(self, model: type[Model]) -> Model:
+        """The checked body of the request being answered; it may be as long as the model's context needs."""
+        return parse_json(request, model, max_bytes=self._max_bytes())
+
+    def _max_bytes(self) -> int:
+        if self.max_body_bytes != "auto":
+            return self.max_body_bytes
+        try:
+            context_length = self.service.engine.card().context_length
+        except EngineUnavailable:  # the answer will say so, if the body is in order
+            context_length = None
+        return max_chat_bytes(context_length)
 
     def call(self) -> Call:
         """Steps 4–6 of the gate for the request being answered; the service releases the admission."""
@@ -39,11 +55,14 @@ class ChatDesk:
         # Nothing may come between the admission and the service that releases it.
         return Call(admission, caller.account_id, facts, is_gone)
 
-    def stream(self, chat_request: ChatRequest, encoder: sse.Encoder) -> Response:
-        """A streaming answer."""
+    def stream(
+        self, chat_request: ChatRequest, encoder: sse.Encoder, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> Response:
+        """A streaming answer; ``headers`` go with those of the limits."""
         call = self.call()
         events = self.service.stream(call, chat_request)
-        return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=call.admission.limits_headers())
+        told = {**call.admission.limits_headers(), **headers}
+        return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=told)
 
     def complete(self, chat_request: ChatRequest) -> tuple[str, Finish, dict[str, str]]:
         """The text, how it ended, and the headers of the limits."""
@@ -59,14 +78,14 @@ def blueprint(desk: ChatDesk) -> Blueprint:
     @routes.post("/chat")
     @requires(scope("chat"))
     def chat() -> tuple[dict[str, Any], int, dict[str, str]]:
-        body = parse_json(request, ChatBody)
+        body = desk.read(ChatBody)
         text, finish, headers = desk.complete(body.to_request(desk.bounds))
         return {**ending(finish), "result": text, "model": finish.model}, 200, headers
 
     @routes.post("/chat/stream")
     @requires(scope("chat"))
     def chat_stream() -> Response:
-        body = parse_json(request, ChatBody)
+        body = desk.read(ChatBody)
         return desk.stream(body.to_request(desk.bounds), ChatEncoder())
 
     return routes

@@ -17,7 +17,8 @@ from chatsvc.guard.principal import ClientAddress, Principal
 class CurrentRequest:
     """Filled in by ``http/hooks.py``, step by step; views only read it.
 
-    ``log`` takes values that the access line should show besides its own (never a prompt, token or password).
+    ``cors_origin`` is the listed origin of the page that
+    asks. ``log`` takes values that the access line should show besides its own (never a prompt, token or password).
     """
 
     id: str
@@ -25,6 +26,7 @@ class CurrentRequest:
     address: ClientAddress | None = None
     principal: Principal | None = None
     error_code: str | None = None
+    cors_origin: str | None = None
     log: dict[str, object] = field(default_factory=dict)
 
 

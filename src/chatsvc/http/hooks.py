@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
 from flask import Flask, Response, request
-from werkzeug.routing import RequestRedirect
+from werkzeug.exceptions import NotFound as WerkzeugNotFound
+from werkzeug.routing import RequestRedirect, Rule
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.errors import AuthenticationFailed, InvalidRequest, NotFound, PermissionRefused
 from chatsvc.guard.gate import Credentials, Gate
-from chatsvc.http import context, routing
+from chatsvc.http import context, cors, routing
 from chatsvc.observe.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -43,6 +44,7 @@ class Door:
     audit: AuditLog
     metrics: Metrics
     scraper_networks: Collection[IPv4Network | IPv6Network] = ()
+    cors_origins: Collection[str] = ()
     clock: Callable[[], float] = time.monotonic
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
 
@@ -50,10 +52,10 @@ class Door:
 def install(app: Flask, door: Door) -> None:
     """Put the hooks around every request of the app."""
 
-    def before() -> None:
+    def before() -> Response | None:
         context.begin(request_id(request.headers.get("X-Request-Id"), door.new_id), door.clock())
         try:
-            _admit(app, door)
+            return _admit(app, door)
         except (AuthenticationFailed, PermissionRefused) as error:
             # Counted and summed up, so that a flood of them cannot fill the disk; a dead log makes it no less a denial.
             door.audit.count_denial(context.facts("request.denied"), error.reason)
@@ -64,6 +66,10 @@ def install(app: Flask, door: Door) -> None:
         response.headers["X-Request-Id"] = now.id
         for name, value in _ALWAYS.items():
             response.headers.setdefault(name, value)
+        if door.cors_origins:
+            response.vary.add("Origin")
+        if now.cors_origin is not None:
+            cors.allow(response, now.cors_origin)
         route = request.url_rule.rule if request.url_rule else "-"
         method = request.method if request.method in _METHODS else "-"  # a caller must not make up labels
         labels, line = (route, method, response.status_code), _log_line(response)
@@ -79,7 +85,8 @@ def request_id(unverified: str | None, new_id: Callable[[], str]) -> str:
     return unverified if unverified is not None and _REQUEST_ID.fullmatch(unverified) else new_id()
 
 
-def _admit(app: Flask, door: Door) -> None:
+def _admit(app: Flask, door: Door) -> Response | None:
+    """None lets the request in; a browser's question before its page's request is answered here."""
     now = context.current()
     # (1) address: of every route, also of those that are not there
     peer, forwarded_for = request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
@@ -88,15 +95,14 @@ def _admit(app: Flask, door: Door) -> None:
     # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
     if not re.fullmatch(r"[^\s,/@?#]+", request.environ.get("HTTP_HOST", "")):
         raise InvalidRequest("Send exactly one valid Host header.")
+    now.cors_origin = cors.listed_origin(request, door.cors_origins)
     # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
-    if isinstance(request.routing_exception, RequestRedirect):  # Flask would answer it with a redirect
-        raise NotFound
-    if request.routing_exception is not None:
-        raise request.routing_exception
-    rule = request.url_rule
-    assert rule is not None, "a request that was routed has a rule"
+    rule = _rule(app)
+    # A browser asks without the page's token. Whoever may ask learns the methods of a route, which are no secret.
+    if now.cors_origin is not None and cors.is_preflight(request):
+        return cors.preflight_answer(request)
     if routing.is_open_to_scrapers(app, rule) and any(now.address in network for network in door.scraper_networks):
-        return
+        return None
     # (2) token, (3) scope
     requirement = routing.requirement_of(app, rule)
     assert requirement is not None, "create_app refuses routes that declare nothing"
@@ -105,6 +111,21 @@ def _admit(app: Flask, door: Door) -> None:
         api_key=tuple(request.headers.getlist("X-Api-Key")),
     )
     now.principal = door.gate.authenticate(credentials, requirement)
+    return None
+
+
+def _rule(app: Flask) -> Rule:
+    """The route that was asked for."""
+    problem = request.routing_exception
+    if isinstance(problem, RequestRedirect):  # Flask would answer it with a redirect
+        raise NotFound
+    if isinstance(problem, WerkzeugNotFound) and request.path.startswith("/v1/"):
+        there = ", ".join(routing.routes_below(app, "/v1/"))
+        raise NotFound(f"There is nothing at this path. Below /v1 there is: {there}.")
+    if problem is not None:
+        raise problem
+    assert request.url_rule is not None, "a request that was routed has a rule"
+    return request.url_rule
 
 
 def _log_line(response: Response) -> dict[str, object]:

@@ -10,35 +10,37 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from chatsvc.chat.types import Delta, Finish, Usage
 from chatsvc.engine.client import EngineClient
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
-from chatsvc.http import problems, sse
+from chatsvc.http import problems, sse, tolerance
 from chatsvc.http.chat import ChatDesk
 from chatsvc.http.chat import usage as common_usage
 from chatsvc.http.openai_schema import OpenAIBody
 from chatsvc.http.routing import requires
-from chatsvc.http.schema import parse_json
 from chatsvc.models.card import ModelCard
 
 
-def blueprint(desk: ChatDesk, engine: EngineClient, clock: Callable[[], float] = time.time) -> Blueprint:
-    """The routes."""
+def blueprint(
+    desk: ChatDesk, engine: EngineClient, *, refuses_unknown: bool, clock: Callable[[], float] = time.time
+) -> Blueprint:
+    """The routes. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
     routes = Blueprint("openai", __name__, url_prefix="/v1")
 
     @routes.post("/chat/completions")
     @requires(scope("chat"))
     def chat_completions() -> Response | tuple[dict[str, Any], int, dict[str, str]]:
-        body = parse_json(request, OpenAIBody)
+        body = desk.read(OpenAIBody)
+        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=refuses_unknown))
         chat_request = body.to_request(desk.bounds)
         if body.stream:
             encoder = ChunkEncoder(engine.card().name, int(clock()), wants_usage=body.wants_usage)
-            return desk.stream(chat_request, encoder)
+            return desk.stream(chat_request, encoder, told)
         text, finish, headers = desk.complete(chat_request)
-        return completion(text, finish, int(clock())), 200, headers
+        return completion(text, finish, int(clock())), 200, headers | told
 
     @routes.get("/models")
     @requires(scope("chat"))
@@ -76,8 +78,14 @@ def completion(text: str, finish: Finish, created: int) -> dict[str, Any]:
 
 
 def model(card: ModelCard) -> dict[str, Any]:
-    """``model``."""
-    return {"id": card.name, "object": "model", "created": card.created, "owned_by": "chatsvc"}
+    """``model``; ``max_model_len`` is vLLM's name for the tokens that prompt and answer may have together."""
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "chatsvc",
+        "max_model_len": card.context_length,
+    }
 
 
 def usage(counts: Usage) -> dict[str, Any]:

@@ -1,101 +1,66 @@
-"""The body of ``/v1/chat/completions``: the subset of OpenAI's that is supported, wire to domain.
+"""The bodies of ``/v1``: OpenAI's, wire to domain.
 
-A field of OpenAI's that is not supported is accepted where it asks for nothing (``n: 1``, ``tools: []``), because
-clients send such; anything else is a 400 that names it. Knows nothing about routes.
+A hint and a field that is not known are taken and ignored (:mod:`chatsvc.http.tolerance`); what would change the
+answer and is not built is a 400 that names it. Knows nothing about routes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, StrictFloat, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, StrictFloat, WithJsonSchema
 
-from chatsvc.chat.types import ChatRequest, Message, Role, SamplingRequest
+from chatsvc.chat.types import ChatRequest, SamplingRequest
 from chatsvc.http.chat_schema import (
     Bounds,
-    MaxTokens,
     NonEmptyText,
     Seed,
-    StopList,
     Temperature,
     TopP,
     checked_max_tokens,
     stop_strings,
 )
-from chatsvc.http.schema import Body, Text
+from chatsvc.http.openai_messages import OpenAIMessage
+from chatsvc.http.schema import Text
+from chatsvc.http.tolerance import Hint, Tolerant, Unsupported
 
 Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
-
-
-def _asks_for_nothing(value: Any) -> Any:
-    if value not in (None, False, 0, [], {}):
-        raise ValueError("this is not supported here yet; leave it out")
-    return value
+# 0: nothing is generated, the prompt is only counted.
+MaxTokens = Annotated[int, Field(ge=0)]
+StopList = Annotated[list[NonEmptyText], Field(max_length=4)]
 
 
 def _only_text(value: Any) -> Any:
-    if value not in (None, {"type": "text"}, ["text"]):
+    if value is not None and value != ["text"] and not (isinstance(value, dict) and value.get("type") == "text"):
         raise ValueError("only plain text is supported here yet")
     return value
 
 
-# Known to OpenAI, not to us.
-Unsupported = Annotated[
-    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, 0, [], {}]}), Field(default=None)
-]
-TextOnly = Annotated[
-    Any, AfterValidator(_only_text), WithJsonSchema({"enum": [None, {"type": "text"}, ["text"]]}), Field(default=None)
-]
+def _no_call_is_forced(value: Any) -> Any:
+    if value not in (None, "none", "auto"):
+        raise ValueError("tools are not built here yet, so none can be called for certain; use 'auto' or 'none'")
+    return value
 
 
-def _stream_options_need_stream(schema: dict[str, Any]) -> None:
-    schema["if"] = {"required": ["stream_options"], "properties": {"stream_options": {"type": "object"}}}
-    schema["then"] = {"required": ["stream"], "properties": {"stream": {"const": True}}}
+_TEXT_FORMAT = {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}}}
+TextFormat = Annotated[Any, AfterValidator(_only_text), WithJsonSchema({"anyOf": [{"type": "null"}, _TEXT_FORMAT]})]
+TextOnly = Annotated[Any, AfterValidator(_only_text), WithJsonSchema({"enum": [None, ["text"]]})]
+ToolChoice = Annotated[Any, AfterValidator(_no_call_is_forced), WithJsonSchema({"enum": [None, "none", "auto"]})]
 
 
-class TextPart(Body):
-    """A part of a message's content; text only."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class StreamOptions(Body):
+class StreamOptions(Tolerant):
     """How to stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Hint = None
+    continuous_usage_stats: Hint = None
 
 
-class OpenAIMessage(Body):
-    """One turn, as OpenAI's clients write and echo it."""
+class GenerationBody(Tolerant):
+    """What ``/v1/chat/completions`` and ``/v1/completions`` have in common."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
-    name: Text | None = None
-    refusal: Unsupported = None
-    annotations: Unsupported = None
-    audio: Unsupported = None
-    tool_calls: Unsupported = None
-    function_call: Unsupported = None
-
-    def to_message(self) -> Message:
-        """The domain's message; parts are joined."""
-        role: Role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return Message(role, self.content)
-        return Message(role, "".join(part.text for part in self.content))
-
-
-class OpenAIBody(Body):
-    """The request of OpenAI's Chat Completions."""
-
-    model_config = ConfigDict(json_schema_extra=_stream_options_need_stream)
-
-    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000)]
     model: Text | None = None
     max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
@@ -104,41 +69,70 @@ class OpenAIBody(Body):
     frequency_penalty: Penalty | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # harmless: they change nothing in the answer
-    user: Text | None = None
-    safety_identifier: Text | None = None
-    prompt_cache_key: Text | None = None
-    metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
-    service_tier: Literal["auto", "default"] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None  # a Literal takes true too
-    response_format: TextOnly = None
-    modalities: TextOnly = None
-    tool_choice: Literal["none", "auto"] | None = None
-    # not supported
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    functions: Unsupported = None
     logit_bias: Unsupported = None
-    logprobs: Unsupported = None
-    parallel_tool_calls: bool | None = None
-    prediction: Unsupported = None
-    reasoning_effort: Unsupported = None
-    store: Unsupported = None
-    tools: Unsupported = None
-    top_logprobs: Unsupported = None
-    verbosity: Unsupported = None
-    web_search_options: Unsupported = None
+    # a hint: it changes nothing in the answer
+    user: Hint = None
+    # other servers' ways to bind the answer to a form
+    grammar: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    json_schema: Unsupported = None
+    structured_outputs: Unsupported = None
+    use_beam_search: Unsupported = None
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only together with 'stream': true")
-        return self
+    def ignored_fields(self) -> set[str]:
+        """How to stream says nothing about an answer that is not streamed."""
+        unread = {"stream_options"} if self.stream_options is not None and not self.stream else set()
+        return super().ignored_fields() | unread
 
     @property
     def wants_usage(self) -> bool:
         """Whether the stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self) -> SamplingRequest:
+        """How tokens are chosen."""
+        return SamplingRequest(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            seed=self.seed,
+        )
+
+
+class OpenAIBody(GenerationBody):
+    """The request of OpenAI's Chat Completions."""
+
+    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000)]
+    max_completion_tokens: MaxTokens | None = None
+    response_format: TextFormat = None
+    modalities: TextOnly = None
+    tool_choice: ToolChoice = None
+    function_call: ToolChoice = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
+    # answered in text until tools are built
+    tools: Hint = None
+    functions: Hint = None
+    parallel_tool_calls: Hint = None
+    # hints: they change nothing in the answer
+    audio: Hint = None  # the voice of an answer in audio, which `modalities` asks for
+    metadata: Hint = None
+    moderation: Hint = None
+    prediction: Hint = None
+    prompt_cache_key: Hint = None
+    prompt_cache_options: Hint = None
+    prompt_cache_retention: Hint = None
+    reasoning_effort: Hint = None
+    safety_identifier: Hint = None
+    service_tier: Hint = None
+    store: Hint = None
+    verbosity: Hint = None
+    web_search_options: Hint = None
 
     def to_request(self, bounds: Bounds) -> ChatRequest:
         """The domain's request; it is not kept in a conversation.
@@ -154,13 +148,7 @@ class OpenAIBody(Body):
             messages=tuple(message.to_message() for message in self.messages),
             # the old name and the new one; of both the tighter holds
             max_tokens=min((number for number in given if number is not None), default=None),
-            sampling=SamplingRequest(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                presence_penalty=self.presence_penalty or 0.0,
-                frequency_penalty=self.frequency_penalty or 0.0,
-                seed=self.seed,
-            ),
+            sampling=self.sampling(),
             stop=stop_strings(self.stop),
             model=self.model,
             keep=False,

@@ -6,7 +6,6 @@ what a route does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +67,7 @@ def document(app: Flask, version: str) -> dict[str, Any]:
     schemas: dict[str, Any] = dict(SCHEMAS)
     paths: dict[str, dict[str, Any]] = {}
     for rule in sorted(app.url_map.iter_rules(), key=str):
-        path = template(rule)
+        path = routing.template(rule)
         for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
             operation = OPERATIONS.get((method, path)) or Operation("pages", f"{method} {path}")
             requirement = routing.requirement_of(app, rule)
@@ -94,11 +93,6 @@ def _set(schemas: dict[str, Any], configured: Configured) -> None:
         for choice in roles.get("anyOf", [roles]):
             if choice.get("type") == "array":
                 choice["items"] = {"enum": list(configured.roles)}
-
-
-def template(rule: Rule) -> str:
-    """``/a/<path:b>`` as OpenAPI writes it: ``/a/{b}``."""
-    return re.sub(r"<(?:[^<>:]*:)?([^<>:]+)>", r"{\1}", rule.rule)
 
 
 _SECURITY_SCHEMES = {

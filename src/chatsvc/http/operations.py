@@ -113,6 +113,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/me"): Operation("session", "Who am I, and what is left of my limits", "Me"),
     ("GET", "/.well-known/jwks.json"): Operation("session", "Public keys of tokens; none with HS256", "Jwks"),
     ("GET", "/healthz"): Operation("health", "Is the whole service able to answer?", "Healthy", own_answers=_NOT_OK),
+    ("GET", "/health"): Operation("health", "The same as /healthz", "Healthy", own_answers=_NOT_OK),
     ("GET", "/readyz"): Operation("health", "Should it be sent requests?", "Healthy", own_answers=_NOT_OK),
     ("GET", "/livez"): Operation("health", "Does the process answer at all?", "Healthy"),
     ("GET", "/metrics"): Operation("health", "Prometheus metrics", media_type="text/plain"),

@@ -65,6 +65,7 @@ def blueprint(health: Health, metrics: Metrics) -> Blueprint:
     def livez() -> dict[str, str]:
         return {"status": "ok"}
 
+    @routes.get("/health", endpoint="health")  # other servers' name, which their clients ask for
     @routes.get("/healthz")
     @requires(PUBLIC)
     def healthz() -> tuple[dict[str, Any], int, dict[str, str]]:

@@ -6,6 +6,7 @@ Knows nothing about how a requirement is checked: that is ``http/hooks.py`` with
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -44,6 +45,22 @@ def requirement_of(app: Flask, rule: Rule) -> Requirement | None:
 def is_open_to_scrapers(app: Flask, rule: Rule) -> bool:
     """Whether the scraper networks may call it without a token."""
     return bool(getattr(app.view_functions[rule.endpoint], _SCRAPERS, False))
+
+
+def routes_below(app: Flask, prefix: str) -> list[str]:
+    """``POST /v1/chat/completions`` and so on, for a caller who looks for something else."""
+    found = [
+        f"{method} {template(rule)}"
+        for rule in app.url_map.iter_rules()
+        if rule.rule.startswith(prefix)
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    ]
+    return sorted(found, key=lambda route: route.split(" ")[::-1])
+
+
+def template(rule: Rule) -> str:
+    """``/a/<path:b>`` as OpenAPI writes it: ``/a/{b}``."""
+    return re.sub(r"<(?:[^<>:]*:)?([^<>:]+)>", r"{\1}", rule.rule)
 
 
 def check_every_route(app: Flask) -> None:

@@ -16,6 +16,14 @@ from werkzeug.exceptions import HTTPException
 from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from chatsvc.http import strict_json
 
+# The largest body of a route that takes no text for the model.
+MAX_PLAIN_BYTES = 64 * 1024
+# A token is four or five characters of English or one or two of Chinese, so eight are seldom exceeded on average; each
+# takes six bytes when it is escaped as \uXXXX.
+_BYTES_PER_TOKEN = 8 * 6
+# The context that is assumed while no model is ready: Qwen1.5-0.5B-Chat's.
+_USUAL_CONTEXT_LENGTH = 32_768
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -31,6 +39,11 @@ def _scalar_values(text: str) -> str:
 Text = Annotated[str, AfterValidator(_scalar_values), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 
 
+def max_chat_bytes(context_length: int | None) -> int:
+    """The largest body of a chat: it can fill a context of so many tokens with escaped text, its frame beside it."""
+    return MAX_PLAIN_BYTES + _BYTES_PER_TOKEN * (context_length or _USUAL_CONTEXT_LENGTH)
+
+
 class Body(BaseModel):
     """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages."""
 
@@ -40,15 +53,22 @@ class Body(BaseModel):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse_json(request: Request, model: type[Model]) -> Model:
+def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = None) -> Model:
     """Read and check the body of a request. Call it last: address, path, method, token and scope come before.
+
+    Args:
+        request: the request that is answered.
+        model: what the body must be.
+        max_bytes: the largest body that is taken; None: that of every route (``MAX_CONTENT_LENGTH``).
 
     Raises:
         UnsupportedMediaType: it is not ``application/json``.
-        BodyTooLarge: it is over ``MAX_CONTENT_LENGTH`` less one, with or without a Content-Length.
+        BodyTooLarge: it is too large, with or without a Content-Length.
         InvalidRequest: anything else that is wrong; ``param`` names it.
     """
     _check_media_type(request)
+    if max_bytes is not None:
+        request.max_content_length = max_bytes + 1
     return validate(strict_json.loads(read_body(request)), model)
 
 
