@@ -21,7 +21,7 @@ def pages(make_app):
 
 
 def cors_headers(answer):
-    return {name for name in answer.headers.keys() if name.startswith("Access-Control-")}
+    return {name for name, _ in answer.headers if name.startswith("Access-Control-")}
 
 
 def test_by_default_no_page_of_another_origin_is_let_in(bare_client, login):
