@@ -12,7 +12,7 @@ COPY nginx ./nginx
 COPY systemd ./systemd
 COPY docs ./docs
 COPY src ./src
-RUN /opt/chatsvc/bin/pip install -c constraints.txt '.[postgres,redis]' \
+RUN /opt/chatsvc/bin/pip install -c constraints.txt '.[postgres,redis,directory]' \
     && find /opt/chatsvc -name '__pycache__' -prune -exec rm -rf {} + \
     && /opt/chatsvc/bin/chatsvc --version
 

@@ -32,7 +32,7 @@ from chatsvc.models.store import ModelStore
 from chatsvc.resources import resource_path
 from chatsvc.settings import Settings, load
 from chatsvc.wiring import guard_options
-from tests.servers import postgres, redis  # noqa: F401  (fixtures: real servers)
+from tests.servers import postgres, redis, slapd  # noqa: F401  (fixtures: real servers)
 
 PASSWORDS = {"admin": "an admin's long password", "alice": "alice's long password", "bob": "bob's long password"}
 ROLES = {"admin": "admin", "alice": "user", "bob": "user"}

@@ -1,4 +1,4 @@
-"""Real servers that others wrote, each on a free port of the loopback address: PostgreSQL, Redis, an OpenID provider."""
+"""Real servers that others wrote, each on a free port of the loopback address: databases, Redis, directory, provider."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from glob import glob
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 POSTGRES_BIN = next(iter(sorted(glob("/usr/lib/postgresql/*/bin"), reverse=True)), None)  # noqa: PTH207
+
+
+SLAPD = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+DIRECTORY_PASSWORD = "the directory's password"
 
 
 def free_port():
@@ -177,3 +187,151 @@ def openid_provider(*people):
             yield url
         finally:
             process.terminate()
+
+
+SLAPD_CONFIGURATION = """
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+pidfile {folder}/slapd.pid
+TLSCertificateFile {folder}/server.pem
+TLSCertificateKeyFile {folder}/server.key
+database mdb
+suffix "dc=example,dc=org"
+rootdn "cn=root,dc=example,dc=org"
+directory {folder}/data
+access to attrs=userPassword by anonymous auth by * none
+access to dn.subtree="ou=hidden,dc=example,dc=org" by * none
+access to * by dn.exact="cn=chatsvc,dc=example,dc=org" read by anonymous {anonymous} by * none
+"""
+
+DIRECTORY = f"""
+dn: dc=example,dc=org
+objectClass: dcObject
+objectClass: organization
+dc: example
+o: Example
+
+dn: cn=chatsvc,dc=example,dc=org
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+cn: chatsvc
+userPassword: the service's password
+
+dn: ou=people,dc=example,dc=org
+objectClass: organizationalUnit
+ou: people
+
+dn: uid=carol,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: carol
+cn: Carol
+sn: C
+userPassword: {DIRECTORY_PASSWORD}
+
+dn: uid=dave,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: dave
+uid: twin
+cn: Dave
+sn: D
+userPassword: {DIRECTORY_PASSWORD}
+
+dn: uid=twin,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: twin
+cn: Twin
+sn: T
+userPassword: {DIRECTORY_PASSWORD}
+
+dn: ou=groups,dc=example,dc=org
+objectClass: organizationalUnit
+ou: groups
+
+dn: cn=chatters,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: chatters
+member: uid=carol,ou=people,dc=example,dc=org
+
+dn: cn=operators,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: operators
+member: uid=carol,ou=people,dc=example,dc=org
+
+dn: cn=others,ou=groups,dc=example,dc=org
+objectClass: groupOfNames
+cn: others
+member: uid=dave,ou=people,dc=example,dc=org
+"""
+
+
+def write_certificate(folder):
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+
+
+class Slapd:
+    """A server of its own on free ports of the loopback address."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.plain, self.tls = free_port(), free_port()
+        (folder / "data").mkdir()
+        write_certificate(folder)
+        (folder / "slapd.conf").write_text(SLAPD_CONFIGURATION.format(folder=folder, anonymous="auth"))
+        add = [str(Path(SLAPD).parent / "slapadd"), "-f", str(folder / "slapd.conf")]
+        subprocess.run(add, input=DIRECTORY, text=True, check=True, capture_output=True)
+        self._process = None
+
+    def start(self):
+        urls = f"ldap://127.0.0.1:{self.plain} ldaps://127.0.0.1:{self.tls}"
+        self._process = subprocess.Popen(
+            [SLAPD, "-f", str(self.folder / "slapd.conf"), "-h", urls, "-d", "0"], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", self.tls)) == 0:
+                    return
+            time.sleep(0.02)
+        pytest.fail("slapd did not start")
+
+    @contextmanager
+    def hanging(self):
+        """It stands still: connections are there, and nobody answers."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        self._process.terminate()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def slapd(tmp_path_factory):
+    if SLAPD is None:
+        pytest.skip("slapd is not installed here (Debian: apt-get install slapd)")
+    server = Slapd(tmp_path_factory.mktemp("slapd"))
+    server.start()
+    yield server
+    server.stop()

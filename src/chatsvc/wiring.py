@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,6 +16,7 @@ from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.witness_peer import Peer
+from chatsvc.errors import OperatorError
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.gate import GateOptions
@@ -28,9 +30,35 @@ if TYPE_CHECKING:
     from chatsvc.guard.oidc import OidcProvider
 
 
+def _require_extra(key: str, package: str, extra: str) -> None:
+    """Say which optional packages a key of the configuration needs, before an import fails.
+
+    Raises:
+        OperatorError: they are not installed.
+    """
+    if find_spec(package) is None:
+        raise OperatorError(
+            f"{key} is set, but the package {package} is not installed: run pip install 'chatsvc[{extra}]' (in a "
+            f"checkout: pip install -c constraints.txt -e '.[{extra}]'), or remove {key}."
+        )
+
+
+def _require_store_extras(settings: Settings) -> None:
+    if not settings.store_url.startswith("sqlite"):
+        _require_extra("store.url", "psycopg", "postgres")
+    if settings.store.redis_url is not None:
+        _require_extra("store.redis_url", "redis", "redis")
+
+
 def audit_options(settings: Settings) -> AuditOptions:
-    """The audit log's options."""
+    """The audit log's options.
+
+    Raises:
+        OperatorError: a package that the configuration needs is not installed.
+    """
     audit = settings.audit
+    if audit.witness_url is not None:
+        _require_extra("audit.witness_url", "psycopg", "postgres")
     return AuditOptions(
         directory=settings.audit_directory,
         keys=settings.keys_directory,
@@ -66,7 +94,12 @@ def _digest(settings: Settings) -> str:
 
 
 def guard_options(settings: Settings) -> GuardOptions:
-    """The guard's options."""
+    """The guard's options.
+
+    Raises:
+        OperatorError: a package that the configuration needs is not installed.
+    """
+    _require_store_extras(settings)
     tokens, accounts, limits = settings.tokens, settings.accounts, settings.limits
     redis_url = settings.store.redis_url
     return GuardOptions(
@@ -99,10 +132,15 @@ def guard_options(settings: Settings) -> GuardOptions:
 
 
 def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory] | None:
-    """What makes the LDAP directory once there are accounts; None where none is configured."""
+    """What makes the LDAP directory once there are accounts; None where none is configured.
+
+    Raises:
+        OperatorError: the package for it is not installed.
+    """
     section = settings.ldap
     if section.url is None:
         return None
+    _require_extra("ldap.url", "ldap3", "directory")
     # The extra "directory" need not be installed where no directory is configured.
     from chatsvc.guard.ldap import LdapDirectory, LdapOptions  # noqa: PLC0415
 
@@ -122,10 +160,16 @@ def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory]
 
 
 def oidc_provider(settings: Settings) -> OidcProvider | None:
-    """The OpenID provider, or None where none is configured."""
+    """The OpenID provider, or None where none is configured.
+
+    Raises:
+        OperatorError: a package for it is not installed, or the section is a hole.
+    """
     section = settings.oidc
     if section.issuer is None:
         return None
+    for package in ("authlib", "joserfc", "requests"):
+        _require_extra("oidc.issuer", package, "directory")
     from chatsvc.guard.oidc import OidcOptions, OidcProvider  # noqa: PLC0415  (as above)
 
     return OidcProvider(

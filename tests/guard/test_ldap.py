@@ -2,179 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
-from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
 from chatsvc.guard.login import Login
 from chatsvc.guard.outbox import Outbox
+from tests.servers import DIRECTORY_PASSWORD as PASSWORD
+from tests.servers import free_port
 
 pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
 
 from chatsvc.guard.ldap import LdapDirectory, LdapOptions
 
-PASSWORD = "the directory's password"
 HERE = ip_address("127.0.0.1")
-SLAPD = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-
-CONFIGURATION = """
-include /etc/ldap/schema/core.schema
-include /etc/ldap/schema/cosine.schema
-include /etc/ldap/schema/inetorgperson.schema
-modulepath /usr/lib/ldap
-moduleload back_mdb
-pidfile {folder}/slapd.pid
-TLSCertificateFile {folder}/server.pem
-TLSCertificateKeyFile {folder}/server.key
-database mdb
-suffix "dc=example,dc=org"
-rootdn "cn=root,dc=example,dc=org"
-directory {folder}/data
-access to attrs=userPassword by anonymous auth by * none
-access to dn.subtree="ou=hidden,dc=example,dc=org" by * none
-access to * by dn.exact="cn=chatsvc,dc=example,dc=org" read by anonymous {anonymous} by * none
-"""
-
-ENTRIES = f"""
-dn: dc=example,dc=org
-objectClass: dcObject
-objectClass: organization
-dc: example
-o: Example
-
-dn: cn=chatsvc,dc=example,dc=org
-objectClass: organizationalRole
-objectClass: simpleSecurityObject
-cn: chatsvc
-userPassword: the service's password
-
-dn: ou=people,dc=example,dc=org
-objectClass: organizationalUnit
-ou: people
-
-dn: uid=carol,ou=people,dc=example,dc=org
-objectClass: inetOrgPerson
-uid: carol
-cn: Carol
-sn: C
-userPassword: {PASSWORD}
-
-dn: uid=dave,ou=people,dc=example,dc=org
-objectClass: inetOrgPerson
-uid: dave
-uid: twin
-cn: Dave
-sn: D
-userPassword: {PASSWORD}
-
-dn: uid=twin,ou=people,dc=example,dc=org
-objectClass: inetOrgPerson
-uid: twin
-cn: Twin
-sn: T
-userPassword: {PASSWORD}
-
-dn: ou=groups,dc=example,dc=org
-objectClass: organizationalUnit
-ou: groups
-
-dn: cn=chatters,ou=groups,dc=example,dc=org
-objectClass: groupOfNames
-cn: chatters
-member: uid=carol,ou=people,dc=example,dc=org
-
-dn: cn=operators,ou=groups,dc=example,dc=org
-objectClass: groupOfNames
-cn: operators
-member: uid=carol,ou=people,dc=example,dc=org
-
-dn: cn=others,ou=groups,dc=example,dc=org
-objectClass: groupOfNames
-cn: others
-member: uid=dave,ou=people,dc=example,dc=org
-"""
-
-
-def write_certificate(folder):
-    key = generate_private_key(SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, SHA256())
-    )
-    (folder / "server.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-class Slapd:
-    """A server of its own on free ports of the loopback address."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.plain, self.tls = free_port(), free_port()
-        (folder / "data").mkdir()
-        write_certificate(folder)
-        (folder / "slapd.conf").write_text(CONFIGURATION.format(folder=folder, anonymous="auth"))
-        add = [str(Path(SLAPD).parent / "slapadd"), "-f", str(folder / "slapd.conf")]
-        subprocess.run(add, input=ENTRIES, text=True, check=True, capture_output=True)
-        self._process = None
-
-    def start(self):
-        urls = f"ldap://127.0.0.1:{self.plain} ldaps://127.0.0.1:{self.tls}"
-        self._process = subprocess.Popen(
-            [SLAPD, "-f", str(self.folder / "slapd.conf"), "-h", urls, "-d", "0"], stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", self.tls)) == 0:
-                    return
-            time.sleep(0.02)
-        pytest.fail("slapd did not start")
-
-    def stop(self):
-        self._process.terminate()
-        self._process.wait()
-
-
-def free_port():
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def slapd(tmp_path_factory):
-    if SLAPD is None:
-        pytest.skip("slapd is not installed here (Debian: apt-get install slapd)")
-    server = Slapd(tmp_path_factory.mktemp("slapd"))
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 from chatsvc.errors import ConfigurationInvalid, OperatorError
 from chatsvc.models.sealed import read_kek
 from chatsvc.settings import Settings
-from chatsvc.wiring import ldap_directory, oidc_provider
+from chatsvc.wiring import audit_options, guard_options, ldap_directory, oidc_provider
 
 _MAX_SOCKET_PATH_BYTES = 100  # a sockaddr_un holds 107, and gunicorn's own name for it needs some
 
@@ -129,8 +129,8 @@ def _listener(settings: Settings) -> Iterator[str]:
 
 
 def _peers(settings: Settings) -> Iterator[str]:
-    """Directory and provider are made as a start makes them; neither is asked anything."""
-    for make in (ldap_directory, oidc_provider):
+    """What a start makes out of the configuration of every peer, which tells a missing package; no peer is asked."""
+    for make in (audit_options, guard_options, ldap_directory, oidc_provider):
         try:
             make(settings)
         except OperatorError as error:

@@ -11,6 +11,7 @@ Knows nothing about tokens or HTTP.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ class LdapDirectory:
             password=password or None,
             authentication=ldap3.SIMPLE if dn else ldap3.ANONYMOUS,
             client_strategy=ldap3.SAFE_SYNC,
-            receive_timeout=self._options.timeout_s,
+            receive_timeout=math.ceil(self._options.timeout_s),  # packed into a C struct: whole seconds only
             auto_referrals=False,
         )
         try:
