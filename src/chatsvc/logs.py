@@ -18,7 +18,7 @@ MASK = "[masked]"
 
 _SECRETS = re.compile(
     r"csk_[A-Za-z0-9]+_[A-Za-z0-9_-]+"  # API keys
-    r"|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*)?"  # JWTs: base64url of '{"'
+    r"|eyJ[A-Za-z0-9_-]{10,}(?:\.[A-Za-z0-9_-]*){0,4}"  # JWTs: base64url of '{"'
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"  # credentials in a URL
 )
 _SECRET_NAMES = re.compile(r"password|secret|token$|authorization|api_key|prompt$|content$", re.IGNORECASE)

@@ -25,6 +25,8 @@ from chatsvc.store.database import Database
 from chatsvc.store.tables import Account, Session
 
 _NAME = re.compile(r"[\w.@+-]{1,64}")
+# Longer ones are not looked at: normalising sorts runs of combining marks, in time that grows with their square.
+MAX_TYPED_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class AccountUpdate:
 
 def normal_name(name: str) -> str | None:
     """The one form of an account's name, or None where it cannot be one."""
+    if len(name) > MAX_TYPED_NAME:
+        return None
     composed = unicodedata.normalize("NFC", name)
     return composed if _NAME.fullmatch(composed) else None
 

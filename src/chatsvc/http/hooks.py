@@ -25,12 +25,15 @@ from chatsvc.http import context, cors, routing
 from chatsvc.observe.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_HOST = re.compile(r"[^\s,/@?#]+")
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
 
+# The largest body of a route that needs no token, whatever a chat may be: a name and a password fit many times over.
+_MAX_PUBLIC_BODY = 64 * 1024
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 _log = logging.getLogger("chatsvc.access")
@@ -93,7 +96,7 @@ def _admit(app: Flask, door: Door) -> Response | None:
     now.address = door.gate.tell_address(peer, forwarded_for)  # the logs name it also where it is refused
     door.gate.admit_address(peer, forwarded_for)
     # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
-    if not re.fullmatch(r"[^\s,/@?#]+", request.environ.get("HTTP_HOST", "")):
+    if not _HOST.fullmatch(request.environ.get("HTTP_HOST", "")):
         raise InvalidRequest("Send exactly one valid Host header.")
     now.cors_origin = cors.listed_origin(request, door.cors_origins)
     # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
@@ -106,6 +109,10 @@ def _admit(app: Flask, door: Door) -> Response | None:
     # (2) token, (3) scope
     requirement = routing.requirement_of(app, rule)
     assert requirement is not None, "create_app refuses routes that declare nothing"
+    if requirement.kind == "public":
+        # One byte more than is taken, see http/schema.py: read_body.
+        most = _MAX_PUBLIC_BODY + 1
+        request.max_content_length = min(request.max_content_length or most, most)
     credentials = Credentials(
         authorization=tuple(request.headers.getlist("Authorization")),
         api_key=tuple(request.headers.getlist("X-Api-Key")),

@@ -1,13 +1,16 @@
 """JSON text to values, by RFC 8259 and no further: UTF-8 only, no duplicate key, no NaN, bounded in depth and digits.
 
-Knows nothing about what the values mean. ``param`` of an error is the key's name, or None where the text is not JSON.
+Strangers send these bytes (``POST /login``), so every step takes time in proportion to the length of the text. Two
+steps only read a body, and both are a single pass: Python's own parser, which refuses deep nesting by itself, and a
+walk over the values. Knows nothing about what the values mean. ``param`` of an error is the key's name, or None where
+the text is not JSON.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
+import threading
 from typing import Any
 
 from chatsvc.errors import InvalidRequest
@@ -15,8 +18,12 @@ from chatsvc.errors import InvalidRequest
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 40
 _MAX_EXACT = 2**53
+_MAX_SHOWN_CHARS = 100
+_LARGE_BYTES = 64 * 1024
 
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A body of brackets needs about sixty times its size as values: of large ones, one is parsed at a time.
+# The interpreter's lock does not allow more progress than that anyway.
+_one_large_body = threading.Lock()
 
 
 class _NotANumber:
@@ -32,8 +39,14 @@ def loads(data: bytes) -> Any:
     Raises:
         InvalidRequest: it is not JSON, or JSON that two parsers could read differently.
     """
+    if len(data) <= _LARGE_BYTES:
+        return _parsed(data)
+    with _one_large_body:
+        return _parsed(data)
+
+
+def _parsed(data: bytes) -> Any:
     text = _decode(data)
-    _check_depth(text)
     try:
         value = json.loads(
             text,
@@ -42,10 +55,17 @@ def loads(data: bytes) -> Any:
             parse_int=_integer,
             parse_float=_number,
         )
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidRequest("The body is not JSON; send one JSON object in UTF-8.", code="invalid_json") from error
-    _refuse_not_a_number(value, None)
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError:
+        # Not the cause: it holds the whole text, and a logger might print it.
+        raise InvalidRequest("The body is not JSON; send one JSON object in UTF-8.", code="invalid_json") from None
+    _check_values(value, None, MAX_DEPTH)
     return value
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
 
 
 def _decode(data: bytes) -> str:
@@ -54,29 +74,19 @@ def _decode(data: bytes) -> str:
         raise InvalidRequest("The body starts with a byte order mark; send plain UTF-8.", code="invalid_json")
     try:
         return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("The body is not UTF-8.", code="invalid_json") from error
-
-
-def _check_depth(text: str) -> None:
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        bracket = match[0]
-        if bracket in "[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.", code="invalid_json")
-        elif bracket in "]}":
-            depth -= 1
+    except UnicodeDecodeError:
+        # Not the cause: it holds the whole body.
+        raise InvalidRequest("The body is not UTF-8.", code="invalid_json") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in pairs:
-        shown = name.encode("utf-8", "replace").decode()
         if name in result:
+            shown = _shown(name)
             raise InvalidRequest(f"The key {shown!r} is there twice.", param=shown, code="duplicate_key")
         if value is _NOT_A_NUMBER:
+            shown = _shown(name)
             raise InvalidRequest(f"The value of {shown!r} is not a number in JSON.", param=shown, code="invalid_json")
         result[name] = value
     return result
@@ -96,13 +106,22 @@ def _number(digits: str) -> Any:
     return int(value) if value.is_integer() and abs(value) < _MAX_EXACT else value
 
 
-def _refuse_not_a_number(value: Any, name: str | None) -> None:
-    """What an object's hook could not see: NaN at the top or inside an array."""
+def _check_values(value: Any, key: str | None, depth_left: int) -> None:
+    """Refuse what the parser's hooks could not see: NaN at the top or in an array, and too many levels."""
     if value is _NOT_A_NUMBER:
-        raise InvalidRequest("NaN and Infinity are not numbers in JSON.", param=name, code="invalid_json")
+        param = None if key is None else _shown(key)
+        raise InvalidRequest("NaN and Infinity are not numbers in JSON.", param=param, code="invalid_json")
+    if not isinstance(value, list | dict):
+        return
+    if not depth_left:
+        raise _too_deep()
     if isinstance(value, list):
         for item in value:
-            _refuse_not_a_number(item, name)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_not_a_number(item, key.encode("utf-8", "replace").decode())
+            _check_values(item, key, depth_left - 1)
+    else:
+        for name, item in value.items():
+            _check_values(item, name, depth_left - 1)
+
+
+def _shown(name: str) -> str:
+    return name[:_MAX_SHOWN_CHARS].encode("utf-8", "replace").decode()
