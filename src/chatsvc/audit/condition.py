@@ -15,7 +15,7 @@ PROBLEMS: MappingProxyType[Condition, str | None] = MappingProxyType(
     {
         "open": None,
         "full": "there is no space on its disk",
-        "dead": "its disk or its writer failed, and it is not tried again before a restart",
+        "dead": "its disk or its writer failed, or its file was taken away, and it is not tried again before a restart",
         "closed": "it is closed",
     }
 )

@@ -54,7 +54,12 @@ SYSTEM = Calls()
 
 
 class AppendFile:
-    """One open file. ``size`` is what is known to be durable; nothing behind it stays."""
+    """One open file. ``size`` is what is known to be durable; nothing behind it stays.
+
+    Somebody may take the file away while it is open: a log rotation that copies and truncates, a clean-up, a
+    restore. What is written then would be lost or would tear the log, so before each append the open file
+    must still be the one of this name.
+    """
 
     def __init__(self, path: Path, calls: Calls = SYSTEM) -> None:
         self.path = path
@@ -71,10 +76,11 @@ class AppendFile:
 
         Raises:
             DiskFull: no space; the file has its former length.
-            DiskFailed: any other failure; every later call fails too.
+            DiskFailed: any other failure, or the file was taken away; every later call fails too.
         """
         if self._failed:
             raise DiskFailed(f"{self.path} failed before; it is not written again until a restart.")
+        self._require_ours()
         try:
             self._write(data)
         except OSError as error:
@@ -87,6 +93,23 @@ class AppendFile:
             self._failed = True
             raise DiskFailed(f"{self.path}: fdatasync: {error.strerror}") from error
         self.size += len(data)
+
+    def _require_ours(self) -> None:
+        """Two cheap calls: who holds the directory can still race with the write, and the next append finds that."""
+        mine = os.fstat(self._fd)
+        try:
+            named = self.path.lstat()
+            there = (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+            why = None if there else "was replaced by another file"
+        except OSError as error:
+            why = f"is gone or out of reach ({error.strerror})"
+        if why is None and mine.st_nlink != 1:
+            why = f"has {mine.st_nlink} names (hard links)"
+        if why is None and mine.st_size != self.size:
+            why = f"has {mine.st_size} bytes, not the {self.size} that were written"
+        if why is not None:
+            self._failed = True
+            raise DiskFailed(f"{self.path} {why}: somebody changed it while it was open.")
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -137,8 +160,14 @@ class Lock:
 
 
 def fill_of(path: Path) -> float:
-    """How full the file system is, 0 to 1, as `df` says it: what is kept for root is neither used nor free."""
-    state = os.statvfs(path)
+    """How full the file system is, 0 to 1, as `df` says it: what is kept for root is neither used nor free.
+
+    Of a directory that is gone nothing is known: 0.
+    """
+    try:
+        state = os.statvfs(path)
+    except OSError:
+        return 0.0
     used = state.f_blocks - state.f_bfree
     return used / (used + state.f_bavail) if used else 0.0
 

@@ -133,8 +133,10 @@ class AuditLog:
         return PROBLEMS[self._state]
 
     def alarms(self) -> list[str]:
-        """What does not stop the service but needs somebody: a device, a witness, space."""
-        return [*self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
+        """What needs somebody: that nothing can be written, a device, a witness, space."""
+        cause = self._cause  # the writer thread replaces it as a whole
+        stopped = [f"nothing can be written: {cause}"] if cause else []
+        return [*stopped, *self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
 
     def _tight(self) -> list[str]:
         fills = {each: fill_of(each) for each in self._journal.mirror.directories}
