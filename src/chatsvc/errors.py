@@ -13,7 +13,8 @@ holds a secret, a prompt or a traceback. Which HTTP status a class becomes is wr
     │   ├── AuthenticationFailed        401, one message for every cause
     │   ├── PermissionRefused           403
     │   ├── NotFound                    404, not there or not yours
-    │   │   └── ModelNotFound           404, code model_not_found
+    │   │   ├── ModelNotFound           404, code model_not_found
+    │   │   └── ConversationDeleted     404, code conversation_deleted
     │   ├── MethodNotAllowed            405
     │   ├── Conflict                    409
     │   ├── BodyTooLarge                413
@@ -102,6 +103,13 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
     message = "There is no such model here; GET /v1/models lists what there is, and 'model' may be left out."
     param = "model"
+
+
+class ConversationDeleted(NotFound):
+    """404: the caller deleted the conversation while an answer was being generated for it."""
+
+    code = "conversation_deleted"
+    message = "The conversation was deleted while this answer was running; ask again without conversation_id."
 
 
 class MethodNotAllowed(RequestError):

@@ -13,12 +13,13 @@ import pytest
 from chatsvc.app import create_app, running_in
 from chatsvc.audit.facts import Facts
 from chatsvc.chat.service import Call, ServiceOptions
-from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, SamplingRequest, Waiting
+from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, SamplingRequest, Start, Waiting
 from chatsvc.errors import (
     AuditUnavailable,
     AuthenticationFailed,
     ClientGone,
     ContextLengthExceeded,
+    ConversationDeleted,
     DeadlineExceeded,
     Draining,
     EngineUnavailable,
@@ -110,6 +111,12 @@ def make_place(tmp_path, start_engine, wait_until):
 @pytest.fixture
 def place(make_place):
     return make_place()
+
+
+def begin(events):
+    """Take what comes before the first word: the request is admitted, and has its slot or waits for one."""
+    assert isinstance(next(events), Start)
+    return next(events)
 
 
 def is_free(place):
@@ -252,11 +259,53 @@ def test_a_client_that_leaves_is_cancelled_recorded_and_half_its_answer_is_kept(
 def test_closing_the_iterator_does_the_same(place, wait_until):
     place.script.silent.set()
     events = place.service.stream(place.call(), ask())
-    assert isinstance(next(events), Waiting)
+    assert isinstance(begin(events), Waiting)
     events.close()
     wait_until(lambda: is_free(place))
     assert place.records()[-1]["outcome"] == "aborted"
     assert place.records()[-1]["num_completion_tokens"] == 0
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_deleting_the_conversation_cancels_what_is_answered_in_it(place, wait_until, is_running):
+    _, finish = place.service.complete(place.call(), ask("one"))
+    place.script.silent.set()
+    others = [] if is_running else [place.service.stream(place.call(), ask()) for _ in range(2)]
+    for events in others:
+        begin(events)
+    events = place.service.stream(place.call(), ask("two", conversation_id=finish.conversation_id))
+    assert next(events).conversation_id == finish.conversation_id
+    assert isinstance(next(events), Waiting)
+    assert place.running.room.num_waiting == (0 if is_running else 1)
+    place.running.conversations.delete(place.principal.account_id, finish.conversation_id)
+    with pytest.raises(ConversationDeleted):
+        list(events)
+    for events in others:
+        events.close()
+    wait_until(lambda: is_free(place))
+    assert place.running.conversations.summaries(place.principal.account_id, limit=9, offset=0) == []
+    if is_running:
+        last = place.records()[-1]
+        assert (last["outcome"], last["status"], last["reason"]) == ("aborted", 404, "conversation_deleted")
+
+
+def test_a_conversation_is_deleted_by_the_id_of_its_first_answer_also_before_there_is_a_word(place):
+    place.script.silent.set()
+    events = place.service.stream(place.call(), ask())
+    start = next(events)
+    place.running.conversations.delete(place.principal.account_id, start.conversation_id)
+    with pytest.raises(ConversationDeleted):
+        list(events)
+    assert place.running.conversations.summaries(place.principal.account_id, limit=9, offset=0) == []
+
+
+def test_what_there_is_of_an_answer_is_kept_when_an_error_ends_it(make_place):
+    place = make_place(Script(ids=HELLO[:5], end="error"))
+    with pytest.raises(EngineUnavailable):
+        place.service.complete(place.call(), ask())
+    (kept,) = place.running.conversations.summaries(place.principal.account_id, limit=9, offset=0)
+    _, turns = place.running.conversations.read(place.principal.account_id, kept.id)
+    assert [(turn.message.content, turn.complete) for turn in turns] == [("Hi", True), ("Hello", False)]
 
 
 def test_a_deadline_ends_it(place):
@@ -271,7 +320,7 @@ def test_a_deadline_ends_it(place):
 def test_a_revoked_session_ends_it(place):
     place.script.silent.set()
     events = place.service.stream(place.call(), ask())
-    next(events)
+    begin(events)
     assert place.app.test_client().post("/logout", headers=place.headers).status_code == 204
     with pytest.raises(AuthenticationFailed):
         list(events)
@@ -281,7 +330,7 @@ def test_a_revoked_session_ends_it(place):
 def test_a_drain_refuses_what_is_new_and_ends_what_runs_when_its_time_is_over(place):
     place.script.silent.set()
     events = place.service.stream(place.call(), ask())
-    next(events)
+    begin(events)
     place.running.drain.begin(0.3)
     place.running.drain.begin(1000)
     with pytest.raises(Draining):
@@ -341,14 +390,17 @@ def test_who_waits_is_told_the_position_and_comes_in_when_a_slot_is_free(place):
     place.script.silent.set()
     running = [place.service.stream(place.call(), ask()) for _ in range(2)]
     for events in running:
-        next(events)
+        begin(events)
     queued = place.service.stream(place.call(), ask())
+    start = next(queued)  # before there is a slot
     waiting = next(queued)
     assert isinstance(waiting, Waiting)
     assert waiting.position == 1
     running[0].close()
     place.script.silent.clear()
-    assert isinstance(list(queued)[-1], Finish)
+    *_, finish = queued
+    assert isinstance(finish, Finish)
+    assert (finish.id, finish.conversation_id, finish.model) == (start.id, start.conversation_id, start.model)
     running[1].close()
 
 
@@ -356,7 +408,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place(place):
     place.script.silent.set()
     running = [place.service.stream(place.call(), ask()) for _ in range(2)]
     for events in running:
-        next(events)
+        begin(events)
     queued = place.service.stream(place.call(lambda: True), ask())
     with pytest.raises(ClientGone):
         list(queued)

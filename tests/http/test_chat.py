@@ -100,9 +100,12 @@ def test_a_prompt_that_does_not_fit_is_400_and_says_so(client, alice):
 
 def test_the_stream_ends_with_done(client, alice, events):
     answer = client.post("/chat/stream", json=PARIS, headers=alice)
-    *tokens, (name, done) = events(answer.get_data())
-    assert name == "done"
+    (begun, start), *tokens, (name, done) = events(answer.get_data())
+    assert (begun, name) == ("start", "done")
+    assert set(start) == {"id", "conversation_id", "model"}
     assert set(done) == {"id", "finish_reason", "usage", "conversation_id"}
+    assert (done["id"], done["conversation_id"]) == (start["id"], start["conversation_id"])
+    assert start["model"] == client.get("/v1/models", headers=alice).json["data"][0]["id"]
     assert "Paris" in "".join(data["token"] for _, data in tokens)
     assert answer.headers["Cache-Control"] == "no-store, no-transform"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatsvc.app import running_in
+from chatsvc.chat.answering import Answer
 from chatsvc.chat.types import Message
 
 
@@ -17,7 +18,7 @@ def alice(bare_client, login):
 def conversation(bare_app, bare_client, alice):
     account = bare_client.get("/me", headers=alice).json["account_id"]
     turns = [Message("user", "Hi"), Message("assistant", "Hello!")]
-    running_in(bare_app).conversations.append(account, "c" * 32, turns, complete=True)
+    running_in(bare_app).conversations.append(Answer(account, "c" * 32, is_new=True), turns, complete=True)
     return f"/conversations/{'c' * 32}"
 
 
@@ -59,7 +60,8 @@ def test_ones_own_need_a_token_but_no_scope(bare_app, bare_client):
 def test_pages_are_as_long_as_asked(bare_app, bare_client, alice):
     account = bare_client.get("/me", headers=alice).json["account_id"]
     for number in range(3):
-        running_in(bare_app).conversations.append(account, f"c{number}", [Message("user", str(number))], complete=True)
+        answer = Answer(account, f"c{number}", is_new=True)
+        running_in(bare_app).conversations.append(answer, [Message("user", str(number))], complete=True)
     first = bare_client.get("/conversations?limit=2", headers=alice).json
     second = bare_client.get("/conversations?limit=2&offset=2", headers=alice).json
     assert (len(first["data"]), first["has_more"], len(second["data"]), second["has_more"]) == (2, True, 1, False)

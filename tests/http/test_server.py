@@ -64,12 +64,35 @@ def test_pieces_arrive_while_the_rest_is_still_being_made(server, events):
         arrivals = [(time.monotonic(), chunk) for chunk in answer.iter_raw()]
     assert len(arrivals) > 10
     assert arrivals[-1][0] - arrivals[0][0] > 0.05
-    *tokens, (name, done) = events(b"".join(chunk for _, chunk in arrivals))
-    assert name == "done"
+    (begun, start), *tokens, (name, done) = events(b"".join(chunk for _, chunk in arrivals))
+    assert (begun, name) == ("start", "done")
+    assert (start["id"], start["conversation_id"]) == (done["id"], done["conversation_id"])
     assert done["usage"]["completion_tokens"] == 60 == done["usage"]["total_tokens"] - done["usage"]["prompt_tokens"]
     assert done["finish_reason"] == "length"
     assert set(done) == {"id", "finish_reason", "usage", "conversation_id"}
     assert all(set(data) == {"token"} and name is None for name, data in tokens)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_conversation_deleted_while_it_is_answered_is_gone_for_good(server, events, is_new):
+    with open_client(server) as client:
+        body = {**LONG, "max_tokens": 1500}
+        if not is_new:
+            body["conversation_id"] = client.post("/chat", json={"query": "Hi", "max_tokens": 1}).json()[
+                "conversation_id"
+            ]
+        with client.stream("POST", "/chat/stream", json=body) as answer:
+            pieces = answer.iter_raw()
+            seen = b""
+            while b'data: {"token"' not in seen:
+                seen += next(pieces)
+            path = f"/conversations/{events(seen)[0][1]['conversation_id']}"
+            assert client.delete(path).status_code == 204
+            seen += b"".join(pieces)
+        name, data = events(seen)[-1]
+        assert (name, data["error"]["code"]) == ("error", "conversation_deleted")
+        assert client.get(path).status_code == 404
+        assert path.rpartition("/")[2] not in client.get("/conversations").text
 
 
 def test_joined_pieces_are_byte_for_byte_the_result(server, events):
@@ -160,7 +183,9 @@ def test_keep_alive_comments_are_sent_while_waiting_for_the_first_token(server):
     body = {"query": "word " * 2500, "max_tokens": 2}
     with open_client(server) as client:
         text = client.post("/chat/stream", json=body).text
-    assert text.startswith(": keep-alive\n\n")
+    start, rest = text.split("\n\n", 1)
+    assert start.startswith("event: start\n")
+    assert rest.startswith(": keep-alive\n\n")
     assert text.rstrip().splitlines()[-1].startswith("data: ")
 
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from chatsvc.chat.types import Delta, Finish, Usage, Waiting
+from chatsvc.chat.types import Delta, Finish, Start, Usage, Waiting
 from chatsvc.errors import AuthenticationFailed, ClientGone, EngineUnavailable
 from chatsvc.http import connection
 from chatsvc.http.chat import ChatEncoder
@@ -47,6 +47,14 @@ def test_tokens_then_done():
         b'event: done\ndata: {"id":"id","finish_reason":"stop","usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}'
     )
     assert len(chunks) == 3
+
+
+def test_the_ids_come_first():
+    chunks = list(stream(iter([Start("id", "c", "m"), Delta("x"), FINISH])))
+    assert chunks[0] == b'event: start\ndata: {"id":"id","conversation_id":"c","model":"m"}\n\n'
+    openai = list(stream(iter([Start("id", "c", "m"), FINISH]), ChunkEncoder("m", 1, wants_usage=False)))
+    assert len(openai) == 1
+    assert b"event:" not in openai[0]
 
 
 def test_a_comment_keeps_a_silent_line_alive():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
+from chatsvc.chat.answering import Answer, Answers
 from chatsvc.chat.types import Message, Role
 from chatsvc.errors import NotFound
 from chatsvc.store.database import Database
@@ -55,6 +56,7 @@ class Conversations:
         self._database = database
         self._clock = clock
         self.new_id = new_id
+        self.answers = Answers()
 
     def summaries(self, account_id: str, *, limit: int, offset: int) -> list[Summary]:
         """One's own, the last used first."""
@@ -106,40 +108,46 @@ class Conversations:
             return _summary(row)
 
     def delete(self, account_id: str, conversation_id: str) -> None:
-        """Remove it and its messages.
+        """Remove it and its messages for good: what is being answered in it is cancelled and never stored.
+
+        A conversation whose first answer is still running is known by its id alone, to the process that answers.
 
         Raises:
             NotFound: not there, or not yours.
         """
+        was_running = self.answers.delete(account_id, conversation_id)
         with self._database.session() as session:
+            row = session.get(Conversation, conversation_id)
+            if was_running and row is None:
+                return
             row = _own(session, account_id, conversation_id)
             session.execute(delete(ConversationMessage).where(ConversationMessage.conversation_id == row.id))
             session.delete(row)
 
-    def append(self, account_id: str, conversation_id: str, turns: Sequence[Message], *, complete: bool) -> None:
-        """Add what was said, and make the conversation if it is new. ``complete`` is about the last message.
+    def append(self, answer: Answer, turns: Sequence[Message], *, complete: bool) -> None:
+        """Store what was said in the answer's conversation, and make that if it is new.
 
-        A conversation that was deleted meanwhile comes back with this turn only: the answer was asked for after all.
+        ``complete`` is about the last message. Of a conversation that was deleted meanwhile nothing is stored.
         """
+        conversation_id = answer.conversation_id
+        assert conversation_id is not None, "what is in no conversation is not kept"
         now = self._clock()
-        with self._database.session() as session:
-            touched = session.execute(
-                update(Conversation)
-                .where(Conversation.id == conversation_id, Conversation.account_id == account_id)
-                .values(updated_at=now)
-            )
-            if getattr(touched, "rowcount", 0) == 0:
-                session.add(
-                    Conversation(
-                        id=conversation_id,
-                        account_id=account_id,
-                        title=_title_from(turns),
-                        created_at=now,
-                        updated_at=now,
-                    )
-                )
-                session.flush()
-            self._add(session, conversation_id, turns, now, complete=complete)
+        with answer.storing:
+            if answer.is_deleted:
+                return
+            with self._database.session() as session:
+                if answer.is_new:
+                    self._make(session, answer.account_id, conversation_id, _title_from(turns), now)
+                elif not _touch(session, answer.account_id, conversation_id, now):
+                    return  # another process has deleted it
+                self._add(session, conversation_id, turns, now, complete=complete)
+
+    @staticmethod
+    def _make(session: Session, account_id: str, conversation_id: str, title: str, now: float) -> None:
+        session.add(
+            Conversation(id=conversation_id, account_id=account_id, title=title, created_at=now, updated_at=now)
+        )
+        session.flush()
 
     def _add(
         self, session: Session, conversation_id: str, turns: Sequence[Message], now: float, *, complete: bool
@@ -160,6 +168,16 @@ class Conversations:
             )
             for index, turn in enumerate(turns)
         )
+
+
+def _touch(session: Session, account_id: str, conversation_id: str, now: float) -> bool:
+    """Say when it was last used, and hold its row until the end of the transaction; False when it is not there."""
+    touched = session.execute(
+        update(Conversation)
+        .where(Conversation.id == conversation_id, Conversation.account_id == account_id)
+        .values(updated_at=now)
+    )
+    return getattr(touched, "rowcount", 0) == 1
 
 
 def _own(session: Session, account_id: str, conversation_id: str) -> Conversation:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
+from chatsvc.chat.answering import Answer
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Plan, Planner
-from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, Usage, Waiting
+from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, Start, Usage, Waiting
 from chatsvc.chat.watch import Watch
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.generation import Generation
@@ -27,6 +28,7 @@ from chatsvc.errors import (
     AuditUnavailable,
     ChatsvcError,
     ClientGone,
+    ConversationDeleted,
     Draining,
     EngineUnavailable,
     LimitExceeded,
@@ -34,8 +36,6 @@ from chatsvc.errors import (
 )
 from chatsvc.guard.gate import Admission
 from chatsvc.observe.metrics import Metrics
-
-Event = Waiting | Delta | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class _Progress:
     """How far one generation is; what its records and counters are made from."""
 
     started_at: float
+    answer: Answer
     completion: Completion
     num_prompt_tokens: int
     num_cached_tokens: int = 0
@@ -95,7 +96,8 @@ class ChatService:
     def stream(self, call: Call, request: ChatRequest) -> Iterator[Event]:
         """What happens, as it happens; the last event is Finish. Close the iterator to cancel.
 
-        Everything that can be refused is refused before the first event.
+        The first event is Start, before a slot is waited for. Where a slot is free, everything that can be refused is
+        refused before the second event.
         """
         watch = Watch(
             call.is_gone,
@@ -111,15 +113,20 @@ class ChatService:
             # (5) template -> prompt ids -> charge
             plan = self.planner.plan(call.account_id, request)
             self._charge(call, plan)
-            while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
-                watch.check()
-                yield Waiting(call.admission.position(), call.admission.estimate_s())
-            progress = _Progress(started_at, plan.completion(), len(plan.prompt_ids))
-            yield from self._recorded(call, request, plan, progress, watch)
+            start = Start(self.new_id(), plan.conversation_id, plan.card.name)
+            is_new = request.conversation_id is None
+            with self.conversations.answers.begin(call.account_id, plan.conversation_id, is_new=is_new) as answer:
+                yield start
+                while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
+                    watch.check()
+                    answer.check()
+                    yield Waiting(call.admission.position(), call.admission.estimate_s())
+                progress = _Progress(started_at, answer, plan.completion(), len(plan.prompt_ids))
+                yield from self._recorded(call, request, plan, progress, watch)
         finally:
             # (9) whatever happened, the slot is free
             call.admission.release()
-        yield self._finish(plan, progress)
+        yield _finish(start, progress)
 
     def _charge(self, call: Call, plan: Plan) -> None:
         try:
@@ -147,17 +154,21 @@ class ChatService:
         result = Result("error", status=500, reason="server_error")
         try:
             yield from self._generate(call, request, plan, progress, watch)
-            self._keep(call, plan, progress, complete=True)
+            self._keep(plan, progress, complete=True)
             result = Result("allowed", status=200, reason=progress.reason)
         except (GeneratorExit, ClientGone):
             progress.reason = "cancelled"
             result = Result("aborted", status=499, reason="client_gone")
-            with suppress(StoreUnavailable):  # there is nobody left to tell
-                self._keep(call, plan, progress, complete=False)
+            self._keep_what_there_was(plan, progress)
+            raise
+        except ConversationDeleted as error:
+            progress.reason = "cancelled"
+            result = Result("aborted", status=404, reason=error.code)
             raise
         except ChatsvcError as error:
             progress.reason = "error"
             result = Result("error", reason=error.code)
+            self._keep_what_there_was(plan, progress)
             raise
         finally:
             # (9) the end record, also of what was cut off
@@ -194,6 +205,7 @@ class ChatService:
         try:
             while not completion.is_stopped:
                 watch.check()
+                progress.answer.check()
                 piece = self._next_piece(generation, progress)
                 if piece is None:
                     break
@@ -222,22 +234,17 @@ class ChatService:
             progress.first_token_at = self.clock()
         return progress.completion.feed(got)
 
-    def _keep(self, call: Call, plan: Plan, progress: _Progress, *, complete: bool) -> None:
-        """Store the turn. One that was cut off is kept with what there was of an answer."""
-        text = progress.completion.text
-        if plan.conversation_id is None or not (complete or text):
-            return
-        turns = [*plan.turns, Message("assistant", text)]
-        self.conversations.append(call.account_id, plan.conversation_id, turns, complete=complete)
+    def _keep(self, plan: Plan, progress: _Progress, *, complete: bool) -> None:
+        """Store the turn."""
+        if plan.conversation_id is not None:
+            turns = [*plan.turns, Message("assistant", progress.completion.text)]
+            self.conversations.append(progress.answer, turns, complete=complete)
 
-    def _finish(self, plan: Plan, progress: _Progress) -> Finish:
-        return Finish(
-            id=self.new_id(),
-            reason="length" if progress.reason == "length" else "stop",
-            usage=Usage(progress.num_prompt_tokens, progress.completion.num_tokens, progress.num_cached_tokens),
-            model=plan.card.name,
-            conversation_id=plan.conversation_id,
-        )
+    def _keep_what_there_was(self, plan: Plan, progress: _Progress) -> None:
+        """Store a turn that was cut off, unless nothing of the answer was there yet."""
+        if progress.completion.text:
+            with suppress(StoreUnavailable):  # what ended it is on its way to the caller, if there still is one
+                self._keep(plan, progress, complete=False)
 
     def _count(self, progress: _Progress) -> None:
         num_tokens = progress.completion.num_tokens
@@ -247,6 +254,16 @@ class ChatService:
         if progress.first_token_at is not None:
             first_token_s = progress.first_token_at - progress.started_at
             self.metrics.observe_latency(first_token_s, self.clock() - progress.started_at, num_tokens)
+
+
+def _finish(start: Start, progress: _Progress) -> Finish:
+    return Finish(
+        id=start.id,
+        reason="length" if progress.reason == "length" else "stop",
+        usage=Usage(progress.num_prompt_tokens, progress.completion.num_tokens, progress.num_cached_tokens),
+        model=start.model,
+        conversation_id=start.conversation_id,
+    )
 
 
 def _as_text(turns: tuple[Message, ...], completion: str) -> str:

@@ -109,6 +109,15 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """The request is admitted: the id of the answer, where it will be kept, and by which model it is made."""
+
+    id: str
+    conversation_id: str | None
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Nothing new yet: a chance to keep the line alive. ``position`` counts from 1, and is 0 in the engine."""
 
@@ -132,3 +141,6 @@ class Finish:
     usage: Usage
     model: str
     conversation_id: str | None
+
+
+Event = Start | Waiting | Delta | Finish

@@ -114,10 +114,12 @@ class Talk:
         for name, data in read_events(answer.iter_lines()):
             if name == "error":
                 raise OperatorError(data["error"]["message"])
-            if name == "done":
-                self._conversation_id = data.get("conversation_id")
+            if name == "start":
+                self._conversation_id = data["conversation_id"]
+            elif name == "done":
                 return
-            yield data["token"]
+            else:
+                yield data["token"]
         raise OperatorError("The answer ended in the middle; ask again.")
 
     def _post(self, path: str, body: dict[str, str] | None, headers: dict[str, str] | None = None) -> dict[str, str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
 from chatsvc.chat.service import Call, ChatService
-from chatsvc.chat.types import ChatRequest, Delta, Finish, Usage
+from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
@@ -94,10 +94,12 @@ def blueprint(desk: ChatDesk) -> Blueprint:
 class ChatEncoder:
     """``/chat/stream``'s events."""
 
-    def encode(self, event: sse.Event) -> bytes:
-        """A token, or the end."""
+    def encode(self, event: Event) -> bytes:
+        """The ids, a token, or the end."""
         if isinstance(event, Delta):
             return sse.message({"token": event.text})
+        if isinstance(event, Start):
+            return sse.message(asdict(event), event="start")
         if isinstance(event, Finish):
             return sse.message(ending(event), event="done")
         return b""

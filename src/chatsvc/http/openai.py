@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from chatsvc.chat.types import Delta, Finish, Usage
+from chatsvc.chat.types import Delta, Event, Finish, Usage
 from chatsvc.engine.client import EngineClient
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
@@ -103,7 +103,7 @@ class ChunkEncoder:
         self._wants_usage = wants_usage
         self._has_begun = False
 
-    def encode(self, event: sse.Event) -> bytes:
+    def encode(self, event: Event) -> bytes:
         """Chunks for an event; the first ones go out with the first piece."""
         if isinstance(event, Delta):
             return self._begin() + self._chunk({"content": event.text})

@@ -82,7 +82,10 @@ _NOT_OK = {
     }
 }
 _BUSY = (404, 429)
-_EVENTS = 'Events `data: {"token": "…"}`, then `event: done`, or `event: error` with the error in its usual shape.'
+_EVENTS = (
+    '`event: start` with the ids, then events `data: {"token": "…"}`, then `event: done`, or `event: error` with the '
+    "error in its usual shape."
+)
 _CHUNKS = "With `stream`: chunks as OpenAI's, then `data: [DONE]`."
 
 OPERATIONS: dict[tuple[str, str], Operation] = {

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
 from flask import Response
 
-from chatsvc.chat.types import Delta, Finish, Waiting
+from chatsvc.chat.types import Event, Waiting
 from chatsvc.errors import ChatsvcError, ClientGone
 from chatsvc.http import context, problems
-
-Event = Waiting | Delta | Finish
 
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {
@@ -98,8 +97,11 @@ class EventStream:
 
 
 def answer(events: Iterator[Event], encoder: Encoder, *, keep_alive_s: float, headers: dict[str, str]) -> Response:
-    """A streaming answer, once the first event is there: what is refused before it is an ordinary error."""
-    first = next(events)
+    """A streaming answer, once the first two events are there: what is refused before them is an ordinary error.
+
+    The first one, Start, says only that the request is admitted; the record and the engine can still refuse it.
+    """
+    first = [next(events), next(events)]
     now = context.current()
 
     def note(error: ChatsvcError) -> None:
@@ -110,20 +112,17 @@ def answer(events: Iterator[Event], encoder: Encoder, *, keep_alive_s: float, he
 
 
 class _Chained:
-    """The first event, then the rest; closing reaches the rest."""
+    """The events that were taken out already, then the rest; closing reaches the rest."""
 
-    def __init__(self, first: Event, rest: Iterator[Event]) -> None:
-        self._first: Event | None = first
+    def __init__(self, first: list[Event], rest: Iterator[Event]) -> None:
+        self._chain = chain(first, rest)
         self._rest = rest
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
-        return next(self._rest)
+        return next(self._chain)
 
     def close(self) -> None:
         """Close the rest."""
