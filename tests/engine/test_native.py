@@ -3,11 +3,12 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chatsvc.engine.memory import private_bytes
-from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.protocol import Sampling, TokenLogprobs
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.library import PAGE_TOKENS
@@ -290,12 +291,21 @@ def steps_and_ids(runner: NativeRunner, work: Sequence[tuple[Sequence[int], Samp
     return num_steps, results
 
 
+REPEATING = [504, 3575, 282, 4649, 314, 7042, 30] * 12
+
+
+@pytest.fixture(scope="module")
+def careful(smollm2: ModelFolder) -> NativeRunner:
+    """Guesses nothing."""
+    return load(smollm2, max_num_seqs=8, max_draft_tokens=0)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_guesses_change_no_token_and_save_steps(smollm2: ModelFolder, native: NativeRunner, temperature: float) -> None:
-    careful = load(smollm2, max_num_seqs=8, max_draft_tokens=0)
-    repeating = [504, 3575, 282, 4649, 314, 7042, 30] * 12
+def test_guesses_change_no_token_and_save_steps(
+    careful: NativeRunner, native: NativeRunner, temperature: float
+) -> None:
     work = [
-        (repeating, Sampling(max_tokens=60, temperature=temperature, seed=3)),
+        (REPEATING, Sampling(max_tokens=60, temperature=temperature, seed=3)),
         (PARIS, Sampling(max_tokens=40, temperature=temperature, seed=4, presence_penalty=0.5)),
     ]
     num_careful, expected = steps_and_ids(careful, work)
@@ -305,9 +315,64 @@ def test_guesses_change_no_token_and_save_steps(smollm2: ModelFolder, native: Na
     assert num_guessing < (30 if temperature == 0 else 60)
 
 
-def test_an_answer_that_ends_inside_a_right_guess_ends_there(smollm2: ModelFolder, native: NativeRunner) -> None:
+# Each with something that makes its choice depend on more than the few largest logits, or on what came before.
+DEMANDING = [
+    Sampling(max_tokens=24, temperature=0.9, repetition_penalty=1.3, seed=5),
+    Sampling(max_tokens=24, temperature=0, repetition_penalty=1.05, num_logprobs=4),
+    Sampling(max_tokens=24, temperature=1.2, min_p=0.05, top_p=0.9, top_k=0, seed=6, num_logprobs=0),
+    Sampling(max_tokens=24, temperature=1, presence_penalty=-1.5, frequency_penalty=0.7, seed=7),
+    Sampling(max_tokens=24, temperature=0.8, logit_bias={1000: 8.0, 30: -100.0}, seed=8, num_logprobs=20),
+    Sampling(max_tokens=24, temperature=0, min_tokens=20),
+    Sampling(max_tokens=24, temperature=0, ignore_eos=True),
+    Sampling(max_tokens=24, temperature=0.7, top_p=0.8, seed=9),
+]
+
+
+def results_of(runner: NativeRunner, work: Sequence[tuple[Sequence[int], Sampling]]) -> list[Any]:
+    """Tokens with their log-probabilities."""
+    for number, (ids, sampling) in enumerate(work):
+        runner.add(number, ids, sampling, "results")
+    results: list[tuple[list[int], list[TokenLogprobs]]] = [([], []) for _ in work]
+    num_open = len(work)
+    while num_open:
+        for output in runner.step():
+            results[output.sequence_id][0].extend(output.token_ids)
+            results[output.sequence_id][1].extend(output.logprobs)
+            num_open -= output.finish_reason is not None
+    return results
+
+
+@pytest.mark.parametrize("prompt_ids", [PARIS, REPEATING])
+def test_company_and_guesses_change_no_bit_whatever_is_asked_for(
+    careful: NativeRunner, native: NativeRunner, prompt_ids: list[int]
+) -> None:
+    alone = [results_of(careful, [(prompt_ids, sampling)])[0] for sampling in DEMANDING]
+    assert [results_of(native, [(prompt_ids, sampling)])[0] for sampling in DEMANDING] == alone
+    assert results_of(native, [(prompt_ids, sampling) for sampling in DEMANDING]) == alone
+    assert results_of(careful, [(prompt_ids, sampling) for sampling in DEMANDING[::-1]]) == alone[::-1]
+
+
+def test_the_end_may_be_put_off_and_passed_over(native: NativeRunner) -> None:
+    """The embedded model answers in eight tokens, then ends."""
+    plain, held_open, passed_over = (
+        run(native, [(PARIS, Sampling(max_tokens=30, temperature=0, **values))])[0]
+        for values in ({}, {"min_tokens": 20}, {"ignore_eos": True})
+    )
+    assert len(plain) < 12
+    assert 20 <= len(held_open) <= 30
+    assert not {0, 2} & set(held_open)
+    assert len(passed_over) == 30
+    assert passed_over[: len(plain) + 1] == [*plain, 2]
+    assert held_open[: len(plain)] == plain
+
+
+def test_a_bias_for_an_id_that_is_not_there_is_refused(native: NativeRunner) -> None:
+    with pytest.raises(ValueError, match="logit_bias"):
+        native.add(1, PARIS, Sampling(max_tokens=3, logit_bias={60_000: 1.0}), "")
+
+
+def test_an_answer_that_ends_inside_a_right_guess_ends_there(careful: NativeRunner, native: NativeRunner) -> None:
     """The completion stands in the prompt already, its end included."""
-    careful = load(smollm2, max_draft_tokens=0)
     answer = run(native, [(PARIS, GREEDY)])[0]
     again = [*PARIS, *answer, 2, 198, *PARIS]
     _, (ids,) = steps_and_ids(native, [(again, GREEDY)])

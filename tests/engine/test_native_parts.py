@@ -316,6 +316,65 @@ def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
     assert sum(model.seconds().values()) < whole_s
 
 
+# numbers that are not finite
+
+
+def spoilt(path: Path, name: str, row: int, value: float) -> Path:
+    """A weight that the check at import would refuse."""
+    tensors = load_file(path / "model.safetensors")
+    tensors[name][row] = value
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+def endings(runner: Any, prompts: Sequence[Sequence[int]], **values: Any) -> list[tuple[list[int], str, str]]:
+    """Ids, reason and detail of each, all at once."""
+    for number, ids in enumerate(prompts):
+        runner.add(number, ids, Sampling(max_tokens=6, ignore_eos=True, **values), "")
+    found: dict[int, tuple[list[int], str, str]] = {number: ([], "", "") for number in range(len(prompts))}
+    while any(not reason for _, reason, _ in found.values()):
+        for output in runner.step():
+            ids, *_ = found[output.sequence_id]
+            found[output.sequence_id] = ([*ids, *output.token_ids], output.finish_reason or "", output.detail)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("kind", ["native", "torch"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_ends_its_sequence_and_no_other(tmp_path: Path, kind: Any, value: float) -> None:
+    """The embedding of one token is spoilt: whoever uses it has no answer."""
+    path = write(tmp_path / "model", "llama")
+    options = RunnerOptions(kind=kind, num_threads=1, prefill_chunk_tokens=64)
+    good = [[5, 6, 7], [8, 9, *range(100, 150)]]
+    bad = [[5, 499], [499, *range(100, 140)], [*range(200, 290), 499, 7]]
+    for values in (
+        {"temperature": 0},
+        {"temperature": 1, "seed": 4, "repetition_penalty": 1.1, "logit_bias": {499: -100}},
+    ):
+        expected = endings(load_runner(path, "safetensors", make_card(context_length=512), options), good, **values)
+        spoilt(path, "model.embed_tokens.weight", 499, value)
+        runner = load_runner(path, "safetensors", make_card(context_length=512), options)
+        results = endings(runner, [*good, *bad], **values)
+        assert [reason for _, reason, _ in results[2:]] == ["error"] * 3
+        assert all("not finite" in detail and not ids for ids, _, detail in results[2:])
+        assert results[:2] == expected
+        assert endings(runner, good, **values) == expected
+        assert runner.cache_usage() == 0
+        spoilt(path, "model.embed_tokens.weight", 499, 0.01)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"])
+def test_a_weight_that_everybody_needs_ends_all_however_many_logits_are_wanted(tmp_path: Path, name: str) -> None:
+    path = spoilt(write(tmp_path, "llama"), name, -1, float("nan"))
+    options = RunnerOptions(kind="native", num_threads=1)
+    runner = load_runner(path, "safetensors", make_card(context_length=512), options)
+    for values in ({"temperature": 0}, {"temperature": 1}, {"temperature": 0, "num_logprobs": 2}):
+        for number in (1, 12):  # few rows look for the largest logits, many compute all
+            assert {reason for _, reason, _ in endings(runner, [[5, 6, 7]] * number, **values)} == {"error"}
+    with pytest.raises(OperatorError, match="not finite"):
+        runner.warm_up()
+
+
 # choosing
 
 
@@ -327,7 +386,7 @@ def chosen(sampling: Sampling, logits: list[float], count: int = 1) -> Counter[i
     tokens: Counter[int] = Counter()
     for _ in range(count):
         some = order[: chooser.num_needed(0)] if chooser.num_needed(0) else np.arange(len(values), dtype=np.int32)
-        tokens[chooser.choose(Output(some, values[some]))] += 1
+        tokens[chooser.choose(Output(some, values[some])).token] += 1
     return tokens
 
 
@@ -350,28 +409,15 @@ def test_top_p_and_top_k_keep_the_likeliest() -> None:
 
 
 def test_penalties_lower_what_was_chosen() -> None:
-    assert chosen(Sampling(max_tokens=1, temperature=0), LOGITS, 5) == {1: 5}
-    presence = chosen(Sampling(max_tokens=1, temperature=0, presence_penalty=1.2), LOGITS, 2)
+    assert chosen(Sampling(max_tokens=9, temperature=0), LOGITS, 5) == {1: 5}
+    presence = chosen(Sampling(max_tokens=9, temperature=0, presence_penalty=1.2), LOGITS, 2)
     assert presence == {1: 1, 2: 1}
-    frequency = Sampling(max_tokens=1, temperature=0, frequency_penalty=0.6)
+    frequency = Sampling(max_tokens=9, temperature=0, frequency_penalty=0.6)
     assert chosen(frequency, LOGITS, 3) == {1: 2, 2: 1}
-    raising = Sampling(max_tokens=1, temperature=0, presence_penalty=-1.5)
+    raising = Sampling(max_tokens=9, temperature=0, presence_penalty=-1.5)
     assert chosen(raising, LOGITS, 5) == {1: 5}
-    both = Sampling(max_tokens=1, temperature=0, presence_penalty=2.5, frequency_penalty=-0.6)
+    both = Sampling(max_tokens=9, temperature=0, presence_penalty=2.5, frequency_penalty=-0.6)
     assert chosen(both, LOGITS, 4) == {1: 2, 2: 1, 4: 1}
-
-
-def test_penalties_among_many_and_few_logits_choose_the_same() -> None:
-    random = np.random.default_rng(3)
-    logits = random.normal(size=5000).astype(np.float32) * 3
-    order = np.argsort(-logits, kind="stable").astype(np.int32)
-    for top_k in (1, 40):
-        sampling = Sampling(max_tokens=1, top_k=top_k, presence_penalty=0.5, frequency_penalty=0.3, seed=4)
-        few, many = Chooser(sampling), Chooser(sampling)
-        for _ in range(200):
-            some = order[: few.num_needed(0)]
-            everything = Output(np.arange(5000, dtype=np.int32), logits)
-            assert few.choose(Output(some, logits[some])) == many.choose(everything)
 
 
 # pages

@@ -16,6 +16,7 @@ from chatsvc.models.card import SamplingDefaults
 # these only the most probable token is ever chosen, so nothing is lost.
 _LEAST_TEMPERATURE = 1e-4
 _LEAST_TOP_P = 1e-6
+_LEAST_REPETITION_PENALTY = 1e-3
 # What transformers takes where nothing is said. Candidates far down the list are never chosen, and cost time.
 _TOP_K = 50
 
@@ -31,7 +32,10 @@ def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDef
         top_p=max(_first(1.0, wanted.top_p, *(one.top_p for one in defaults)), _LEAST_TOP_P),
         top_k=max(_first(_TOP_K, wanted.top_k, *(one.top_k for one in defaults)), 0),
         min_p=_first(0.0, wanted.min_p, *(one.min_p for one in defaults)),
-        repetition_penalty=_first(1.0, wanted.repetition_penalty, *(one.repetition_penalty for one in defaults)),
+        repetition_penalty=max(
+            _first(1.0, wanted.repetition_penalty, *(one.repetition_penalty for one in defaults)),
+            _LEAST_REPETITION_PENALTY,
+        ),
         presence_penalty=wanted.presence_penalty,
         frequency_penalty=wanted.frequency_penalty,
         logit_bias=dict(wanted.logit_bias),

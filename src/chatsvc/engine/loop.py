@@ -14,7 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chatsvc.engine.clients import Client, Clients
-from chatsvc.engine.protocol import HEARTBEAT_INTERVAL_S, Delta, Finished, FinishReason, Heartbeat, Submit
+from chatsvc.engine.protocol import (
+    HEARTBEAT_INTERVAL_S,
+    Delta,
+    Finished,
+    FinishReason,
+    Heartbeat,
+    Submit,
+    TokenLogprobs,
+)
 from chatsvc.engine.runners.base import Runner, StepOutput
 
 _log = logging.getLogger(__name__)
@@ -54,6 +62,7 @@ class _Sequence:
     num_generated: int = 0
     num_cached: int = 0
     collected: list[int] = field(default_factory=list)
+    collected_logprobs: list[TokenLogprobs] = field(default_factory=list)
     posted_at: float = -math.inf
 
 
@@ -201,6 +210,7 @@ class Loop:
         sequence.num_cached = max(sequence.num_cached, output.num_cached_tokens)
         self._num_generated_tokens += output.num_generated
         sequence.collected += output.token_ids
+        sequence.collected_logprobs += output.logprobs
         if output.finish_reason is not None:
             del self._running[sequence.number]
             self._finish(sequence, output.finish_reason, output.detail)
@@ -214,9 +224,14 @@ class Loop:
                 sequence.posted_at = now
 
     def _post(self, sequence: _Sequence) -> None:
-        delta = Delta(sequence_id=sequence.submit.sequence_id, token_ids=sequence.collected)
+        delta = Delta(
+            sequence_id=sequence.submit.sequence_id,
+            token_ids=sequence.collected,
+            logprobs=sequence.collected_logprobs,
+        )
         self._clients.post(sequence.client, delta)
         sequence.collected = []
+        sequence.collected_logprobs = []
 
     def _finish(self, sequence: _Sequence, reason: FinishReason, detail: str = "") -> None:
         wire_id = sequence.submit.sequence_id

@@ -29,6 +29,9 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024
 HEARTBEAT_INTERVAL_S = 0.5
 _LENGTH = struct.Struct(">I")
 
+# Finished.detail of a sequence whose logits were NaN or infinite; submitting it again ends the same way.
+NOT_FINITE = "the model computed numbers that are not finite"
+
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
@@ -75,6 +78,17 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     num_logprobs: int | None = None
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities of the model's own distribution, before anything of :class:`Sampling`.
+
+    ``logprob`` is the chosen token's; ``top_logprobs`` are those of ``top_ids``, the most probable first.
+    """
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal).
 
@@ -102,11 +116,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     pid: int
 
 
-class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
-    """engine -> web: new token ids of one sequence, never empty. An end-of-sequence id is not among them."""
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_defaults=True):
+    """engine -> web: new token ids of one sequence, never empty. An id that ends the sequence is not among them.
+
+    ``logprobs`` has one entry for each id where they were asked for, and is empty otherwise.
+    """
 
     sequence_id: int
     token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from chatsvc.engine.protocol import FinishReason, Sampling
+from chatsvc.engine.protocol import FinishReason, Sampling, TokenLogprobs
 from chatsvc.models.card import ModelCard
 
 # Sampling over the whole vocabulary (150,000 entries, sorted) would halve the speed of everybody.
@@ -40,12 +40,17 @@ class RunnerOptions:
     dynamic_quantization_group: int = 32
 
 
+class NotFinite(ArithmeticError):
+    """The logits behind a row are NaN or infinite: its sequence ends with an error, the others go on."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """What one sequence got out of a step.
 
-    ``token_ids`` are new ids without an end-of-sequence id; ``num_generated`` counts that id too. ``finish_reason`` is
-    None while the sequence goes on.
+    ``token_ids`` are new ids without one that ended the sequence; ``num_generated`` counts that id too.
+    ``finish_reason`` is None while the sequence goes on. ``logprobs`` has one entry for each of ``token_ids`` where the
+    sequence asked for them.
     """
 
     sequence_id: int
@@ -54,6 +59,7 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     detail: str = ""
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 class Runner(Protocol):

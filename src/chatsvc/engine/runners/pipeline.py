@@ -114,16 +114,19 @@ def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
 
 def _configure(config: Any, sampling: Sampling, eos_token_ids: frozenset[int]) -> None:
     config.max_new_tokens = sampling.max_tokens
-    config.ignore_eos = not eos_token_ids
+    config.ignore_eos = sampling.ignore_eos or not eos_token_ids
+    config.min_new_tokens = sampling.min_tokens
     if eos_token_ids:
         config.eos_token_id = min(eos_token_ids)
         config.stop_token_ids = set(eos_token_ids)
+    config.repetition_penalty = sampling.repetition_penalty
     config.presence_penalty = sampling.presence_penalty
     config.frequency_penalty = sampling.frequency_penalty
     if sampling.temperature > 0:
         config.do_sample = True
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
         config.top_k = min(sampling.top_k, MAX_TOP_K) if sampling.top_k > 0 else MAX_TOP_K
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         config.rng_seed = seed & _SEED_MASK

@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from chatsvc.engine.protocol import FinishReason, Sampling
-from chatsvc.engine.runners.base import RunnerOptions, StepOutput
-from chatsvc.engine.runners.sampling import choose_token
+from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
+from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
+from chatsvc.engine.runners.sampling import Sofar, choose_token, logprobs_of
 from chatsvc.engine.runners.torch_model import model_for
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
@@ -35,6 +35,7 @@ _MAX_CHUNK_TOKENS = 64
 class _Sequence:
     """A sequence and its state. ``pending_ids`` have not been through the model yet."""
 
+    prompt_ids: frozenset[int]
     pending_ids: list[int]
     sampling: Sampling
     generator: torch.Generator
@@ -86,9 +87,13 @@ class TorchRunner:
         del sharing_key, num_public  # nothing is shared
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._num_embeddings:
             raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
+        if any(not 0 <= token < self._num_embeddings for token in sampling.logit_bias):
+            raise ValueError("logit_bias names an id that is not of the model's vocabulary")
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         generator = torch.Generator().manual_seed(seed & _SEED_MASK)
-        self._sequences[sequence_id] = _Sequence(list(prompt_ids), sampling, generator, self._model.new_cache())
+        self._sequences[sequence_id] = _Sequence(
+            frozenset(prompt_ids), list(prompt_ids), sampling, generator, self._model.new_cache()
+        )
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence."""
@@ -139,17 +144,23 @@ class TorchRunner:
 
     def _choose(self, sequence_id: int, sequence: _Sequence, logits: torch.Tensor) -> StepOutput:
         sampling = sequence.sampling
-        token = choose_token(logits, sampling, sequence.counts, sequence.generator)
+        so_far = Sofar(sequence.counts, sequence.prompt_ids, sequence.num_generated, self._eos)
+        try:
+            token = choose_token(logits, sampling, so_far, sequence.generator)
+        except NotFinite:
+            return StepOutput(sequence_id, (), 0, "error", detail=NOT_FINITE)
         sequence.num_held += not sequence.is_prefilling
         sequence.counts[token] += 1
         sequence.num_generated += 1
         sequence.pending_ids = [token]
         reason: FinishReason | None = None
-        if token in self._eos:
-            reason = "stop"
-        elif sequence.num_generated >= sampling.max_tokens:
+        if token in self._eos and not sampling.ignore_eos:
+            return StepOutput(sequence_id, (), 1, "stop")
+        if sequence.num_generated >= sampling.max_tokens:
             reason = "length"
-        return StepOutput(sequence_id, [] if reason == "stop" else [token], 1, reason)
+        wanted = sampling.num_logprobs
+        logprobs = [] if wanted is None else [logprobs_of(logits, token, wanted)]
+        return StepOutput(sequence_id, [token], 1, reason, logprobs=logprobs)
 
 
 def _load(path: Path) -> Any:

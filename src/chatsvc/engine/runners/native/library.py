@@ -6,6 +6,7 @@ Knows nothing about sequences, sampling or where weights come from.
 from __future__ import annotations
 
 import ctypes
+import functools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,11 +103,13 @@ class Rows:
 class Output:
     """Logits behind a row, and the ids they are of.
 
-    Either the largest, largest first (of equal ones the smaller id first), or all, in the ids' order.
+    Either the largest, largest first (of equal ones the smaller id first), or all, in the ids' order. Where the row is
+    not finite (NaN or infinity came up), both mean nothing.
     """
 
     ids: Ids
     logits: Floats
+    is_finite: bool = True
 
 
 class _Shape(ctypes.Structure):
@@ -124,7 +127,7 @@ class _Batch(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs")),
         *((name, ctypes.c_int32) for name in ("pages_stride", "largest_stride")),
         *((name, ctypes.c_void_p) for name in ("ids", "first_rows", "starts", "pages", "output_rows", "num_largest")),
-        *((name, ctypes.c_void_p) for name in ("largest_ids", "largest_logits", "logits")),
+        *((name, ctypes.c_void_p) for name in ("largest_ids", "largest_logits", "logits", "is_finite")),
     ]
 
 
@@ -135,6 +138,15 @@ def missing() -> str:
     if lacking:
         return f"the processor has no {', '.join(lacking)}"
     return "" if _PATH.exists() else "it was not compiled when this package was built"
+
+
+def largest(numbers: Floats, count: int) -> Ids:
+    """Where the ``count`` largest of contiguous numbers are, largest first; of equal ones the first first."""
+    assert numbers.flags.c_contiguous
+    places = np.empty(min(count, len(numbers)), dtype=np.int32)
+    if len(places):
+        _library().model_largest(numbers.ctypes.data, len(numbers), len(places), places.ctypes.data)
+    return places
 
 
 def page_bytes(shape: Shape) -> int:
@@ -195,15 +207,15 @@ class Model:
         Few cost less: what cannot be among them is only estimated. They are there until the next pass.
         """
         counts = np.minimum(_ids(num_largest), self._vocabulary_size)
-        ids, logits = self._run(batch, output_rows, counts)
+        ids, logits, is_finite = self._run(batch, output_rows, counts)
         return [
-            Output(ids[place, :count], logits[place, :count])
+            Output(ids[place, :count], logits[place, :count], finite)
             if count
-            else Output(self._all_ids, self._logits[place, : self._vocabulary_size])
-            for place, count in enumerate(counts.tolist())
+            else Output(self._all_ids, self._logits[place, : self._vocabulary_size], finite)
+            for place, (count, finite) in enumerate(zip(counts.tolist(), is_finite.astype(bool).tolist(), strict=True))
         ]
 
-    def _run(self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids) -> tuple[Ids, Floats]:
+    def _run(self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids) -> tuple[Ids, Floats, Ids]:
         ids = _ids([token for rows in batch for token in rows.ids])
         first_rows = _ids(np.cumsum([0, *(len(rows.ids) for rows in batch)]))
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
@@ -221,7 +233,8 @@ class Model:
         largest_ids = np.empty((len(outputs), num_largest.max(initial=0)), dtype=np.int32)
         largest_logits = np.empty(largest_ids.shape, dtype=np.float32)
         read = (ids, first_rows, starts, pages, outputs, num_largest)
-        written = (largest_ids, largest_logits, self._logits)
+        is_finite = np.ones(len(outputs), dtype=np.int32)
+        written = (largest_ids, largest_logits, self._logits, is_finite)
         call = _Batch(
             len(ids),
             len(batch),
@@ -231,7 +244,7 @@ class Model:
             *(array.ctypes.data for array in (*read, *written)),
         )
         self._library.model_forward(self._handle, ctypes.byref(call))
-        return largest_ids, largest_logits
+        return largest_ids, largest_logits, is_finite
 
     def seconds(self) -> dict[str, float]:
         """Where all passes so far have spent their time, by phase."""
@@ -261,6 +274,7 @@ def _shape(shape: Shape, room: Room) -> _Shape:
     return _Shape(**values, **{name: getattr(room, name) for name in Room.__slots__})
 
 
+@functools.cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_PATH))
     integer, pointer = ctypes.c_int32, ctypes.c_void_p
@@ -276,6 +290,7 @@ def _library() -> ctypes.CDLL:
         (library.model_set_rows, None, [pointer, integer, integer, integer, integer, integer, pointer]),
         (library.model_set_vector, None, [pointer, integer, integer, pointer]),
         (library.model_forward, None, [pointer, pointer]),
+        (library.model_largest, None, [pointer, integer, integer, pointer]),
     )
     for function, result, arguments in signatures:
         function.restype, function.argtypes = result, arguments

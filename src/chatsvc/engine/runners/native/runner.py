@@ -21,18 +21,28 @@ from pathlib import Path
 import msgspec
 
 from chatsvc.engine.memory import private_bytes
-from chatsvc.engine.protocol import FinishReason, Sampling
-from chatsvc.engine.runners.base import RunnerOptions, StepOutput
+from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
+from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.checkpoint import open_checkpoint
-from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import Member, Turn, end_of_turn, fillers, lay_out, num_pages, share_out
+from chatsvc.engine.runners.native.turns import (
+    Member,
+    Turn,
+    end_of_turn,
+    fillers,
+    lay_out,
+    num_pages,
+    output_of,
+    share_out,
+)
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
+from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
 # The process without weights and cache: Python, numpy, the model card, the buffers of a pass.
@@ -110,11 +120,14 @@ class NativeRunner:
             raise ValueError("a completion has at least one token")
         if len(prompt_ids) + sampling.max_tokens > self.card.context_length:
             raise ValueError(f"{len(prompt_ids) + sampling.max_tokens} tokens do not fit the context")
+        if any(not 0 <= token < self._vocabulary_size for token in sampling.logit_bias):
+            raise ValueError("logit_bias names an id that is not of the model's vocabulary")
         ids = list(prompt_ids)
-        chooser = Chooser(sampling)
+        chooser = Chooser(sampling, ids, self._eos)
         drafter = Drafter(ids, self._options.max_draft_tokens)
+        eos = frozenset() if sampling.ignore_eos else self._eos
         self._waiting.append(
-            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, num_public)
+            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, num_public, eos)
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -254,22 +267,20 @@ class NativeRunner:
         guesses = turn.ids[len(turn.ids) - turn.num_choices + 1 :]
         sequence.num_held += len(turn.ids) - turn.num_choices
         reason: FinishReason | None = None
-        chosen: list[int] = []
+        chosen: list[Chosen] = []
         for choice, guess in zip(choices, [*guesses, None], strict=True):
-            chosen.append(sequence.chooser.choose(choice))
-            sequence.ids.append(chosen[-1])
+            try:
+                chosen.append(sequence.chooser.choose(choice))
+            except NotFinite:
+                reason = "error"
+                break
+            sequence.ids.append(chosen[-1].token)
             sequence.num_held += 1
-            reason = self._end_of(sequence)
-            if reason is not None or chosen[-1] != guess:
+            reason = sequence.end
+            if reason is not None or chosen[-1].token != guess:
                 break
         sequence.drafter.learn(len(guesses), len(chosen) - 1)
-        ids = chosen[:-1] if reason == "stop" else chosen
-        return StepOutput(sequence.number, ids, len(chosen), reason, num_cached_tokens=num_cached)
-
-    def _end_of(self, sequence: Member) -> FinishReason | None:
-        if sequence.ids[-1] in self._eos:
-            return "stop"
-        return "length" if sequence.num_left == 0 else None
+        return output_of(sequence.number, chosen, reason, num_cached)
 
     def _name_pages(self, sequence: Member) -> None:
         if sequence.public_rest and sequence.num_held >= sequence.num_public:
@@ -282,4 +293,5 @@ class NativeRunner:
         for number, prompt in enumerate(prompts):
             self.add(-1 - number, prompt, Sampling(max_tokens=max_tokens, temperature=0), "")
         while self._running or self._waiting:
-            self.step()
+            if any(output.finish_reason == "error" for output in self.step()):
+                raise OperatorError(f"The model cannot be served: {NOT_FINITE}. Fetch or convert it again.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from chatsvc.engine.runners.native.choosing import Chooser
+from chatsvc.engine.protocol import NOT_FINITE, FinishReason
+from chatsvc.engine.runners.base import StepOutput
+from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
 from chatsvc.engine.runners.prefixes import block_name, block_names
@@ -17,7 +19,8 @@ class Member:
 
     Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages, ``prompt_names`` of all that
     its prompt will fill but the last token's, and ``public_rest`` is that of the public ids in a page with others, if
-    there is one. ``own_root``, the key behind the last full public page, is what its own pages are named behind.
+    there is one. An id of
+    ``eos`` ends it. ``own_root``, the key behind the last full public page, is what its own pages are named behind.
     ``num_shared`` tokens were found in the cache.
     """
 
@@ -29,6 +32,7 @@ class Member:
     chooser: Chooser
     drafter: Drafter
     num_public: int = 0
+    eos: frozenset[int] = frozenset()
     prompt_names: list[bytes] = field(init=False)
     public_rest: bytes | None = field(init=False)
     own_root: bytes = field(init=False)
@@ -83,6 +87,13 @@ class Member:
     def num_left(self) -> int:
         """Tokens that may still be generated."""
         return self.num_prompt + self.max_tokens - len(self.ids)
+
+    @property
+    def end(self) -> FinishReason | None:
+        """How it ends with its last token, if it does."""
+        if self.ids[-1] in self.eos:
+            return "stop"
+        return "length" if self.num_left == 0 else None
 
     def take_over(self, pages: Sequence[int]) -> None:
         """These are the next ones of its prompt, computed already."""
@@ -163,3 +174,17 @@ def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
         chosen_rows += range(end - turn.num_choices, end)
         needed += [turn.sequence.chooser.num_needed(num_before) for num_before in range(turn.num_choices)]
     return rows, chosen_rows, needed
+
+
+def output_of(number: int, chosen: Sequence[Chosen], reason: FinishReason | None, num_cached_tokens: int) -> StepOutput:
+    """What was chosen, without a token that ended the sequence."""
+    shown = chosen[:-1] if reason == "stop" else chosen
+    return StepOutput(
+        number,
+        [one.token for one in shown],
+        len(chosen),
+        reason,
+        num_cached_tokens=num_cached_tokens,
+        detail=NOT_FINITE if reason == "error" else "",
+        logprobs=[one.logprobs for one in shown if one.logprobs is not None],
+    )

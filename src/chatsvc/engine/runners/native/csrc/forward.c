@@ -256,6 +256,8 @@ static void want_all(const pass *p, phase at, int num_panels) {
     float *energies = m->scratch + at.thread * m->scratch_stride;
     for (int row, last; take(p, at, batch->num_outputs, 1, &row, &last);) {
         const float *values = m->hidden + (size_t)row * hidden;
+        batch->is_finite[row] = all_finite(values, hidden) && all_finite(m->peaks + (size_t)row * num_panels, num_panels);
+        if (!batch->is_finite[row]) continue; /* there is no order among its panels */
         group_energies(energies, values, rms_factor(values, hidden, m->shape.epsilon), m->final_norm, hidden);
         m->wanted[row].logits = batch->logits + (size_t)row * num_panels * LANES;
         want_panels(&m->head, m->peaks + (size_t)row * num_panels, batch->num_largest[row], energies,
@@ -294,7 +296,11 @@ static void find_all_largest(const pass *p, phase at, int num_panels, int is_sou
         const float *logits = batch->logits + (size_t)row * num_panels * LANES;
         int32_t *ids = batch->largest_ids + (size_t)row * batch->largest_stride;
         float *found = batch->largest_logits + (size_t)row * batch->largest_stride;
-        const int num_largest = batch->num_largest[row];
+        const int num_largest = batch->num_largest[row], hidden = m->shape.hidden_size;
+        if (!is_sought)
+            batch->is_finite[row] = all_finite(m->hidden + (size_t)row * hidden, hidden) &&
+                                    all_finite(logits, num_panels * LANES);
+        if (!batch->is_finite[row]) continue;
         if (is_sought) {
             largest_wanted(&m->head, &m->wanted[row], num_largest, ids, found);
         } else if (num_largest) {

@@ -9,6 +9,8 @@
  * Where PEAKs are asked for, only the upper halves of the bytes are there: 16h + l is taken for 8 (2h + 1), as if l were
  * in the middle of what it may be. A byte holds the halves for two steps.
  */
+#include <math.h>
+
 #include "native.h"
 
 enum { AHEAD_BYTES = 6144 };
@@ -85,8 +87,9 @@ INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, 
 #pragma GCC unroll 16
     for (int r = 0; r < num_rows; r++, out += stride) {
         __m512 value = sums[r];
-        if (how == PEAK) {
-            *out = 8.0f * _mm512_reduce_max_ps(value);
+        if (how == PEAK) { /* a maximum loses NaN */
+            const int is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q) != 0;
+            *out = is_nan ? NAN : 8.0f * _mm512_reduce_max_ps(value);
             continue;
         }
         if (how == ADD) value = _mm512_add_ps(_mm512_loadu_ps(out), value);

@@ -17,12 +17,14 @@ typedef struct {
 /* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
  * in the pages pages[s * pages_stride ...]. Output o is behind row output_rows[o], which ascend; the num_largest[o] largest
  * logits are put, largest first, to largest_ids and largest_logits from [o * largest_stride] on; or where that is 0, all
- * to `logits` from o times the vocabulary (rounded up to LANES) on, which otherwise is working memory. */
+ * to `logits` from o times the vocabulary (rounded up to LANES) on, which otherwise is working memory. is_finite[o] is set
+ * to 0 where the row or one of its logits is NaN or infinite: then nothing else is said of that output. */
 typedef struct {
     int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride;
     const int32_t *ids, *first_rows, *starts, *pages, *output_rows, *num_largest;
     int32_t *largest_ids;
     float *largest_logits, *logits;
+    int32_t *is_finite;
 } model_batch;
 
 typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE_ROWS, UP_ROWS, DOWN } model_matrix;
@@ -51,6 +53,8 @@ EXPORT void model_clear_cache(model *m);
 EXPORT void model_touch(model *m, int page);
 /* Copy what a page of the cache holds to another one. */
 EXPORT void model_copy_page(model *m, int from, int to);
+/* Where the `k` largest of `n` numbers are, largest first, the first first where they are equal. */
+EXPORT void model_largest(const float *numbers, int n, int k, int32_t *places);
 EXPORT int64_t model_page_bytes(const model_shape *shape);
 EXPORT int64_t model_weights_bytes(const model_shape *shape);
 

@@ -164,6 +164,9 @@ void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, 
 /* The `num_largest` largest of what was wanted, largest first, the smaller id first where they are equal. */
 void largest_wanted(const vocabulary *v, const wanted_logits *wanted, int num_largest, int32_t *ids, float *logits);
 
+/* Whether none of `n` numbers is NaN or infinite (vectors.c). */
+int all_finite(const float *numbers, int n);
+
 /* Where the `k` largest of `n` numbers are, largest first, the first first where they are equal (top.c). */
 void find_largest(const float *numbers, int n, int k, int32_t *places);
 
