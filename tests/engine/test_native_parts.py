@@ -1,6 +1,7 @@
 """The native runner's parts: pages, choosing, the largest logits, and checkpoints of every kind against fp32 torch."""
 
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -27,7 +28,9 @@ from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, R
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, fillers
 from chatsvc.errors import OperatorError
+from chatsvc.models import rope
 from tests.engine.filemodel import make_card
+from tests.engine.truth import model_of
 from tests.models.ggufs import tiny_gguf
 
 pytestmark = pytest.mark.skipif(
@@ -109,7 +112,109 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     assert np.array_equal(logits_of(path, IDS), whole)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn-mscale": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+        "beta_fast": 16,
+        "truncate": False,
+    },
+}
+
+
+def with_rope(folder: Path, **keys: Any) -> Path:
+    """The keys of the rotary embedding in config.json, and no others."""
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling", "rope_theta")}
+    (folder / "config.json").write_text(json.dumps({**kept, **keys}))
+    return folder
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_scaled_rotary_embeddings_are_those_of_transformers(tmp_path: Path, scaling: str) -> None:
+    path = with_rope(write(tmp_path, "llama"), rope_parameters={"rope_theta": 10000.0, **SCALINGS[scaling]})
+    truth = truth_of(path, IDS)
+    assert_alike(logits_of(path, IDS), truth)
+    plain = logits_of(with_rope(path, rope_theta=10000.0), IDS)
+    assert np.abs(plain - truth).mean() > 0.1 * truth.std()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rope_theta": 20000.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": None, "rope_theta": 20000.0},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64},
+    ],
+)
+def test_old_and_new_keys_have_the_precedence_of_transformers(tmp_path: Path, keys: dict[str, Any]) -> None:
+    path = with_rope(write(tmp_path, "qwen2"), **keys)
+    assert_alike(logits_of(path, IDS), truth_of(path, IDS))
+
+
+CASES = Path(os.environ.get("CHATSVC_CASES") or Path(__file__).parents[3] / "shared" / "cases")
+with_cases = pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not here; CHATSVC_CASES may name the folder")
+GGUF_SCALINGS = {
+    "rope-linear": SCALINGS["linear"],
+    "rope-old": SCALINGS["linear"],
+    "rope-yarn": {**SCALINGS["yarn"], "original_max_position_embeddings": 128},
+    "qkvbias": {},
+    "l3-eot": {},
+    "gg-q-BF16": {},
+    "gg-q-Q5_0": {},
+    "gg-latin1": {},
+}
+
+
+@with_cases
+@pytest.mark.parametrize("name", GGUF_SCALINGS)
+def test_gguf_files_that_were_served_wrongly_are_what_transformers_makes_of_them(name: str) -> None:
+    path = CASES / f"{name}.gguf"
+    with torch.inference_mode():
+        model = model_of(path, GGUF_SCALINGS[name])
+        truth = model(torch.tensor([[one % 370 for one in IDS]])).logits[0].numpy()
+    ours = logits_of(path, [one % 370 for one in IDS])
+    assert np.abs(ours - truth).mean() < 0.08 * truth.std()
+    assert np.corrcoef(ours.ravel(), truth.ravel())[0, 1] > 0.995
+    if name.startswith("rope"):
+        with torch.inference_mode():
+            plain = model_of(path)(torch.tensor([[one % 370 for one in IDS]])).logits[0].numpy()
+        assert np.abs(ours - plain).mean() > 0.2 * truth.std()
+
+
+@with_cases
+def test_openvino_is_asked_the_same_questions() -> None:
+    for name in ("rope-linear", "rope-old", "rope-yarn", "qkvbias", "attbias"):
+        with pytest.raises(OperatorError, match=r"rotary|biases|bias"):
+            choose(CASES / f"{name}.gguf", "gguf", "openvino")
+    with pytest.raises(OperatorError, match="bias of the attention output"):
+        choose(CASES / "attbias.gguf", "gguf", "auto")
+
+
+def test_frequencies_that_a_gguf_file_divides_are_llama3s(tmp_path: Path) -> None:
+    """llama.cpp's conversion puts Llama 3.1's scaling into a tensor of factors."""
+    scaled = rope.of_config({"rope_parameters": SCALINGS["llama3"], "max_position_embeddings": 1024}, 64)
+    plain = rope.of_config({}, 64)
+    factors = np.array(plain.frequencies) / np.array(scaled.frequencies)
+    found = rope.of_gguf({}, 64, factors.tolist())
+    assert np.allclose(found.frequencies, scaled.frequencies, rtol=1e-6)
+    assert found.scaling
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "BF16", "Q5_0", "Q5_1"])
 def test_gguf_files_of_each_kind_are_read(tmp_path: Path, kind: str) -> None:
     source = tiny_gguf(tmp_path / "f16.gguf", heads=1)
     path = source if kind == "F16" else requantised(source, tmp_path / "model.gguf", kind)
@@ -144,9 +249,9 @@ def requantised(source: Path, target: Path, kind: str) -> Path:
     ("change", "reason"),
     [
         ({"model_type": "qwen3"}, "architecture qwen3"),
-        ({"hidden_act": "gelu"}, "architecture"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rotary"),
+        ({"hidden_act": "gelu"}, "activation"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, "longrope"),
         ({"use_sliding_window": True}, "sliding"),
         ({"head_dim": 32}, "heads of 32"),
         ({"intermediate_size": 100}, "multiple of 64"),
@@ -178,7 +283,7 @@ def test_gguf_files_it_does_not_compute(tmp_path: Path) -> None:
 
 def test_a_bias_that_it_would_leave_out_is_not_served(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)).save_pretrained(tmp_path)
-    assert "self_attn.o_proj.bias" in obstacle(tmp_path)
+    assert "bias of the attention output" in obstacle(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +306,30 @@ def test_a_broken_folder_is_refused(tmp_path: Path, content: str) -> None:
         open_checkpoint(path)
 
 
-def test_other_numbers_are_left_to_others(tmp_path: Path) -> None:
+def test_double_precision_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "qwen2", torch.float64)
-    assert "F64" in obstacle(path)
+    assert_alike(logits_of(path, IDS), truth_of(path, IDS))
+
+
+def test_other_numbers_are_left_to_others_where_they_take_part(tmp_path: Path) -> None:
+    path = write(tmp_path, "qwen2")
+    tensors = load_file(path / "model.safetensors")
+    whole = logits_of(path, IDS)
+    more = {"vision.patches": torch.zeros(3, 5, dtype=torch.int8), "scalar": torch.tensor(1.0)}
+    save_file({**tensors, **more}, path / "model.safetensors")
+    assert np.array_equal(logits_of(path, IDS), whole)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, path / "model.safetensors")
+    assert "I8" in obstacle(path)
+
+
+def test_a_base_models_checkpoint_lacks_the_prefix(tmp_path: Path) -> None:
+    path = write(tmp_path, "qwen2")
+    whole = logits_of(path, IDS)
+    tensors = load_file(path / "model.safetensors")
+    save_file({name.removeprefix("model."): one for name, one in tensors.items()}, path / "model.safetensors")
+    assert np.array_equal(logits_of(path, IDS), whole)
+    assert_alike(whole, truth_of(path, IDS))
 
 
 def test_a_processor_without_vnni_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -221,7 +347,7 @@ def test_a_package_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_memory_that_is_not_there_is_refused() -> None:
-    shape = library.Shape(64, 64, 64, 64, 64, 64, 100, 1e-6, 1e4, has_bias=False, is_tied=True)
+    shape = library.Shape(64, 64, 64, 64, 64, 64, 100, 1e-6, [1.0] * 32, 1.0, has_bias=False, is_tied=True)
     with pytest.raises(OperatorError, match="not enough memory"):
         Model(shape, Room(max_tokens=128, max_rows=16, num_pages=2**31 - 1, num_threads=1))
 

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFReader
 
 from chatsvc.errors import OperatorError
-from chatsvc.models import gguf
+from chatsvc.models import gguf, requantise
 from chatsvc.models.gguf import GgufInvalid
 from chatsvc.models.store import ModelFolder, ModelStore
 from tests.models.ggufs import tiny_gguf
@@ -47,7 +47,7 @@ def test_every_cut_is_noticed(gguf_file: Path, tmp_path: Path):
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 9, 1), "damaged"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"\xff" + struct.pack("<IB", 0, 1), "damaged"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<I", 9), "more than any model"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 1, 10, 0), "quantisation type 10"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 1, 10, 0), "multiple of a block"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"t" + struct.pack("<IQIQ", 1, 9, 0, 0), "cut off"),
         (
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 17) + b"general.alignment" + struct.pack("<II", 4, 0),
@@ -69,7 +69,7 @@ def test_a_missing_key_is_named(gguf_file: Path):
 
 def test_a_text_is_added_and_nothing_else_changes(gguf_file: Path, tmp_path: Path):
     path = tmp_path / "more.gguf"
-    gguf.copy_with_text(gguf_file, path, "added.key", "value", lambda *_: None)
+    requantise.rewrite([gguf_file], path, {"added.key": "value"})
     before, after = GGUFReader(gguf_file), GGUFReader(path)
     assert after.fields["added.key"].contents() == "value"
     assert len(after.fields) == len(before.fields) + 1

@@ -7,9 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from chatsvc.errors import OperatorError
+from chatsvc.models import finite
+from chatsvc.models.files import check_sizes
 from chatsvc.models.importing import preferred_gguf, suggested_name
 from chatsvc.models.store import ModelStore
 from tests.shapes import TEMPLATE
@@ -136,12 +142,162 @@ def test_a_download_cache_of_links_is_copied_by_content(store: ModelStore, sourc
     folder.verify(full=True)
 
 
-def test_shards_are_imported_with_their_index(store: ModelStore, source: Path):
-    (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
-    (source / "model.safetensors.index.json").write_text("{}")
+def _in_shards(source: Path, *, indexed: bool = True, count: str = "00002") -> dict[str, str]:
+    """Cut model.safetensors into two; returns the index' map."""
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    weight_map = {}
+    for number, names in enumerate((list(tensors)[::2], list(tensors)[1::2]), start=1):
+        file = f"model-{number:05d}-of-{count}.safetensors"
+        save_file({name: tensors[name] for name in names}, source / file)
+        weight_map |= dict.fromkeys(names, file)
+    if indexed:
+        (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return weight_map
+
+
+def test_the_index_decides_which_shards_are_the_model(store: ModelStore, source: Path):
+    shutil.copy(source / "model.safetensors", source / "older.safetensors")
+    _in_shards(source)
+    (source / "older.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    shutil.copy(source / "model-00001-of-00001.safetensors", source / "model.safetensors")
     folder = store.import_path(source)
-    assert folder.description().weights == ["model-00001-of-00001.safetensors"]
-    assert (folder.path / "model.safetensors.index.json").exists()
+    assert folder.description().weights == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = {path.name for path in folder.path.iterdir()}
+    assert "model.safetensors.index.json" in names
+    assert not names & {"model.safetensors", "model-00001-of-00001.safetensors"}
+
+
+def test_shards_without_an_index_get_one(store: ModelStore, source: Path):
+    weight_map = _in_shards(source, indexed=False)
+    folder = store.import_path(source)
+    assert json.loads((folder.path / "model.safetensors.index.json").read_text())["weight_map"] == weight_map
+
+
+def test_a_missing_shard_is_named(store: ModelStore, source: Path):
+    _in_shards(source)
+    (source / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(OperatorError, match=r"model-00002-of-00002\.safetensors is missing"):
+        store.import_path(source)
+    (source / "model.safetensors.index.json").unlink()
+    with pytest.raises(OperatorError, match=r"model-00002-of-00002\.safetensors is missing"):
+        store.import_path(source)
+
+
+def test_shards_of_two_sets_need_an_index(store: ModelStore, source: Path):
+    _in_shards(source, indexed=False)
+    shutil.copy(source / "model-00001-of-00002.safetensors", source / "model-00001-of-00003.safetensors")
+    with pytest.raises(OperatorError, match="2 sets"):
+        store.import_path(source)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "not an index"),
+        ('{"weight_map": {}}', "names no tensor"),
+        ('{"weight_map": {"a": "../keys/secret.safetensors"}}', "no safetensors file of this folder"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "but it does not"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(store: ModelStore, source: Path, index: str, message: str):
+    _in_shards(source)
+    (source / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(OperatorError, match=message):
+        store.import_path(source)
+
+
+def test_fewer_embeddings_than_the_tokenizer_has_ids_are_refused(store: ModelStore, source: Path):
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:400].clone()
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(OperatorError, match="embeddings of 400"):
+        store.import_path(source)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite_are_refused(store: ModelStore, source: Path, number: float, dtype: torch.dtype):
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(source / "model.safetensors").items()}
+    tensors["unused"] = torch.full((3,), float("nan"))
+    save_file(tensors, source / "model.safetensors")
+    store.import_path(source, "finite")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = number
+    save_file(tensors, source / "model.safetensors")
+    with pytest.raises(OperatorError, match=r"up_proj\.weight of model\.safetensors holds numbers that are not finite"):
+        store.import_path(source, "other")
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_scales_that_are_not_finite_are_found_in_every_type(kind: str):
+    wanted = gguf.GGMLQuantizationType[kind]
+    numbers = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    packed = np.ascontiguousarray(gguf.quants.quantize(numbers, wanted)).view(np.uint8).reshape(-1)
+    assert finite.is_finite(kind, packed)
+    numbers[2, 100] = np.inf
+    with np.errstate(all="ignore"):
+        packed = np.ascontiguousarray(gguf.quants.quantize(numbers, wanted)).view(np.uint8).reshape(-1)
+    assert not finite.is_finite(kind, packed)
+
+
+def test_files_that_are_holes_or_too_large_are_refused_before_they_are_read(
+    store: ModelStore, gguf_file: Path, tmp_path: Path
+):
+    huge = Path(shutil.copy(gguf_file, tmp_path / "huge.gguf"))
+    os.truncate(huge, 1 << 40)
+    with pytest.raises(OperatorError, match="mostly holes"):
+        store.import_path(huge)
+    with pytest.raises(OperatorError, match="free space"):
+        check_sizes([gguf_file] * (shutil.disk_usage(tmp_path).free // gguf_file.stat().st_size + 1), tmp_path)
+
+
+CASES = Path(os.environ.get("CHATSVC_CASES") or Path(__file__).parents[3] / "shared" / "cases")
+with_cases = pytest.mark.skipif(not CASES.is_dir(), reason=f"{CASES} is not here; CHATSVC_CASES may name the folder")
+
+
+@with_cases
+def test_a_part_of_a_model_alone_is_refused(store: ModelStore, tmp_path: Path):
+    path = shutil.copy(CASES / "gg-split-00001-of-00002.gguf", tmp_path)
+    with pytest.raises(OperatorError, match=r"gg-split-00002-of-00002\.gguf is missing"):
+        store.import_path(Path(path))
+    renamed = Path(shutil.copy(path, tmp_path / "renamed.gguf"))
+    with pytest.raises(OperatorError, match="part 1 of 2"):
+        store.import_path(renamed)
+
+
+@with_cases
+@pytest.mark.parametrize("name", ["gg-latin1", "gg-q-BF16", "gg-q-Q5_0", "rope-yarn"])
+def test_files_that_are_common_are_taken_in(store: ModelStore, name: str):
+    store.import_path(CASES / f"{name}.gguf", "model").verify(full=True)
+
+
+def test_a_model_in_parts_becomes_one_file(store: ModelStore, gguf_file: Path, tmp_path: Path):
+    """Cut by the tensors, as llama.cpp's gguf-split does."""
+    reader = gguf.GGUFReader(gguf_file)
+    parts = [tmp_path / f"whole-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for number, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, "qwen2")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                kinds = [field.types[0], *(field.types[1:2] if field.types[0] == gguf.GGUFValueType.ARRAY else [])]
+                writer.add_key_value(
+                    field.name, field.contents(), kinds[0], sub_type=kinds[1] if len(kinds) > 1 else None
+                )
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        for tensor in reader.tensors[number * 10 : 10 if number == 0 else None]:
+            writer.add_tensor(tensor.name, tensor.data)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for given in (parts[1], tmp_path):
+        folder = store.import_path(given, f"from-{given.suffix[1:] or 'folder'}")
+        whole = gguf.GGUFReader(folder.path / "model.gguf")
+        assert "split.count" not in whole.fields
+        assert {one.name: one.data.tobytes() for one in whole.tensors} == {
+            one.name: one.data.tobytes() for one in reader.tensors
+        }
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "/no/such/file", "/dev/null"])

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BufferedIOBase, BufferedRandom, BufferedReader
 from pathlib import Path
 
@@ -29,6 +29,8 @@ Progress = Callable[[str, int, int], None]
 """Called with a text, the work done and all of it (0 where nobody knows)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SPARSE_FROM_BYTES = 1 << 20
+_LEAST_STORED_SHARE = 4  # file systems that compress store less than there is, but weights do not compress so far
 _RESERVED = frozenset({"current"})
 
 
@@ -125,6 +127,38 @@ def sha256_of(file: BufferedIOBase, progress: Progress = no_progress, text: str 
         if total > BLOCK_BYTES:  # what is done at once needs no bar
             progress(text, done, total)
     return digest.hexdigest()
+
+
+def sha256_of_all(paths: Sequence[Path], progress: Progress = no_progress) -> str:
+    """SHA-256 in hex of regular files one behind the other."""
+    digest = hashlib.sha256()
+    for number, path in enumerate(paths, start=1):
+        with open_regular(path) as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+        progress("hashing the source", number, len(paths))
+    return digest.hexdigest()
+
+
+def check_sizes(sources: Sequence[Path], target: Path) -> None:
+    """Before anything is read: the files must fit where they are to be copied, and be more than holes.
+
+    Raises:
+        OperatorError: they do not, or are not.
+    """
+    total = 0
+    for path in sources:
+        status = path.stat()
+        total += status.st_size
+        stored = status.st_blocks * 512
+        if status.st_size > _SPARSE_FROM_BYTES and stored < status.st_size // _LEAST_STORED_SHARE:
+            raise OperatorError(
+                f"{path.name} is mostly holes: {stored} of its {status.st_size} bytes are stored; the copy or download "
+                "was not finished"
+            )
+    free = shutil.disk_usage(target).free
+    if total > free:
+        raise OperatorError(f"{total >> 20} MB are to be copied, but {target} has {free >> 20} MB of free space")
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,22 +7,22 @@ is parsed once here: tokenizer, chat template, ending ids, context length. Knows
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from chatsvc.errors import ModelRefused, OperatorError
-from chatsvc.models import description, gguf, requantise, tokenizer
+from chatsvc.models import decoder, description, finite, gguf, requantise, safetensors, tokenizer
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
 from chatsvc.models.files import (
     Progress,
     check_name,
+    check_sizes,
     copy_file,
     no_progress,
-    open_regular,
+    sha256_of_all,
     write_file,
 )
 from chatsvc.models.sealed import SUFFIX
@@ -38,8 +38,7 @@ _OPENVINO_EXTRAS = (
     "openvino_detokenizer.bin",
 )
 _CONFIG_FILES = ("config.json", "generation_config.json")
-_SHARD = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
-_INDEX = "model.safetensors.index.json"
+_PART = re.compile(r"(.+-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE)
 # Of several GGUF files in a folder the one to take, by how much quality it keeps at which speed.
 _PREFERRED = ("q8_0", "q4_k_m", "q6_k", "q4_1", "q4_0", "f16")
 _GGUF_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
@@ -59,13 +58,19 @@ class Label:
 class _Plan:
     """Which files are copied to which names, and what was read from the small ones.
 
-    ``missing_pre`` is a GGUF file's missing ``tokenizer.ggml.pre``, without which OpenVINO does not load it.
+    Attributes:
+        weights: by their names here; several files of a GGUF model become one.
+        vocabulary_size: how many tokens have an embedding; None where the weights do not say.
+        index: an index of safetensors that came without one.
+        missing_pre: a GGUF file's missing ``tokenizer.ggml.pre``, without which OpenVINO does not load it.
     """
 
     format: Format
-    weights: dict[str, Path]
+    weights: Mapping[str, Sequence[Path]]
     others: dict[str, Path]
     texts: Texts
+    vocabulary_size: int | None = None
+    index: bytes | None = None
     missing_pre: str | None = None
 
 
@@ -78,10 +83,15 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     if (source / DESCRIPTION_FILE).is_file():
         return _adopt(folder, source, label, progress)
     plan = _plan(source)
+    _check_vocabulary(plan)
+    check_sizes([path for paths in plan.weights.values() for path in paths], folder)
     # A download cache holds links to its blobs; here the content counts, and only the copy is served.
-    digests = [_copy_weights(plan, path.resolve(), folder / name, progress) for name, path in plan.weights.items()]
+    digests = [_copy_weights(plan, paths, folder / name, progress) for name, paths in plan.weights.items()]
     for name, path in plan.others.items():
         copy_file(path.resolve(), folder / name)
+    if plan.index is not None:
+        write_file(folder / safetensors.INDEX_FILE, plan.index)
+    _check_finite(plan.format, folder, progress)
     made = ModelDescription(
         name=label.name,
         revision=label.revision or f"sha256:{digests[0]}",
@@ -110,7 +120,7 @@ def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> Mode
         raise OperatorError(f"the model is sealed under the name {theirs.name!r}; import it with --name {theirs.name}")
     weights = [f"{name}{SUFFIX}" if theirs.sealed else name for name in theirs.weights]
     graph = [name for name in OPENVINO_FILES if f"{name}{SUFFIX}" not in weights]
-    others = _existing(source, (*graph, *_CONFIG_FILES, _INDEX))
+    others = _existing(source, (*graph, *_CONFIG_FILES, safetensors.INDEX_FILE))
     for name in dict.fromkeys([*weights, TOKENIZER_FILE, TEMPLATE_FILE, *others]):
         copy_file((source / check_name(name)).resolve(), folder / name, progress)
     ours: ModelDescription = msgspec.structs.replace(theirs, name=label.name, created=label.created)
@@ -119,14 +129,31 @@ def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> Mode
     return ours
 
 
-def _copy_weights(plan: _Plan, source: Path, target: Path, progress: Progress) -> str:
-    if plan.missing_pre is not None:
-        digest = gguf.copy_with_text(source, target, PRE_KEY, plan.missing_pre, progress)
-    else:
-        digest = copy_file(source, target, progress)
-    if plan.format == "gguf" and requantise.is_needed(gguf.read_head(target)):
-        requantise.rewrite(target, progress)
-    return digest
+def _copy_weights(plan: _Plan, sources: Sequence[Path], target: Path, progress: Progress) -> str:
+    """Copy one weight file, or make it of several; returns the SHA-256 of what was there before."""
+    paths = [path.resolve() for path in sources]
+    added = {} if plan.missing_pre is None else {PRE_KEY: plan.missing_pre}
+    if plan.format != "gguf" or not (added or len(paths) > 1 or requantise.is_needed(gguf.read_head(paths[0]))):
+        return copy_file(paths[0], target, progress)
+    requantise.rewrite(paths, target, added, progress)
+    return sha256_of_all(paths, progress)
+
+
+def _check_vocabulary(plan: _Plan) -> None:
+    """Every id that the tokenizer gives must have an embedding."""
+    ids = tokenizer.parse(plan.texts.tokenizer_json).get_vocab(with_added_tokens=True).values()
+    if plan.vocabulary_size is not None and max(ids, default=0) >= plan.vocabulary_size:
+        raise OperatorError(
+            f"the tokenizer's ids go up to {max(ids)}, but the weights hold the embeddings of {plan.vocabulary_size} "
+            "tokens only: tokenizer and weights are of different models"
+        )
+
+
+def _check_finite(model_format: Format, folder: Path, progress: Progress) -> None:
+    if model_format == "gguf":
+        finite.check_gguf(folder / GGUF_WEIGHTS, progress)
+    elif model_format == "safetensors":
+        finite.check_safetensors(folder, progress)
 
 
 def suggested_name(source: Path) -> str:
@@ -146,8 +173,8 @@ def _plan(source: Path) -> _Plan:
         raise OperatorError(f"{source}: there is no such file or folder")
     if all((source / name).is_file() for name in OPENVINO_FILES):
         return _plan_openvino(source)
-    if shards := sorted(path for path in source.glob("*.safetensors") if _SHARD.fullmatch(path.name)):
-        return _plan_safetensors(source, shards)
+    if safetensors.has_weights(source):
+        return _plan_safetensors(source)
     if files := sorted(source.glob("*.gguf")):
         return _plan_gguf(preferred_gguf(files))
     raise OperatorError(
@@ -166,43 +193,84 @@ def preferred_gguf(files: Sequence[Path]) -> Path:
 
 
 def _plan_gguf(path: Path) -> _Plan:
-    head = gguf.read_head(path.resolve())
+    parts = _parts(path)
+    heads = [gguf.read_head(part.resolve()) for part in parts]
+    _check_parts(parts, heads)
+    head = heads[0]
     architecture = head.get("general.architecture", str)
-    if architecture not in _GGUF_ARCHITECTURES:
+    if architecture not in decoder.ARCHITECTURES:
         raise OperatorError(
-            f"{path.name}: architecture {architecture!r} cannot be loaded from GGUF "
-            f"(served: {', '.join(sorted(_GGUF_ARCHITECTURES))}); import the safetensors folder and convert it instead"
+            f"{path.name}: architecture {architecture!r} cannot be loaded from GGUF (served: "
+            f"{', '.join(sorted(decoder.ARCHITECTURES))}); import the safetensors folder and convert it instead"
         )
-    missing_pre = None if PRE_KEY in head.metadata else family(head)
-    return _Plan("gguf", {GGUF_WEIGHTS: path}, {}, texts_of_gguf(head, architecture), missing_pre)
+    tensors = {name: tensor for each in heads for name, tensor in each.tensors.items()}
+    for name in decoder.used_in_gguf(tensors, architecture):
+        if tensors[name].number not in gguf.TENSOR_TYPES:
+            raise OperatorError(
+                f"{path.name}: the tensor {name!r} has quantisation type {tensors[name].number}, which is not served; "
+                "use a file of another type (a q8_0 or q4_k_m file)"
+            )
+    embedding = tensors.get("token_embd.weight")
+    return _Plan(
+        "gguf",
+        {GGUF_WEIGHTS: parts},
+        {},
+        texts_of_gguf(head, architecture),
+        vocabulary_size=embedding.shape[0] if embedding else None,
+        missing_pre=None if PRE_KEY in head.metadata else family(head),
+    )
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of a GGUF model, of which ``path`` is any; llama.cpp names parts ``NAME-00001-of-00003.gguf``.
+
+    Raises:
+        OperatorError: one is missing; the message names it.
+    """
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return [path]
+    stem, _, count, suffix = match.groups()
+    parts = [path.with_name(f"{stem}{number:05d}-of-{count}{suffix}") for number in range(1, int(count) + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise OperatorError(
+                f"{path.name} is one of {len(parts)} parts of a model, and {part.name} is missing; put all parts "
+                "into one folder"
+            )
+    return parts
+
+
+def _check_parts(parts: Sequence[Path], heads: Sequence[gguf.GgufHead]) -> None:
+    """The parts say themselves which and how many they are."""
+    for number, (path, head) in enumerate(zip(parts, heads, strict=True)):
+        count, place = head.metadata.get("split.count", 1), head.metadata.get("split.no", 0)
+        if (count or 1) != len(parts) or place != number:
+            raise OperatorError(
+                f"{path.name} says that it is part {place + 1} of {count}; give parts the names that they had when the "
+                "model was split (NAME-00001-of-00002.gguf), in one folder"
+            )
 
 
 def _plan_openvino(source: Path) -> _Plan:
     others = _existing(source, (*_OPENVINO_EXTRAS, *_CONFIG_FILES))
-    return _Plan("openvino", {name: source / name for name in reversed(OPENVINO_FILES)}, others, read_texts(source))
+    weights = {name: [source / name] for name in reversed(OPENVINO_FILES)}
+    return _Plan("openvino", weights, others, read_texts(source))
 
 
-def _plan_safetensors(source: Path, shards: Sequence[Path]) -> _Plan:
-    for shard in shards:
-        _check_safetensors(shard)
-    others = _existing(source, (*_CONFIG_FILES, _INDEX))
-    return _Plan("safetensors", {path.name: path for path in shards}, others, read_texts(source))
+def _plan_safetensors(source: Path) -> _Plan:
+    paths = safetensors.files_of(source)
+    embedding = safetensors.tensors_of(source).get("model.embed_tokens.weight")
+    has_index = (source / safetensors.INDEX_FILE).is_file()
+    return _Plan(
+        "safetensors",
+        {path.name: [path] for path in paths},
+        _existing(source, (*_CONFIG_FILES, *([safetensors.INDEX_FILE] if has_index else []))),
+        read_texts(source),
+        vocabulary_size=embedding.shape[0] if embedding and embedding.shape else None,
+        index=None if has_index or paths[0].name == safetensors.SINGLE_FILE else safetensors.index_of(source),
+    )
 
 
 def _existing(source: Path, names: Sequence[str]) -> dict[str, Path]:
     return {name: source / name for name in names if (source / name).is_file()}
-
-
-def _check_safetensors(path: Path) -> None:
-    """The header is JSON and its tensors end exactly where the file does: a cut-off download is found here."""
-    with open_regular(path.resolve()) as file:
-        size = path.stat().st_size
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length < min(size, 100_000_000) else b""
-    try:
-        tensors: dict[str, Any] = msgspec.json.decode(header, type=dict[str, Any])
-        end = max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise OperatorError(f"{path.name} is not a safetensors file or is damaged; fetch it again") from error
-    if 8 + length + end != size:
-        raise OperatorError(f"{path.name} is cut off or longer than it says; fetch it again")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.errors import OperatorError
+from chatsvc.models import decoder, gguf
 from chatsvc.models.card import ModelCard
+from chatsvc.models.rope import NotServed
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +20,8 @@ _SERVES = {
     "torch": ("safetensors",),
     "torch-int8": ("safetensors",),
 }
+# The number types that OpenVINO GenAI's GGUF reader takes.
+_OPENVINO_GGUF_KINDS = frozenset({"F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
 _MODULE = {"openvino": "openvino_genai", "torch": "torch", "torch-int8": "torch"}
 
 
@@ -71,11 +75,40 @@ def choose(path: Path, model_format: str, wanted: str) -> tuple[str, str]:
 def _obstacle(kind: str, path: Path) -> str:
     """Why a runner cannot serve the model at ``path`` here; empty when it can."""
     absent = missing(kind)
-    if absent or kind != "native":
+    if absent:
         return absent
-    from chatsvc.engine.runners.native import checkpoint  # noqa: PLC0415 - numpy, only where it is asked for
+    if kind == "native":
+        from chatsvc.engine.runners.native import checkpoint  # noqa: PLC0415 - numpy, only where it is asked for
 
-    return checkpoint.obstacle(path)
+        return checkpoint.obstacle(path)
+    return _obstacle_of_openvino(path) if kind == "openvino" and path.is_file() else ""
+
+
+def _obstacle_of_openvino(path: Path) -> str:
+    """OpenVINO builds a GGUF file's graph itself, and silently leaves out what it does not know.
+
+    A folder holds a graph that was converted from the model, with all that belongs to it.
+
+    Raises:
+        OperatorError: the file is damaged.
+    """
+    try:
+        with path.open("rb") as file:  # unsealed weights are a link to a file in memory
+            head = gguf.head_of(file, path.name)
+            what = decoder.of_gguf(head, gguf.read_floats(file, head, decoder.ROPE_FACTORS))
+    except NotServed as error:
+        return error.message
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
+    if what.rope.scaling:
+        return f"a rotary position embedding scaled by {what.rope.scaling}"
+    if what.is_interleaved and what.biases:
+        return "biases of interleaved heads"
+    if others := what.biases - {"qkv"}:
+        return f"a bias of the {min(others)}"
+    if unknown := what.kinds - _OPENVINO_GGUF_KINDS:
+        return f"numbers of type {min(unknown)}"
+    return ""
 
 
 def missing(kind: str) -> str:

@@ -53,7 +53,13 @@ def model_for(model: Any, *, max_num_seqs: int, int8: bool) -> Model:
 
 def is_batchable(config: Any) -> bool:
     """Whether :class:`BatchedModel` computes what the architecture does."""
-    return config.model_type in _SERVED and not getattr(config, "use_sliding_window", False)
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in _SERVED
+        and not getattr(config, "use_sliding_window", False)
+        # The other kinds change their frequencies with the length of a sequence, so sequences cannot share a pass.
+        and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
+    )
 
 
 class SequentialModel:

@@ -8,7 +8,6 @@ huggingface/safetensors ("Format" in its README).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,18 +20,19 @@ from numpy.typing import NDArray
 
 from chatsvc.engine.runners.native.library import GROUP, Matrix, Shape, Vector
 from chatsvc.errors import OperatorError
-from chatsvc.models import gguf
+from chatsvc.models import decoder, gguf, safetensors
+from chatsvc.models.decoder import Decoder
+from chatsvc.models.rope import NotServed
 
 _HEAD_SIZES = (64, 128)
-_SAFETENSORS_KINDS = frozenset({"F32", "F16", "BF16"})
+_ARCHITECTURES = frozenset({"llama", "qwen2"})
+# Of GGUF's types those that are unpacked here or by the gguf package; the C code reads some as they are stored.
+_GGUF_KINDS = frozenset(
+    {"F64", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    | {"IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
+)
 # What no model has; beyond it a file would make sizes overflow.
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1024, 1 << 18, 1 << 22
-
-
-class NotServed(OperatorError):
-    """Our forward pass does not compute what the model asks for."""
-
-    code = "not_served"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         OperatorError: the files are damaged.
     """
     try:
-        checkpoint: Checkpoint = GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
-        _check(checkpoint.shape)
+        return GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
         raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
-    return checkpoint
 
 
 def obstacle(path: Path) -> str:
@@ -83,28 +81,52 @@ def obstacle(path: Path) -> str:
     return ""
 
 
-def _check(shape: Shape) -> None:
-    widths = (shape.hidden_size, shape.intermediate_size, shape.num_heads * shape.head_size)
-    counts = (shape.num_layers, shape.vocabulary_size, shape.num_heads, shape.num_kv_heads, *widths)
-    if min(counts) < 1 or max(widths) > _WIDEST:
+def unpacked(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor's numbers, (rows, numbers of a row)."""
+    if tensor.kind == "F64":
+        return tensor.rows.view("<f8").astype(np.float32)
+    numbers: NDArray[np.float32] = dequantize(tensor.rows, GGMLQuantizationType[tensor.kind])
+    return numbers
+
+
+def _shape_of(what: Decoder) -> Shape:
+    """The shape for the C code.
+
+    Raises:
+        NotServed: our forward pass does not compute what the decoder asks for.
+        ValueError: no model has such sizes.
+    """
+    widths = (what.hidden_size, what.intermediate_size, what.num_heads * what.head_size)
+    counts = (what.num_layers, what.vocabulary_size, what.num_heads, what.num_kv_heads, *widths)
+    if min(counts) < 1 or max(widths) > _WIDEST or what.num_kv_heads > what.num_heads:
         raise ValueError("a size that no model has")
-    if shape.num_layers > _MOST_LAYERS or shape.vocabulary_size > _LARGEST_VOCABULARY:
+    if what.num_layers > _MOST_LAYERS or what.vocabulary_size > _LARGEST_VOCABULARY:
         raise ValueError("a size that no model has")
-    if shape.head_size not in _HEAD_SIZES:
-        raise NotServed(f"heads of {shape.head_size} numbers")
+    if what.architecture not in _ARCHITECTURES:
+        raise NotServed(f"the architecture {what.architecture}")
+    if what.head_size not in _HEAD_SIZES:
+        raise NotServed(f"heads of {what.head_size} numbers")
     if any(width % GROUP for width in widths):
         raise NotServed(f"layers that are no multiple of {GROUP} wide")
-    if shape.num_heads % shape.num_kv_heads:
+    if what.num_heads % what.num_kv_heads:
         raise NotServed("query heads that do not share KV heads evenly")
-    if shape.is_interleaved and shape.has_bias:
-        raise NotServed("biases of interleaved heads")
-
-
-def _check_biases(names: Iterable[str], known: tuple[str, ...]) -> None:
-    """A bias that nobody adds would be missing from every answer."""
-    unknown = [name for name in names if name.endswith(".bias") and not name.endswith(known)]
-    if unknown:
-        raise NotServed(f"the bias {unknown[0]}")
+    if others := what.biases - {"qkv"}:
+        raise NotServed(f"a bias of the {min(others)}")
+    return Shape(
+        hidden_size=what.hidden_size,
+        intermediate_size=what.intermediate_size,
+        num_layers=what.num_layers,
+        num_heads=what.num_heads,
+        num_kv_heads=what.num_kv_heads,
+        head_size=what.head_size,
+        vocabulary_size=what.vocabulary_size,
+        epsilon=what.epsilon,
+        rope_frequencies=what.rope.frequencies,
+        rope_factor=what.rope.attention_factor,
+        has_bias="qkv" in what.biases,
+        is_tied=what.is_tied,
+        is_interleaved=what.is_interleaved,
+    )
 
 
 class GgufCheckpoint:
@@ -126,36 +148,12 @@ class GgufCheckpoint:
         with path.open("rb") as file:  # unsealed weights are a link to a file in memory
             head = gguf.head_of(file, path.name)
             self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+            what = decoder.of_gguf(head, gguf.read_floats(file, head, decoder.ROPE_FACTORS))
         self._tensors = head.tensors
         self._data_start = head.data_start
-        self.shape = self._shape(head)
-
-    def _shape(self, head: gguf.GgufHead) -> Shape:
-        architecture = head.get("general.architecture", str)
-        if architecture not in ("llama", "qwen2"):
-            raise NotServed(f"the architecture {architecture}")
-        _check_biases(head.tensors, tuple(f"attn_{part}.bias" for part in "qkv"))
-        values = {key.removeprefix(f"{architecture}."): value for key, value in head.metadata.items()}
-        if values.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in head.tensors:
-            raise NotServed("a scaled rotary position embedding")
-        num_heads = int(values["attention.head_count"])
-        head_size = int(values.get("attention.key_length", values["embedding_length"] // num_heads))
-        if int(values.get("rope.dimension_count", head_size)) != head_size:
-            raise NotServed("a rotary position embedding of a part of each head")
-        return Shape(
-            hidden_size=int(values["embedding_length"]),
-            intermediate_size=int(values["feed_forward_length"]),
-            num_layers=int(values["block_count"]),
-            num_heads=num_heads,
-            num_kv_heads=int(values.get("attention.head_count_kv", num_heads)),
-            head_size=head_size,
-            vocabulary_size=int(head.tensors["token_embd.weight"].shape[0]),
-            epsilon=float(values["attention.layer_norm_rms_epsilon"]),
-            rope_base=float(values.get("rope.freq_base", 10_000.0)),
-            has_bias="blk.0.attn_q.bias" in head.tensors,
-            is_tied="output.weight" not in head.tensors,
-            is_interleaved=architecture == "llama",
-        )
+        if unknown := what.kinds - _GGUF_KINDS:
+            raise NotServed(f"numbers of type {min(unknown)}")
+        self.shape = _shape_of(what)
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
         """See :class:`Checkpoint`."""
@@ -169,8 +167,7 @@ class GgufCheckpoint:
         return self._numbers(f"{name.get(vector, f'blk.{layer}.ffn_norm')}.weight")
 
     def _numbers(self, name: str) -> NDArray[np.float32]:
-        tensor = self._tensor(name)
-        return np.ascontiguousarray(dequantize(tensor.rows, GGMLQuantizationType[tensor.kind]).reshape(-1))
+        return np.ascontiguousarray(unpacked(self._tensor(name)).reshape(-1))
 
     def _tensor(self, name: str) -> Tensor:
         entry = self._tensors[name]
@@ -195,35 +192,13 @@ class SafetensorsCheckpoint:
     }
 
     def __init__(self, folder: Path) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            self._tensors |= _map_safetensors(path)
         config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
-        self.shape = self._shape(config)
-
-    def _shape(self, config: Mapping[str, Any]) -> Shape:
-        if config["model_type"] not in ("llama", "qwen2") or config.get("hidden_act", "silu") != "silu":
-            raise NotServed(f"the architecture {config['model_type']}")
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise NotServed("a scaled rotary position embedding")
-        if config.get("use_sliding_window"):
-            raise NotServed("sliding windows")
-        _check_biases(self._tensors, tuple(f"self_attn.{part}_proj.bias" for part in "qkv"))
-        num_heads = int(config["num_attention_heads"])
-        return Shape(
-            hidden_size=int(config["hidden_size"]),
-            intermediate_size=int(config["intermediate_size"]),
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=num_heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
-            head_size=int(config.get("head_dim") or config["hidden_size"] // num_heads),
-            vocabulary_size=int(config["vocab_size"]),
-            epsilon=float(config["rms_norm_eps"]),
-            rope_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-            has_bias="model.layers.0.self_attn.q_proj.bias" in self._tensors,
-            is_tied="lm_head.weight" not in self._tensors,
-        )
+        tensors = safetensors.used(safetensors.tensors_of(folder))
+        self._tensors = {name: _mapped(tensor) for name, tensor in tensors.items()}
+        what = decoder.of_config(config, tensors.keys(), frozenset(tensor.kind for tensor in tensors.values()))
+        if unknown := what.kinds - safetensors.NUMBER_BYTES.keys():
+            raise NotServed(f"numbers of type {min(unknown)}")
+        self.shape = _shape_of(what)
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
         """See :class:`Checkpoint`."""
@@ -238,24 +213,10 @@ class SafetensorsCheckpoint:
         return self._numbers(f"{name.get(vector, f'{prefix}.post_attention_layernorm')}.weight")
 
     def _numbers(self, name: str) -> NDArray[np.float32]:
-        tensor = self._tensors[name]
-        if tensor.kind == "BF16":
-            return (tensor.rows.reshape(-1).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        kind = np.float16 if tensor.kind == "F16" else np.float32
-        return tensor.rows.reshape(-1).view(kind).astype(np.float32)
+        return np.ascontiguousarray(unpacked(self._tensors[name]).reshape(-1))
 
 
-def _map_safetensors(path: Path) -> dict[str, Tensor]:
-    with path.open("rb") as file:
-        content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    start = 8 + int(content[:8].view("<u8")[0])
-    head: dict[str, Any] = msgspec.json.decode(content[8:start].tobytes(), type=dict[str, Any])
-    tensors = {}
-    for name, entry in head.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            rows = entry["shape"][0] if len(entry["shape"]) > 1 else 1
-            if entry["dtype"] not in _SAFETENSORS_KINDS:
-                raise NotServed(f"numbers of type {entry['dtype']}")
-            tensors[name] = Tensor(entry["dtype"], content[start + first : start + last].reshape(rows, -1))
-    return tensors
+def _mapped(tensor: safetensors.StoredTensor) -> Tensor:
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    content = np.memmap(tensor.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.num_bytes,))
+    return Tensor(tensor.kind, content.reshape(rows, -1))

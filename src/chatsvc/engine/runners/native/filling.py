@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from chatsvc.engine.runners.native.checkpoint import Checkpoint, Tensor
+from chatsvc.engine.runners.native.checkpoint import Checkpoint, Tensor, unpacked
 from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
 from chatsvc.errors import OperatorError
 
@@ -62,8 +60,8 @@ def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic], flo
     """Some rows for the C code, and how many numbers each has; what C does not read is unpacked to float32."""
     rows = np.ascontiguousarray(tensor.rows[first : first + _BLOCK_ROWS])
     if tensor.kind not in _READ_AS_STORED:
-        unpacked = dequantize(rows, GGMLQuantizationType[tensor.kind])
-        return Number.FLOAT32, unpacked, unpacked.shape[1]
+        numbers = np.ascontiguousarray(unpacked(Tensor(tensor.kind, rows)))
+        return Number.FLOAT32, numbers, numbers.shape[1]
     number, num_bytes, num_numbers = _READ_AS_STORED[tensor.kind]
     return number, rows, rows.shape[1] * num_numbers / num_bytes
 

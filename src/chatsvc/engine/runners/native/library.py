@@ -64,7 +64,7 @@ class Vector(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder of Llama's or Qwen2's kind."""
+    """A decoder of Llama's or Qwen2's kind; the rotary embedding is as in :class:`chatsvc.models.rope.Rope`."""
 
     hidden_size: int
     intermediate_size: int
@@ -74,7 +74,8 @@ class Shape:
     head_size: int
     vocabulary_size: int
     epsilon: float
-    rope_base: float
+    rope_frequencies: Sequence[float]
+    rope_factor: float
     has_bias: bool
     is_tied: bool
     is_interleaved: bool = False
@@ -118,7 +119,8 @@ class _Shape(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("num_kv_heads", "head_size", "vocabulary_size", "max_tokens")),
         *((name, ctypes.c_int32) for name in ("max_rows", "num_pages", "num_threads", "has_bias")),
         *((name, ctypes.c_int32) for name in ("is_tied", "is_interleaved")),
-        *((name, ctypes.c_float) for name in ("epsilon", "rope_base")),
+        *((name, ctypes.c_float) for name in ("epsilon", "rope_factor")),
+        ("rope_frequencies", ctypes.POINTER(ctypes.c_float)),
     ]
 
 
@@ -271,6 +273,7 @@ def _ids(values: Sequence[int] | NDArray[np.int64]) -> Ids:
 
 def _shape(shape: Shape, room: Room) -> _Shape:
     values = {name: getattr(shape, name) for name in Shape.__slots__}
+    values["rope_frequencies"] = (ctypes.c_float * len(shape.rope_frequencies))(*shape.rope_frequencies)
     return _Shape(**values, **{name: getattr(room, name) for name in Room.__slots__})
 
 

@@ -66,7 +66,7 @@ INLINE void round_heads_of(const head_input *in, query *queries, int num_queries
         query *q = &queries[i];
         const head h = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
         q->scale = round_head(h, q->bytes, &sum, size) / __builtin_sqrtf((float)size);
-        q->offset = -128 * sum;
+        q->offset = offset_of(sum);
     }
     const head k = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
     key->scale = round_head(k, key->bytes, &sum, size);

@@ -83,10 +83,10 @@ static void fill_rope(model *m) {
     m->sines = reserve(m, sizeof(float) * s->max_tokens * half);
     if (!m->sines || !m->cosines) return;
     for (int i = 0; i < half; i++) {
-        const float frequency = 1.0f / powf(s->rope_base, (float)(2 * i) / (float)s->head_size);
         for (int position = 0; position < s->max_tokens; position++) {
-            m->cosines[(size_t)position * half + i] = cosf((float)position * frequency);
-            m->sines[(size_t)position * half + i] = sinf((float)position * frequency);
+            const float angle = (float)position * s->rope_frequencies[i];
+            m->cosines[(size_t)position * half + i] = cosf(angle) * s->rope_factor;
+            m->sines[(size_t)position * half + i] = sinf(angle) * s->rope_factor;
         }
     }
 }
@@ -145,6 +145,7 @@ model *model_new(const model_shape *shape) {
         place_weights(m);
         place_vectors(m);
         fill_rope(m);
+        m->shape.rope_frequencies = NULL; /* the caller's memory */
         reserve_buffers(m);
         if (!m->is_short) return m;
     }

@@ -7,11 +7,14 @@
 #define EXPORT __attribute__((visibility("default")))
 
 /* A decoder of Llama's or Qwen2's kind. `max_rows` bounds a batch. With `is_interleaved` a head's rows of the query and
- * key matrices alternate between the first and the second half, as GGUF files of Llama's architecture have them. */
+ * key matrices alternate between the first and the second half, as GGUF files of Llama's architecture have them.
+ * `rope_frequencies`, one for each pair of numbers of a head, are read by model_new only; cosines and sines are multiplied
+ * by `rope_factor`. */
 typedef struct {
     int32_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_size, vocabulary_size;
     int32_t max_tokens, max_rows, num_pages, num_threads, has_bias, is_tied, is_interleaved;
-    float epsilon, rope_base;
+    float epsilon, rope_factor;
+    const float *rope_frequencies;
 } model_shape;
 
 /* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache

@@ -33,6 +33,10 @@ INLINE __m512i broadcast_four(const void *bytes) {
     return _mm512_set1_epi32(four);
 }
 
+/* -128 times the sum of a group's bytes. The product wraps around, because rounding a number that is not finite gives the
+ * smallest integer, and an overflow of signed integers would be undefined. */
+INLINE int32_t offset_of(int32_t sum) { return (int32_t)(0u - ((uint32_t)sum << 7)); }
+
 /* Ask for bytes that will be needed soon; into the second cache, which can wait for more of them at a time. */
 INLINE void prefetch(const uint8_t *bytes, size_t size) {
     for (size_t i = 0; i < size; i += 64) _mm_prefetch((const char *)bytes + i, _MM_HINT_T1);

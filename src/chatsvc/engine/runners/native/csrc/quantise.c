@@ -28,7 +28,7 @@ INLINE void round_group(group g, int8_t *bytes, float *scale, int32_t *offset) {
         bytes += LANES * ROWS;
     }
     *scale = most / 127.0f;
-    *offset = -128 * _mm512_reduce_add_epi32(sum);
+    *offset = offset_of(_mm512_reduce_add_epi32(sum));
 }
 
 /* Rows become columns: lane r of vector c is what was lane c of vector r. */
