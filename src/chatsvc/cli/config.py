@@ -65,9 +65,12 @@ def _toml(value: object) -> str:
 @click.option("--certificate", required=True, help="The certificate chain, PEM.")
 @click.option("--certificate-key", required=True, help="Its key, PEM.")
 @click.option("--listen", multiple=True, default=("443",), show_default=True, help="Port or address:port; repeatable.")
+@click.option(
+    "--redirect", multiple=True, help="Also send browsers from plain HTTP here to HTTPS, such as 80; repeatable."
+)
 @click.option("--run-directory", default="/run/nginx", show_default=True, help="For nginx's process id.")
 @click.option("--access-log", default="/dev/stdout", show_default=True, help="Where nginx logs requests.")
-def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
+def nginx(output: Path, listen: tuple[str, ...], redirect: tuple[str, ...], **options: str) -> None:
     """Write nginx's configuration, so that its allow list and limits say the same as ours.
 
     Needs server.socket, the unix socket between nginx and the web process. Run it again after a change of
@@ -79,7 +82,7 @@ def nginx(output: Path, listen: tuple[str, ...], **options: str) -> None:
     if loaded.server.socket is None:
         raise OperatorError("server.socket is not set: behind nginx the web process listens on a unix socket only.")
     values = render.nginx_values(
-        render.NginxOptions(listen=listen, socket=str(loaded.server.socket), **options),
+        render.NginxOptions(listen=listen, redirect=redirect, socket=str(loaded.server.socket), **options),
         max_body_bytes=_max_chat_bytes(loaded),
         max_chats=2 * loaded.server_threads,
         deadline_s=loaded.chat.deadline_s,

@@ -18,6 +18,8 @@ TEMPLATES = (
     "chatsvc/errors.conf",
     "chatsvc/limits.conf",
     "chatsvc/proxy.conf",
+    "chatsvc/redirect.conf",
+    "chatsvc/refusal.conf",
 )
 ALLOW_LIST = "chatsvc/allow.conf"
 _HEADER = "# Made by `chatsvc config nginx` from guard.allowed_networks: change it there, then make this file again.\n"
@@ -35,6 +37,7 @@ class NginxOptions:
     certificate: str
     certificate_key: str
     socket: str
+    redirect: tuple[str, ...] = ()
     run_directory: str = "/run/nginx"
     access_log: str = "/dev/stdout"
 
@@ -61,12 +64,19 @@ def nginx_values(options: NginxOptions, *, max_body_bytes: int, max_chats: int, 
         "MAX_CHATS": str(max_chats),
         "DEADLINE": str(int(deadline_s) + _DEADLINE_MARGIN_S),
     }
-    for value in (*values.values(), *options.listen):
+    for value in (*values.values(), *options.listen, *options.redirect):
         if not value or _UNSAFE.search(value):
             raise OperatorError(f"{value!r} cannot stand in nginx's configuration: use plain names and paths.")
     values["LISTEN"] = "\n    ".join(f"listen {address} ssl;" for address in options.listen)
     values["LISTEN_DEFAULT"] = "\n    ".join(f"listen {address} ssl default_server;" for address in options.listen)
+    values["REDIRECT"] = _redirect(options) if options.redirect else ""
     return values
+
+
+def _redirect(options: NginxOptions) -> str:
+    """The server on plain HTTP."""
+    lines = [*(f"listen {address};" for address in options.redirect), f"server_name {options.server_name};"]
+    return "server {\n    " + "\n    ".join([*lines, "include chatsvc/redirect.conf;"]) + "\n}\n\n"
 
 
 def fill_in(template: str, values: Mapping[str, str]) -> str:
