@@ -1,28 +1,46 @@
-# syntax=docker/dockerfile:1
 # Two stages: wheels are installed where compilers and caches may be, and only the result goes on. No torch in here:
 # conversion and the reference runner belong on another machine. Models, keys, database and log live in volumes.
+#
+# BASE is any Debian with Python 3.11 or newer and its venv module. Pin it by the digest that you have checked:
+#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:… -t chatsvc:0.1.0 .
+ARG BASE=python:3.11-slim-bookworm
 
-FROM python:3.11-slim-bookworm AS build
+FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
-RUN python -m venv /opt/chatsvc
+# Packages first: they change less often than our code. Each file must have a hash of the lock.
+COPY requirements.lock requirements-build.lock ./
+RUN python3 -m venv /opt/chatsvc \
+    && /opt/chatsvc/bin/pip install --require-hashes --only-binary :all: -r requirements.lock \
+    && python3 -m venv /build/tools \
+    && /build/tools/bin/pip install --require-hashes --only-binary :all: -r requirements-build.lock
 COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE Dockerfile compose.yaml ./
 COPY config ./config
 COPY nginx ./nginx
 COPY systemd ./systemd
+COPY deploy ./deploy
 COPY docs ./docs
 COPY src ./src
-RUN /opt/chatsvc/bin/pip install -c constraints.txt '.[postgres,redis,directory]' \
+RUN PATH=/build/tools/bin:$PATH /build/tools/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /build/dist . \
+    && /opt/chatsvc/bin/pip install --no-deps --no-index /build/dist/*.whl \
     && find /opt/chatsvc -name '__pycache__' -prune -exec rm -rf {} + \
     && /opt/chatsvc/bin/chatsvc --version
 
-FROM python:3.11-slim-bookworm AS runtime
-# The group is nginx's way to the web socket: give it to that container's user as a supplementary group.
-RUN groupadd --gid 10001 chatsvc \
-    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/chatsvc --no-create-home --shell /usr/sbin/nologin chatsvc \
+FROM ${BASE} AS runtime
+# Two accounts: the web process (10001) owns home and models, the engine (10002) may read the models. The web process is
+# in the engine's group, to reach its socket; nginx needs the web process's group for the other socket.
+RUN groupadd --gid 10001 chatsvc && groupadd --gid 10002 chatsvc-engine \
+    && useradd --uid 10001 --gid 10001 --groups 10002 --home-dir /var/lib/chatsvc --no-create-home \
+        --shell /usr/sbin/nologin chatsvc \
+    && useradd --uid 10002 --gid 10002 --home-dir /var/lib/chatsvc-engine --no-create-home \
+        --shell /usr/sbin/nologin chatsvc-engine \
     && install -d -o 10001 -g 10001 -m 0700 /var/lib/chatsvc \
-    && install -d -o 10001 -g 10001 -m 0750 /run/chatsvc /run/chatsvc-engine
+    && install -d -o 10001 -g 10002 -m 0750 /var/lib/chatsvc-engine /var/lib/chatsvc-engine/keys \
+    && install -d -o 10001 -g 10002 -m 2750 /var/lib/chatsvc/models /var/lib/chatsvc-engine/models \
+    && install -d -o 10001 -g 10001 -m 0750 /run/chatsvc /etc/chatsvc-nginx \
+    && install -d -o 10002 -g 10002 -m 0750 /run/chatsvc-engine
 COPY --from=build /opt/chatsvc /opt/chatsvc
+COPY deploy/first-start.sh /opt/chatsvc/bin/first-start
 ENV PATH=/opt/chatsvc/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

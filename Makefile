@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fix bench docs setup setup-dev debian
+.PHONY: help run test test-image check fix bench docs lock setup setup-dev debian
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ run: setup ## set up, then serve with the embedded model (PORT, HOST, CHATSVC_HO
 test: setup-dev debian check ## check, then run every test, with branch coverage
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-image: setup-dev ## build the container image with Debian's buildah, start it and chat (root, several minutes)
+	@$(BIN)/python -m pytest -m image tests/system/test_image.py
 
 check: setup-dev ## lint, types and the import rules
 	@$(BIN)/ruff check .
@@ -33,6 +36,10 @@ bench: setup-dev ## measure this machine: throughput and time to the first token
 
 docs: setup-dev ## write the pages that are made from the code
 	@$(BIN)/python tools/pages.py
+
+lock: setup-dev ## write the hashes of what the image installs, after a change of versions
+	@$(PIP) install --quiet uv==0.13.9
+	@$(BIN)/python tools/lock.py
 
 setup: $(VENV)/.base ## install what serving needs (no torch)
 

@@ -410,8 +410,11 @@ def test_the_units_hold_the_prefix_and_systemd_reads_them(tmp_path: Path, prefix
     shown = prefix.replace("%", "%%")
     for unit in written:
         text = unit.read_text()
-        assert not any(left in text for left in ("/opt/chatsvc", "/var/lib/chatsvc", "StateDirectory"))
-        assert f"CHATSVC_HOME={shown}/home" in text
+        assert not any(left in text for left in ("/opt/chatsvc", "/var/lib/chatsvc/", "StateDirectory=chatsvc\n"))
+        if unit.stem == "chatsvc-engine":  # a home of its own, into which it sees what it needs
+            assert f"{shown}/home/models:/var/lib/chatsvc-engine/models" in text
+        else:
+            assert f"CHATSVC_HOME={shown}/home" in text
         assert f"{shown}/bin/chatsvc" in text
         assert ("ProtectHome=read-only" in text) == prefix.startswith("/home")
         # systemd looks whether the program is there.

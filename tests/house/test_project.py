@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tools import lock
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 UNITS = sorted((ROOT / "systemd").glob("*.service"))
@@ -76,15 +78,34 @@ def compose() -> dict:
     return yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
 
 
-def test_the_containers_are_three_and_the_engine_has_no_network() -> None:
+def test_only_nginx_and_the_setup_before_the_start_have_a_network() -> None:
     services = compose()
-    assert set(services) == {"nginx", "web", "engine"}
+    assert set(services) == {"setup", "nginx", "web", "engine"}
     assert services["engine"]["network_mode"] == "none"
     assert services["web"]["network_mode"] == "none"
     assert services["nginx"]["depends_on"] == {"web": {"condition": "service_healthy"}}
+    for name in ("web", "engine"):
+        assert services[name]["depends_on"]["setup"] == {"condition": "service_completed_successfully"}
 
 
-@pytest.mark.parametrize("name", ["nginx", "web", "engine"])
+def test_every_volume_and_file_of_the_containers_is_there_or_made() -> None:
+    document = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    for service in document["services"].values():
+        for mount in service.get("volumes", []):
+            source = mount.split(":")[0]
+            assert source in document["volumes"] or (ROOT / source).exists(), mount
+
+
+def test_web_and_engine_run_under_accounts_of_their_own() -> None:
+    assert compose()["engine"]["user"] == "10002:10002"
+    assert compose()["web"]["group_add"] == ["10002"]
+    engine, web = (options(ROOT / "systemd" / f"chatsvc-{name}.service") for name in ("engine", "web"))
+    assert engine["User"] == ["chatsvc-engine"]
+    assert web["User"] == ["chatsvc"]
+    assert web["SupplementaryGroups"] == engine["Group"] == ["chatsvc-engine"]
+
+
+@pytest.mark.parametrize("name", ["setup", "nginx", "web", "engine"])
 def test_every_container_is_hardened(name: str) -> None:
     service = compose()[name]
     assert service["read_only"] is True
@@ -99,8 +120,8 @@ def test_every_container_is_hardened(name: str) -> None:
 
 def test_the_image_is_lean_and_not_root() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    stages = re.findall(r"^FROM \S+ AS (\w+)$", text, re.MULTILINE)
-    assert stages == ["build", "runtime"]
+    stages = re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE)
+    assert stages == [("${BASE}", "build"), ("${BASE}", "runtime")]
     assert "torch" not in "".join(line for line in text.splitlines() if line.startswith("RUN"))
     runtime = text.split(" AS runtime")[1]
     assert "\nUSER 10001:10001\n" in runtime
@@ -131,6 +152,8 @@ def test_every_unit_is_hardened_and_has_no_network(unit: Path) -> None:
         "CapabilityBoundingSet": "",
         "MemoryDenyWriteExecute": "no",
         "TimeoutStopSec": "45",
+        "RestartSec": "10",
+        "StartLimitBurst": "60",
     }.items():
         assert has[name] == [value], name
 
@@ -154,3 +177,22 @@ def test_make_test_installs_every_extra() -> None:
     installed = re.search(r"-e '\.\[([a-z,]+)\]'", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert installed is not None
     assert set(installed[1].split(",")) == set(PROJECT["optional-dependencies"])
+
+
+def test_the_image_installs_what_the_lock_holds_and_every_file_of_it_has_a_hash() -> None:
+    locked: dict[str, str] = {}
+    for part in ("requirements.lock", "requirements-build.lock"):
+        for block in re.split(r"\n(?=\S)", (ROOT / part).read_text(encoding="utf-8").strip()):
+            if not block.startswith("#"):
+                requirement = Requirement(block.split(" \\")[0])
+                assert "--hash=sha256:" in block, requirement
+                (specifier,) = requirement.specifier
+                locked[normal(requirement.name)] = specifier.version
+    serving = [
+        *PROJECT["dependencies"],
+        *(t for name in lock.SERVING_EXTRAS for t in PROJECT["optional-dependencies"][name]),
+    ]
+    for requirement in map(Requirement, serving):
+        assert requirement.specifier.contains(locked[normal(requirement.name)]), f"{requirement}: run `make lock`"
+    pinned = constraints()
+    assert {name: version for name, version in locked.items() if pinned.get(name, version) != version} == {}

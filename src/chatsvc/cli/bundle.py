@@ -12,7 +12,7 @@ from chatsvc.settings import Settings, load
 if TYPE_CHECKING:
     from chatsvc.models.store import ModelFolder
 
-_RESOURCES = ("config", "nginx", "systemd", "docs", "compose.yaml", "Dockerfile", "constraints.txt")
+_RESOURCES = ("config", "nginx", "systemd", "docs", "compose.yaml", "Dockerfile", "deploy", "constraints.txt")
 _prefix_option = click.option(
     "--prefix",
     type=click.Path(file_okay=False, path_type=Path),

@@ -68,15 +68,22 @@ def _toml(value: object) -> str:
 @click.option(
     "--redirect", multiple=True, help="Also send browsers from plain HTTP here to HTTPS, such as 80; repeatable."
 )
+@click.option(
+    "--self-signed",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="For a first try: put a certificate of our own into this folder, unless one is there.",
+)
 @click.option("--run-directory", default="/run/nginx", show_default=True, help="For nginx's process id.")
 @click.option("--access-log", default="/dev/stdout", show_default=True, help="Where nginx logs requests.")
-def nginx(output: Path, listen: tuple[str, ...], redirect: tuple[str, ...], **options: str) -> None:
+def nginx(
+    output: Path, listen: tuple[str, ...], redirect: tuple[str, ...], self_signed: Path | None, **options: str
+) -> None:
     """Write nginx's configuration, so that its allow list and limits say the same as ours.
 
     Needs server.socket, the unix socket between nginx and the web process. Run it again after a change of
     guard.allowed_networks, and when a model with a longer context has come, then `nginx -s reload`.
     """
-    from chatsvc.cli import render
+    from chatsvc.cli import certificate, render
 
     loaded = configuration.load()
     if loaded.server.socket is None:
@@ -94,6 +101,8 @@ def nginx(output: Path, listen: tuple[str, ...], redirect: tuple[str, ...], **op
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         click.echo(path)
+    if self_signed and (made := certificate.make_unless_there(self_signed, options["server_name"])):
+        click.echo(f"{made} (self-signed: for a first try only; browsers will warn)")
 
 
 def _max_chat_bytes(loaded: configuration.Settings) -> int:

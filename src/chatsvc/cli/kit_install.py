@@ -158,6 +158,10 @@ def _unit_line(line: str, prefix: Path) -> str | None:
     if prefix.parts[1] in {"home", "root"}:
         here["ProtectHome=yes"] = "ProtectHome=read-only"
     program = _quoted(str(prefix / "bin" / "chatsvc"))
+    name, _, value = line.partition("=")
+    if name == "BindReadOnlyPaths":  # the engine's view of models, configuration and the public key
+        optional = "-" if value.startswith("-") else ""
+        return f"{name}={optional}{_quoted(value.removeprefix('-').replace('/var/lib/chatsvc/', f'{home}/', 1))}"
     return here.get(line, line.replace("=/opt/chatsvc/bin/chatsvc ", f"={program} "))
 
 

@@ -40,7 +40,8 @@ allowed_networks = ["127.0.0.0/8", "::1/128"]
 
 
 @click.command("quickstart")
-def command() -> None:
+@click.option("--prepare-only", is_flag=True, help="Make what is missing and end; something else serves.")
+def command(prepare_only: bool) -> None:
     """Make what is missing (keys, administrator, model), then serve: the first thing to try.
 
     Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
@@ -51,6 +52,14 @@ def command() -> None:
     os.umask(0o077)
     with _quiet_end():
         settings = _settings()
+        if prepare_only:
+            preflight.require(settings)
+            prepare(settings)
+            return
+        if settings.server.socket:
+            raise OperatorError(
+                "server.socket is set: quickstart listens on HOST and PORT; use `chatsvc serve` behind nginx."
+            )
         log_directory = settings.home / "logs"
         log_directory.mkdir(mode=0o700, exist_ok=True)
         for log in log_directory.glob("*.log"):
@@ -94,12 +103,7 @@ def _settings() -> Settings:
         configuration.write_text(_CONFIGURATION, encoding="utf-8")
         click.echo(f"Wrote {configuration}: only this machine may connect.")
     given = {"CHATSVC_SERVER__PORT": environment_value("PORT"), "CHATSVC_SERVER__HOST": environment_value("HOST")}
-    settings = load(child_environment({name: value for name, value in given.items() if value is not None}))
-    if settings.server.socket:
-        raise OperatorError(
-            "server.socket is set: quickstart listens on HOST and PORT; use `chatsvc serve` behind nginx."
-        )
-    return settings
+    return load(child_environment({name: value for name, value in given.items() if value is not None}))
 
 
 def prepare(settings: Settings) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,10 @@ def connect(path: Path) -> socket.socket:
 
 
 class Listener:
-    """A listening socket: bound under a name of its own, then renamed over whatever was at ``path``."""
+    """A listening socket: bound under a name of its own, then renamed over whatever was at ``path``.
+
+    Its mode is 0600; in a folder that its group may enter 0660, so that the web process can be of another account.
+    """
 
     def __init__(self, path: Path) -> None:
         _remove_left_over(path)
@@ -65,7 +69,7 @@ class Listener:
             with short_address(temporary) as address:
                 self.sock.bind(address)
             undo.callback(temporary.unlink, missing_ok=True)
-            temporary.chmod(0o600)
+            temporary.chmod(_mode_in(path.parent))
             self.sock.listen(128)
             self.sock.setblocking(False)
             self._inode = temporary.stat().st_ino
@@ -87,6 +91,10 @@ class Listener:
         with contextlib.suppress(FileNotFoundError):
             if self.path.stat().st_ino == self._inode:
                 self.path.unlink()
+
+
+def _mode_in(folder: Path) -> int:
+    return 0o660 if folder.stat().st_mode & stat.S_IXGRP else 0o600
 
 
 def _remove_left_over(path: Path) -> None:

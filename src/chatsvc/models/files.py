@@ -22,6 +22,7 @@ from chatsvc.errors import OperatorError
 BLOCK_BYTES = 1 << 20
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+_GROUP_FILE = 0o640
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -174,6 +175,20 @@ def make_private_folder(folder: Path) -> None:
     """Make it, and its parents, for us alone; an existing one is left as it is."""
     if not folder.is_dir():
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+
+
+def share_with_group(folder: Path) -> int:
+    """Let the group read a folder and its files where it may read the folder above; returns the mode of a file in it.
+
+    The engine may run under an account of its own, in the group of the store's folder (mode 2750).
+    """
+    if not folder.parent.stat().st_mode & stat.S_IRGRP:
+        return PRIVATE_FILE
+    folder.chmod(PRIVATE_FOLDER | stat.S_IRGRP | stat.S_IXGRP)
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(_GROUP_FILE)
+    return _GROUP_FILE
 
 
 @contextlib.contextmanager

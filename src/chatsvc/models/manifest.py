@@ -21,7 +21,7 @@ import msgspec
 import rfc8785
 
 from chatsvc.errors import ModelRefused
-from chatsvc.models.files import Progress, no_progress, open_regular, replace_file, sha256_of
+from chatsvc.models.files import Progress, no_progress, open_regular, replace_file, sha256_of, share_with_group
 from chatsvc.models.signing import SigningKeys
 
 MANIFEST_FILE = "manifest.json"
@@ -93,11 +93,12 @@ def write(folder: Path, name: str, keys: SigningKeys, progress: Progress = no_pr
     Raises:
         ModelRefused: it holds what no model folder may hold.
     """
+    mode = share_with_group(folder)  # first: a change of mode is a change of the file's times
     files = [_measure(folder, path, progress) for path in _names(folder) if path != MANIFEST_FILE]
     unsigned = Manifest(v=1, name=name, files=files, key_id=_key_id(keys))
     signature = base64.b64encode(keys.sign(unsigned.message())).decode()
     manifest = msgspec.structs.replace(unsigned, signature=signature)
-    replace_file(folder / MANIFEST_FILE, manifest.encode())
+    replace_file(folder / MANIFEST_FILE, manifest.encode(), mode)
     return manifest
 
 
