@@ -1,5 +1,6 @@
 """The client against real loops: reconnecting, stalls, hand-over, and generations whose engine is gone."""
 
+import stat
 import threading
 import time
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_steps_without_progress_are_a_hang_too(socket_path: Path) -> None:
     finally:
         client.close()
         listener.close()
+
+
+@pytest.mark.parametrize(("folder_mode", "socket_mode"), [(0o700, 0o600), (0o750, 0o660)])
+def test_the_socket_is_open_to_the_group_that_may_enter_its_folder(
+    tmp_path: Path, folder_mode: int, socket_mode: int
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(folder_mode)
+    listener = Listener(tmp_path / "run" / "engine.sock")
+    assert stat.S_IMODE(listener.path.stat().st_mode) == socket_mode
+    listener.close()
 
 
 def accept_into(connections: list, listener: Listener) -> bool:

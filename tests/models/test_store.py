@@ -23,6 +23,15 @@ def test_an_imported_model_is_whole_private_and_signed(tiny: ModelFolder):
     tiny.verify(full=True)
 
 
+def test_in_a_folder_that_a_group_may_read_models_are_the_groups_too(store: ModelStore, gguf_file: Path):
+    store.root.mkdir(parents=True)
+    store.root.chmod(0o2750)
+    shared = store.import_path(gguf_file, "shared")
+    assert stat.S_IMODE(shared.path.stat().st_mode) & 0o777 == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in shared.path.iterdir()} == {0o640}
+    shared.verify()
+
+
 def test_the_card_says_what_the_web_side_needs(tiny: ModelFolder, gguf_file: Path):
     card = tiny.card()
     assert (card.name, card.context_length) == ("tiny", 2048)
