@@ -71,7 +71,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
         certificate_key=str(key), socket=str(folder / "nobody.sock"), run_directory=str(folder / "run"),
         access_log=str(folder / "access.log"),
     )  # fmt: skip
-    values = render.nginx_values(options, max_body_bytes=65536, deadline_s=300)
+    values = render.nginx_values(options, max_body_bytes=65536, max_chats=100, deadline_s=300)
     for name in render.TEMPLATES:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(render.fill_in(resource_path(f"nginx/{name}").read_text(), values))
