@@ -150,9 +150,15 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     service = ChatService(
         engine, log, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
     )
-    pulse = Pulse({"the database": guard.database.ping, "Redis": guard.rates.ping})
+    pulse = Pulse(
+        {
+            "the database cannot be reached": guard.database.ping,
+            "the database cannot be written": guard.database.check_writable,
+            "Redis cannot be reached": guard.rates.ping,
+        }
+    )
     on_failure.callback(pulse.close)
-    health = ops.Health(engine, log, drain, pulse)
+    health = ops.Health(engine, log, drain, pulse, service.streak)
     metrics.add_gauges(ops.gauges(health, room))
     gate.housekeep()  # what was done by command while we were away
     pulse.start()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
+from sqlalchemy import text
 
 from chatsvc.app import running_in
+from chatsvc.store.database import Database
 from tests.audit.test_faults import FaultyDisk
 
 
@@ -55,6 +59,59 @@ def test_what_is_wrong_with_the_logs_disk_is_said_without_its_path(bare_app, bar
         assert segment.path.name not in answer.text
         assert str(segment.path.parent) not in answer.text
     assert str(segment.path) in caplog.text
+
+
+def health(client):
+    answers = [client.get(path) for path in ("/healthz", "/readyz")]
+    assert len({(answer.status_code, answer.json.get("reason")) for answer in answers}) == 1
+    return answers[0].status_code, answers[0].json.get("reason")
+
+
+def test_a_database_that_another_program_has_locked_is_not_healthy(app, client, wait_until):
+    assert health(client) == (200, None)
+    path = running_in(app).settings.home / "chatsvc.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        wait_until(lambda: health(client) == (503, "the database cannot be written"), what="503")
+        assert client.get("/livez").status_code == 200
+        other.execute("ROLLBACK")
+    wait_until(lambda: health(client) == (200, None), what="recovery")
+
+
+def test_a_postgresql_that_takes_no_writes_is_not_healthy(postgres, make_app, wait_until):
+    database = Database(postgres.url)
+    try:
+        app = make_app(CHATSVC_STORE__URL=postgres.url)
+        client = app.test_client()
+        wait_until(lambda: health(client) == (200, None), what="health")
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as operator:
+            for is_read_only, state in (("on", (503, "the database cannot be written")), ("off", (200, None))):
+                operator.execute(text(f"ALTER DATABASE postgres SET default_transaction_read_only = {is_read_only}"))
+                running_in(app).guard.database.engine.dispose()  # as after a fail-over: new connections
+                wait_until(lambda state=state: health(client) == state, what=str(state))
+    finally:
+        database.close()
+
+
+def test_chats_that_all_fail_for_a_reason_of_ours_are_an_outage_and_one_is_none(app, client, login):
+    headers, path = login(), running_in(app).settings.home / "chatsvc.db"
+
+    def chat():
+        return client.post("/chat", json={"query": "Hi", "max_tokens": 1}, headers=headers).status_code
+
+    with closing(sqlite3.connect(path)) as operator:
+        operator.execute("ALTER TABLE conversation_messages RENAME TO elsewhere")
+        assert (chat(), health(client)) == (503, (200, None))
+        operator.execute("ALTER TABLE elsewhere RENAME TO conversation_messages")
+        assert chat() == 200
+        operator.execute("ALTER TABLE conversation_messages RENAME TO elsewhere")
+        assert (chat(), chat(), health(client)) == (503, 503, (200, None))
+        assert client.post("/chat", json={"query": "x " * 9000}, headers=headers).status_code == 400  # not our fault
+        assert chat() == 503
+        reason = "all of the last chats failed with store_unavailable; the log says why"
+        assert health(client) == (503, reason)
+        operator.execute("ALTER TABLE elsewhere RENAME TO conversation_messages")
+        assert (chat(), health(client)) == (200, (200, None))
 
 
 def test_health_takes_milliseconds(client):

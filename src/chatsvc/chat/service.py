@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
@@ -36,6 +36,7 @@ from chatsvc.errors import (
 )
 from chatsvc.guard.gate import Admission
 from chatsvc.observe.metrics import Metrics
+from chatsvc.observe.streak import Streak
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class ChatService:
     options: ServiceOptions = ServiceOptions()
     clock: Callable[[], float] = time.monotonic
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
+    streak: Streak = field(default_factory=Streak)
 
     def complete(self, call: Call, request: ChatRequest) -> tuple[str, Finish]:
         """The whole completion at once."""
@@ -109,20 +111,21 @@ class ChatService:
         )
         started_at = self.clock()
         try:
-            self._refuse_early()
-            # (5) template -> prompt ids -> charge
-            plan = self.planner.plan(call.account_id, request)
-            self._charge(call, plan)
-            start = Start(self.new_id(), plan.conversation_id, plan.card.name)
-            is_new = request.conversation_id is None
-            with self.conversations.answers.begin(call.account_id, plan.conversation_id, is_new=is_new) as answer:
-                yield start
-                while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
-                    watch.check()
-                    answer.check()
-                    yield Waiting(call.admission.position(), call.admission.estimate_s())
-                progress = _Progress(started_at, answer, plan.completion(), len(plan.prompt_ids))
-                yield from self._recorded(call, request, plan, progress, watch)
+            with self.streak.counting():
+                self._refuse_early()
+                # (5) template -> prompt ids -> charge
+                plan = self.planner.plan(call.account_id, request)
+                self._charge(call, plan)
+                start = Start(self.new_id(), plan.conversation_id, plan.card.name)
+                is_new = request.conversation_id is None
+                with self.conversations.answers.begin(call.account_id, plan.conversation_id, is_new=is_new) as answer:
+                    yield start
+                    while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
+                        watch.check()
+                        answer.check()
+                        yield Waiting(call.admission.position(), call.admission.estimate_s())
+                    progress = _Progress(started_at, answer, plan.completion(), len(plan.prompt_ids))
+                    yield from self._recorded(call, request, plan, progress, watch)
         finally:
             # (9) whatever happened, the slot is free
             call.admission.release()

@@ -1,7 +1,7 @@
 """``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``: read from memory, no inference, nothing that blocks.
 
 The truth is what this process knows already: the engine's heartbeat, the state of the audit log, whether the database
-and Redis answered a second ago, whether it drains.
+and Redis answered a second ago and the database could be written, how the last chats ended, whether it drains.
 Slow is not dead (heartbeats and steps go on), hung is not healthy (the engine client sees no progress and says so).
 """
 
@@ -21,6 +21,7 @@ from chatsvc.guard.room import Room
 from chatsvc.http.routing import requires
 from chatsvc.observe.metrics import CONTENT_TYPE, Metrics
 from chatsvc.observe.pulse import Pulse
+from chatsvc.observe.streak import Streak
 
 _MESSAGES = {
     "starting": "the model is being loaded",
@@ -38,6 +39,7 @@ class Health:
     audit: AuditLog
     drain: Drain
     pulse: Pulse
+    streak: Streak
 
     def state(self) -> tuple[str, str | None]:
         """(``ok``, None), or (``starting`` | ``draining`` | ``error``, why)."""
@@ -48,7 +50,10 @@ class Health:
             return "error", f"the audit log cannot be written: {problem}"
         silent = self.pulse.problem()
         if silent is not None:
-            return "error", f"{silent} cannot be reached"
+            return "error", silent
+        code = self.streak.problem()
+        if code is not None:
+            return "error", f"all of the last chats failed with {code}; the log says why"
         status = self.engine.status()
         if status.ready:
             return "ok", None

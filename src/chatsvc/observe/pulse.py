@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 
 # An answer that takes longer is none.
-_SLOW_S = 1.5
+_SLOW_S = 2.5
 
 
 class Pulse:
     """One thread.
 
     Args:
-        checks: by name, what raises where there is no answer.
+        checks: by what is wrong then, what raises where there is no answer.
         every_s: the pause between two rounds.
         clock: seconds.
     """
@@ -43,7 +43,7 @@ class Pulse:
         self._thread.start()
 
     def problem(self) -> str | None:
-        """The name of what does not answer, None where all do."""
+        """What is wrong with the first that does not answer, None where all do."""
         asking = self._asking
         if asking is not None and self._clock() - asking[1] > _SLOW_S:
             return asking[0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -36,6 +37,8 @@ _OUR_MISTAKES = (IntegrityError, DataError, ProgrammingError)
 _OUR_MISTAKES_IN_SQLITE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
 _BUSY_TIMEOUT_MS = 5000
 _WRITER_TIMEOUT_S = 10.0
+_CHECK_TIMEOUT_MS = 1000
+_TOUCH_EVERY_S = 10.0
 
 
 class Database:
@@ -54,6 +57,7 @@ class Database:
         # BEGIN IMMEDIATE takes the write lock at once: no upgrade from reader to writer, which could deadlock.
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._writer = threading.Lock()
+        self._touch_at = 0.0
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -105,6 +109,35 @@ class Database:
         """
         with self.connection() as connection:
             connection.execute(text("SELECT 1"))
+
+    def check_writable(self) -> None:
+        """Take the right to write, and now and then write as good as nothing: a full disk gives the right as well.
+
+        Raises:
+            StoreUnavailable: another program holds a lock on the file, or the disk or the server takes no writes.
+        """
+        if not self.is_sqlite:
+            with self.connection() as connection:
+                if connection.scalar(text("SELECT current_setting('transaction_read_only')")) != "off":
+                    raise StoreUnavailable
+            return
+        with self._turn_to_write(), self._outages(), self._plain() as connection:
+            assert isinstance(connection, sqlite3.Connection)
+            connection.execute(f"PRAGMA busy_timeout={_CHECK_TIMEOUT_MS}")
+            try:
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute("BEGIN IMMEDIATE")
+                with connection:
+                    self._touch(connection)
+            finally:
+                connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+
+    def _touch(self, connection: sqlite3.Connection) -> None:
+        now = time.monotonic()
+        if now >= self._touch_at:
+            # A number in the file's header that nobody reads.
+            connection.execute(f"PRAGMA user_version={int(now) % 2**31}")
+            self._touch_at = now + _TOUCH_EVERY_S
 
     def close(self) -> None:
         """Close every pooled connection."""
