@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chatsvc.chat.completion import Completion
@@ -18,7 +19,6 @@ from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
 from chatsvc.errors import ContextLengthExceeded, ModelNotFound
 from chatsvc.models.card import ModelCard, SamplingDefaults
-from chatsvc.models.template_process import TemplateProcess
 
 _log = logging.getLogger(__name__)
 
@@ -67,28 +67,16 @@ class PlannerOptions:
 class Planner:
     """Makes plans for whatever model the engine serves at the moment."""
 
-    def __init__(
-        self,
-        engine: EngineClient,
-        conversations: Conversations,
-        templates: TemplateProcess,
-        options: PlannerOptions,
-    ) -> None:
+    def __init__(self, engine: EngineClient, conversations: Conversations, options: PlannerOptions) -> None:
         self._engine = engine
         self._conversations = conversations
-        self._templates = templates
         self._options = options
-        self._made: dict[str, tuple[PromptRenderer, list[int]]] = {}
+        self._made: tuple[PromptRenderer, list[int]] | None = None
         self._making = threading.Lock()
 
     def prepare(self, card: ModelCard) -> None:
-        """Make what is made once a model, before anybody asks, and try it.
-
-        Raises:
-            ModelRefused, InvalidRequest: its chat template cannot be used.
-        """
-        renderer, _ = self._renderer_for(card)
-        renderer.prompt_ids(with_system(self._options.system_prompt, [Message("user", "Hello")]))
+        """Make what is made once a model, before anybody asks."""
+        self._renderer_for(card)
 
     def plan(self, account_id: str, request: ChatRequest) -> Plan:
         """Work it out.
@@ -107,7 +95,7 @@ class Planner:
             history = self._conversations.history(account_id, conversation_id)
         elif request.keep:
             conversation_id = self._conversations.new_id()
-        prompt_ids = renderer.prompt_ids(self._conversation(history, request.messages))
+        turns, prompt_ids = self._prompt(renderer, history, request)
         return Plan(
             card=renderer.card,
             renderer=renderer,
@@ -115,9 +103,28 @@ class Planner:
             num_public=len(beginning) if prompt_ids[: len(beginning)] == beginning else 0,
             sampling=self._sampling(request, len(prompt_ids), renderer.card),
             stop=request.stop,
-            turns=tuple(message for message in request.messages if message.role != "system"),
+            turns=turns,
             conversation_id=conversation_id,
         )
+
+    def text_of(self, prompt: str | Sequence[int]) -> str:
+        """What a prompt says.
+
+        Raises:
+            InvalidRequest: an id that no token has.
+            EngineUnavailable: no model is ready.
+        """
+        return self._renderer_for(self._engine.card())[0].text_of(prompt)
+
+    def _prompt(
+        self, renderer: PromptRenderer, history: list[Message], request: ChatRequest
+    ) -> tuple[tuple[Message, ...], list[int]]:
+        """The new turns, and the ids of all of it."""
+        if request.prompt is not None:
+            prompt_ids = renderer.plain_ids(self._options.system_prompt, request.prompt)
+            return (Message("user", renderer.text_of(request.prompt)),), prompt_ids
+        turns = tuple(message for message in request.messages if message.role != "system")
+        return turns, renderer.prompt_ids(self._conversation(history, request.messages))
 
     def _conversation(self, history: list[Message], messages: tuple[Message, ...]) -> tuple[Message, ...]:
         num_leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
@@ -132,29 +139,22 @@ class Planner:
         if num_free < 1 or wanted > num_free:
             raise ContextLengthExceeded(
                 f"The model's context is {context_length} tokens. The prompt has {num_prompt_tokens}, and "
-                f"{max(wanted, 1)} were asked for; shorten the messages or lower max_tokens.",
-                param="messages",
+                f"{max(wanted, 1)} were asked for; shorten it or lower max_tokens.",
+                param="messages" if request.prompt is None else "prompt",
             )
         return sampling_of(request.sampling, wanted, card.sampling, self._options.sampling)
 
     def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
-        """The one that was made for this model, or a new one; a first crowd makes one (100 MB), not one each.
+        """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each.
 
         With it comes what its prompts begin with before a caller's word. A prompt has that as a whole or counts as its
         caller's: where it parts from it would tell others what somebody wrote.
         """
-        made = self._made.get(card.digest)
-        if made is None:
-            with self._making:
-                made = self._made.get(card.digest) or self._make(card)
-        return made
-
-    def _make(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
-        renderer = PromptRenderer(card, self._templates)
-        made = renderer, self._beginning(renderer)
-        # The model before it is still asked while this one is prepared.
-        self._made = dict([*self._made.items(), (card.digest, made)][-2:])
-        return made
+        with self._making:
+            if self._made is None or self._made[0].card.digest != card.digest:
+                renderer = PromptRenderer(card)
+                self._made = renderer, self._beginning(renderer)
+            return self._made
 
     def _beginning(self, renderer: PromptRenderer) -> list[int]:
         try:

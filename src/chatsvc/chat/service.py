@@ -203,6 +203,9 @@ class ChatService:
 
     def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: Watch) -> Iterator[Event]:
         completion = progress.completion
+        if not plan.sampling.max_tokens:  # only the prompt is counted
+            progress.reason = "length"
+            return
         # (7) ids to the engine
         generation = self.engine.submit(plan.prompt_ids, plan.sampling, call.account_id, plan.card, plan.num_public)
         try:

@@ -76,6 +76,7 @@ class ChatRequest:
 
     Attributes:
         messages: the new turns.
+        prompt: a text or token ids to go on from, as they are: without messages, roles and a template.
         max_tokens: of each choice; None: the configured default, or what the context has room for if that is less.
         sampling: how tokens are chosen.
         stop: strings that end a completion and are not shown.
@@ -87,7 +88,8 @@ class ChatRequest:
         keep: the turn is stored in a conversation of the caller's.
     """
 
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
     max_tokens: int | None = None
     sampling: SamplingRequest = SamplingRequest()
     stop: tuple[str, ...] = ()
@@ -144,3 +146,11 @@ class Finish:
 
 
 Event = Start | Waiting | Delta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What happens in one of several completions that are made at the same time; ``index`` counts from 0."""
+
+    index: int
+    event: Event

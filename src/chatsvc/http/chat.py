@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
 from chatsvc.chat.service import Call, ChatService
-from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Start, Usage
+from chatsvc.chat.several import together
+from chatsvc.chat.types import ChatRequest, Choice, Delta, Event, Finish, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
@@ -56,7 +58,7 @@ class ChatDesk:
         return Call(admission, caller.account_id, facts, is_gone)
 
     def stream(
-        self, chat_request: ChatRequest, encoder: sse.Encoder, headers: Mapping[str, str] = MappingProxyType({})
+        self, chat_request: ChatRequest, encoder: sse.Encoder[Event], headers: Mapping[str, str] = MappingProxyType({})
     ) -> Response:
         """A streaming answer; ``headers`` go with those of the limits."""
         call = self.call()
@@ -69,6 +71,38 @@ class ChatDesk:
         call = self.call()
         text, finish = self.service.complete(call, chat_request)
         return text, finish, call.admission.limits_headers()
+
+    def stream_all(
+        self, requests: Sequence[ChatRequest], encoder: sse.Encoder[Choice], headers: Mapping[str, str]
+    ) -> Response:
+        """A streaming answer of several completions; each is admitted, counted and recorded like any other."""
+        told = dict(headers)
+        events = self._together(requests, told)
+        answer = sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers={})
+        answer.headers.update(told)
+        return answer
+
+    def complete_all(self, requests: Sequence[ChatRequest]) -> tuple[list[tuple[str, Finish]], dict[str, str]]:
+        """The text of each and how it ended, and the headers of the limits."""
+        told: dict[str, str] = {}
+        texts = [""] * len(requests)
+        ends: dict[int, Finish] = {}
+        for choice in self._together(requests, told):
+            if isinstance(choice.event, Delta):
+                texts[choice.index] += choice.event.text
+            elif isinstance(choice.event, Finish):
+                ends[choice.index] = choice.event
+        return [(text, ends[index]) for index, text in enumerate(texts)], told
+
+    def _together(self, requests: Sequence[ChatRequest], headers: dict[str, str]) -> Iterator[Choice]:
+        """What happens in each; when all have begun ``headers`` has those of the limits too."""
+
+        def start(chat_request: ChatRequest) -> Iterator[Event]:
+            call = self.call()
+            headers.update(call.admission.limits_headers())
+            return self.service.stream(call, chat_request)
+
+        return together([partial(start, chat_request) for chat_request in requests])
 
 
 def blueprint(desk: ChatDesk) -> Blueprint:

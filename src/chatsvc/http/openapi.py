@@ -83,7 +83,7 @@ def document(app: Flask, version: str) -> dict[str, Any]:
 
 
 def _set(schemas: dict[str, Any], configured: Configured) -> None:
-    for model in ("ChatBody", "OpenAIBody"):
+    for model in ("ChatBody", "OpenAIBody", "CompletionBody"):
         for name in ("max_tokens", "max_completion_tokens"):
             for choice in schemas[model]["properties"].get(name, {}).get("anyOf", []):
                 if choice.get("type") == "integer":

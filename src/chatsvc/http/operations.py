@@ -13,6 +13,7 @@ from chatsvc.http.answers import SCHEMAS
 from chatsvc.http.audit import HeadBody
 from chatsvc.http.auth import LoginBody, PasswordBody
 from chatsvc.http.chat_schema import ChatBody
+from chatsvc.http.completions_schema import CompletionBody
 from chatsvc.http.conversations import MAX_OFFSET, MAX_PAGE, RenameBody
 from chatsvc.http.openai_schema import OpenAIBody
 
@@ -93,6 +94,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("POST", "/chat/stream"): Operation("chat", _EVENTS, body=ChatBody, errors=_BUSY, media_type="text/event-stream"),
     ("POST", "/v1/chat/completions"): Operation(
         "openai", "Create a chat completion", "Completion", OpenAIBody, errors=_BUSY, stream_of=_CHUNKS
+    ),
+    ("POST", "/v1/completions"): Operation(
+        "openai", "Go on from a text, without roles", "TextCompletion", CompletionBody, errors=_BUSY, stream_of=_CHUNKS
     ),
     ("GET", "/v1/models"): Operation("openai", "List the models that are served", "Models"),
     ("GET", "/v1/models/{model_id}"): Operation("openai", "One model", "Model"),

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from flask import Response
 
-from chatsvc.chat.types import Event, Waiting
+from chatsvc.chat.types import Waiting
 from chatsvc.errors import ChatsvcError, ClientGone
 from chatsvc.http import context, problems
 
@@ -33,23 +33,27 @@ def message(data: Any, *, event: str | None = None) -> bytes:
     return name + b"data: " + _json.encode(data) + b"\n\n"
 
 
-class Encoder(Protocol):
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Encoder(Protocol[T_contra]):
     """What one API sends for what happens; empty where it sends nothing."""
 
-    def encode(self, event: Event) -> bytes:
+    def encode(self, event: T_contra) -> bytes:
         """Bytes for an event."""
 
     def error(self, error: ChatsvcError) -> bytes:
         """Bytes for an error in mid-stream; nothing follows them."""
 
 
-class EventStream:
+class EventStream(Generic[T]):
     """A WSGI iterable. ``close()``, which every server calls, cancels what still runs, also before the first byte."""
 
     def __init__(
         self,
-        events: Iterator[Event],
-        encoder: Encoder,
+        events: Iterator[T],
+        encoder: Encoder[T],
         *,
         keep_alive_s: float,
         on_error: Callable[[ChatsvcError], None],
@@ -87,7 +91,7 @@ class EventStream:
             self._on_error(known)
             yield self._encoder.error(known)
 
-    def _sign_of_life(self, event: Event) -> bytes:
+    def _sign_of_life(self, event: T) -> bytes:
         if not self._keep_alive_s or self._clock() - self._last_write < self._keep_alive_s:
             return b""
         if isinstance(event, Waiting) and event.position:
@@ -96,7 +100,7 @@ class EventStream:
         return KEEP_ALIVE
 
 
-def answer(events: Iterator[Event], encoder: Encoder, *, keep_alive_s: float, headers: dict[str, str]) -> Response:
+def answer(events: Iterator[T], encoder: Encoder[T], *, keep_alive_s: float, headers: dict[str, str]) -> Response:
     """A streaming answer, once the first two events are there: what is refused before them is an ordinary error.
 
     The first one, Start, says only that the request is admitted; the record and the engine can still refuse it.
@@ -111,17 +115,17 @@ def answer(events: Iterator[Event], encoder: Encoder, *, keep_alive_s: float, he
     return Response(stream, headers={**headers, **HEADERS})
 
 
-class _Chained:
+class _Chained(Generic[T]):
     """The events that were taken out already, then the rest; closing reaches the rest."""
 
-    def __init__(self, first: list[Event], rest: Iterator[Event]) -> None:
+    def __init__(self, first: list[T], rest: Iterator[T]) -> None:
         self._chain = chain(first, rest)
         self._rest = rest
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> Event:
+    def __next__(self) -> T:
         return next(self._chain)
 
     def close(self) -> None:
