@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import threading
 
 import pytest
 
 from chatsvc import logs
+
+CANARY = "canary-4d81 of a prompt"
 
 
 @pytest.fixture
@@ -87,14 +91,22 @@ def test_a_traceback_is_one_value_of_the_line(written):
     assert "csk_abc" not in line["traceback"]
 
 
-def test_configure_sends_everything_to_one_stream():
+def test_configure_sends_everything_of_ours_to_one_stream(capfd):
     root = logging.getLogger()
+    hooks = logging.raiseExceptions, threading.excepthook, sys.unraisablehook
     before = root.handlers[:], root.level
     stream = io.StringIO()
     try:
         logs.configure("INFO", stream)
-        logging.getLogger("anything").info("hello")
-        logging.getLogger("werkzeug").info("noise")
+        logging.getLogger("chatsvc.anything").info("hello")
+        logging.getLogger("any.library").info("noise")
+        thread = threading.Thread(target=int, args=(CANARY,))
+        thread.start()
+        thread.join()
+        logging.getLogger("chatsvc").error("%d", CANARY)  # cannot be formatted
     finally:
         root.handlers[:], root.level = before[0], before[1]
-    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["hello"]
+        logging.raiseExceptions, threading.excepthook, sys.unraisablehook = hooks
+    told = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert told == ["hello", "a thread ended by an error"]
+    assert CANARY not in stream.getvalue() + capfd.readouterr().err

@@ -1,18 +1,27 @@
 """The operational log: one JSON object a line on standard error, with anything that looks like a secret masked.
 
-Prompts, passwords, tokens and keys are never handed to a logger in the first place; masking is the second line.
-Knows nothing about what is logged.
+Prompts, passwords, tokens and keys are never handed to a logger in the first place; masking is the second line. What
+libraries raise is a way in all the same: their messages quote parameters of a statement, lines of a request, values
+that do not fit. So a traceback has every exception's type and place, and the message only of those that are known to
+quote nothing. Knows nothing about what is logged.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sqlite3
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping
+from copy import copy
 from typing import IO, Any
+
+from chatsvc.errors import ChatsvcError
 
 MASK = "[masked]"
 
@@ -30,10 +39,46 @@ def configure(level: str, stream: IO[str] | None = None) -> None:
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    # They log a line a request or a connection of their own; the access line is ours.
-    for noisy in ("werkzeug", "sqlalchemy.engine", "alembic", "httpx", "httpcore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Libraries tell of requests, connections and statements below that; the access line is ours.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("chatsvc").setLevel(level)
+    # A line that cannot be formatted would be printed with its arguments, and an error nobody caught with its message.
+    logging.raiseExceptions = False
+    threading.excepthook = lambda caught: _log_uncaught("a thread ended by an error", caught.exc_value)
+    sys.unraisablehook = lambda caught: _log_uncaught("an error could not be raised", caught.exc_value)
+
+
+def _log_uncaught(message: str, error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, SystemExit):
+        logging.getLogger("chatsvc").error(message, exc_info=error)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in a line: its type, and its message where that never quotes what somebody sent.
+
+    An error of a database also says which one it is by its standard code, and what constraint it is about.
+    """
+    kind = type(error).__name__
+    if isinstance(error, ChatsvcError):
+        return f"{kind}: {error.message}"
+    if isinstance(error, OSError) and isinstance(error.errno, int) and error.errno > 0:
+        return f"{kind}: {os.strerror(error.errno)}" + (f": {error.filename}" if error.filename else "")
+    if isinstance(error, NameError | AttributeError | ImportError):  # names in code
+        return f"{kind}: {error}"
+    if isinstance(error, sqlite3.Error):
+        return f"{kind}: {getattr(error, 'sqlite_errorname', 'of the driver')}"
+    state = getattr(error, "sqlstate", None)  # psycopg's
+    if isinstance(state, str):
+        constraint = getattr(getattr(error, "diag", None), "constraint_name", None)
+        return f"{kind}: SQLSTATE {state}" + (f", constraint {constraint}" if constraint else "")
+    return kind
+
+
+def _traceback(error: BaseException, num_left: int = 8) -> str:
+    """As Python prints it, from the first cause on, with :func:`describe` in place of every message."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    text = f"{_traceback(before, num_left - 1)}\n\nthen:\n\n" if before is not None and num_left else ""
+    return f"{text}{''.join(traceback.format_tb(error.__traceback__))}{describe(error)}"
 
 
 class JsonLines(logging.Formatter):
@@ -45,14 +90,23 @@ class JsonLines(logging.Formatter):
             "ts": _timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._message(record),
         }
         extra = getattr(record, "fields", None)
         if isinstance(extra, Mapping):
             fields.update(extra)
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            fields["traceback"] = _traceback(record.exc_info[1])
         return json.dumps({name: redact(name, value) for name, value in fields.items()}, ensure_ascii=True, default=str)
+
+    @staticmethod
+    def _message(record: logging.LogRecord) -> str:
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        if isinstance(record.msg, BaseException) or any(isinstance(each, BaseException) for each in arguments):
+            record = copy(record)
+            record.msg = describe(record.msg) if isinstance(record.msg, BaseException) else record.msg
+            record.args = tuple(describe(each) if isinstance(each, BaseException) else each for each in arguments)
+        return record.getMessage()
 
 
 def redact(name: str, value: Any) -> Any:

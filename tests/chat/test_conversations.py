@@ -151,6 +151,22 @@ def test_deleting_and_storing_at_once_leaves_nothing(either):
         assert is_gone(either)
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_of_an_account_that_was_removed_meanwhile_nothing_is_stored(either, is_new):
+    if not is_new:
+        either.append(first("alice", "c"), TURN, complete=True)
+    with either.answers.begin("alice", "c", is_new=is_new) as answer:
+        with either._database.session() as session:
+            session.execute(text("DELETE FROM accounts WHERE id = 'alice'"))
+        either.append(answer, TURN, complete=True)
+    assert is_gone(either)
+
+
+def test_a_nul_that_a_model_wrote_is_stored_as_a_replacement_character(either):
+    either.append(first("alice", "c"), [Message("user", "Hi"), Message("assistant", "one\0two")], complete=True)
+    assert [turn.message.content for turn in either.read("alice", "c")[1]] == ["Hi", "one\ufffdtwo"]
+
+
 @pytest.mark.parametrize(
     ("said", "title"), [("  two\n words ", "two words"), ("x" * 61, "x" * 59 + "…"), ("x" * 60, "x" * 60), ("", "")]
 )

@@ -17,7 +17,7 @@ from chatsvc.chat.answering import Answer, Answers
 from chatsvc.chat.types import Message, Role
 from chatsvc.errors import NotFound
 from chatsvc.store.database import Database
-from chatsvc.store.tables import Conversation, ConversationMessage
+from chatsvc.store.tables import Account, Conversation, ConversationMessage
 
 MAX_TITLE_CHARS = 200
 _DERIVED_TITLE_CHARS = 60
@@ -127,7 +127,8 @@ class Conversations:
     def append(self, answer: Answer, turns: Sequence[Message], *, complete: bool) -> None:
         """Store what was said in the answer's conversation, and make that if it is new.
 
-        ``complete`` is about the last message. Of a conversation that was deleted meanwhile nothing is stored.
+        ``complete`` is about the last message. Of a conversation or an account that was removed meanwhile nothing is
+        stored.
         """
         conversation_id = answer.conversation_id
         assert conversation_id is not None, "what is in no conversation is not kept"
@@ -136,6 +137,8 @@ class Conversations:
             if answer.is_deleted:
                 return
             with self._database.session() as session:
+                if session.get(Account, answer.account_id, with_for_update={"read": True, "key_share": True}) is None:
+                    return
                 if answer.is_new:
                     self._make(session, answer.account_id, conversation_id, _title_from(turns), now)
                 elif not _touch(session, answer.account_id, conversation_id, now):
@@ -162,7 +165,8 @@ class Conversations:
                 conversation_id=conversation_id,
                 position=first + index,
                 role=turn.role,
-                content=turn.content,
+                # A model may write NUL, which PostgreSQL does not take.
+                content=turn.content.replace("\0", "\N{REPLACEMENT CHARACTER}"),
                 created_at=now,
                 complete=complete or index < len(turns) - 1,
             )

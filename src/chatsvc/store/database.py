@@ -185,6 +185,7 @@ def _locked(lock: threading.Lock) -> Iterator[None]:
 def _sqlite_engine(url: str, pool_size: int) -> Engine:
     engine = create_engine(
         url,
+        hide_parameters=True,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=5,

@@ -50,6 +50,7 @@ def postgres_engine(url: str, pool_size: int, breaker: Breaker) -> Engine:
         parsed = parsed.set(drivername="postgresql+psycopg")
     engine = create_engine(
         parsed,
+        hide_parameters=True,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=_POOL_TIMEOUT_S,
