@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chatsvc.audit import layout
+from chatsvc.audit import keys, layout
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.journal import Clock
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.verify import Trust
 
 NOON_US = 1_795_348_800_000_000  # 2026-11-22T12:00:00Z
 DAY_US = 86_400_000_000
+
+
+def home_trust(of: AuditOptions | Path, **more: Any) -> Trust:
+    """What a verifier believes that has the home of this log, or the home in which this file or folder lies."""
+    if isinstance(of, Path):
+        places = [parent / "keys" for parent in of.parents]
+        return Trust(home=keys.vouched(next(each for each in places if each.is_dir())), **more)
+    return Trust(home=keys.vouched(of.keys), **more)
 
 
 class Time:

@@ -13,7 +13,8 @@ import pytest
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verdict import CLEAN, TORN_TAIL
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
+from tests.audit.logs import home_trust
 from tests.audit.test_log import found, records_of
 
 WRITER = Path(__file__).with_name("crash_writer.py")
@@ -37,9 +38,9 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path, rounds):
     for number in range(rounds):
         acknowledged |= killed_after(tmp_path, f"k{number}", dice.uniform(0, 0.2))
         if number % 8 == 0:  # the log grows, and with it what a verification takes
-            assert verify_log(options.directory, Trust()).exit_code in (CLEAN, TORN_TAIL)
+            assert verify_log(options.directory, home_trust(options)).exit_code in (CLEAN, TORN_TAIL)
     AuditLog.open(options).close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
     begun = {each["seq"]: each["request_id"] for each in found(options, stage="begin")}
     ended = [each["begin"] for each in records_of(options) if each["stage"] == "end"]
     assert {line.strip() for line in acknowledged} <= set(begun.values())

@@ -17,7 +17,7 @@ from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
 from chatsvc.audit.verify import Trust
 from chatsvc.audit.walk import Tampered
 from chatsvc.errors import OperatorError
-from tests.audit.logs import DAY_US, NOON_US, last_segment, write_segments, write_some
+from tests.audit.logs import DAY_US, NOON_US, home_trust, last_segment, write_segments, write_some
 
 ALWAYS = Span(0, NOON_US * 2, NOON_US)
 
@@ -33,16 +33,27 @@ def records_in(path):
 
 
 def code_of(path, trust=None) -> int:
-    return verify_export(path, trust or Trust()).exit_code
+    return verify_export(path, trust or home_trust(path)).exit_code
 
 
 def test_an_export_of_everything_verifies_alone(small_log, tmp_path):
     path = exported(small_log, tmp_path)
     assert is_export(path)
     assert not is_export(last_segment(small_log))
-    verdict = verify_export(path, Trust())
+    verdict = verify_export(path, home_trust(small_log))
     assert (verdict.exit_code, verdict.num_records) == (CLEAN, 9)
-    assert "compare that key" in verdict.message
+    own = parse_vkey((small_log.directory / layout.VKEY).read_text())
+    assert verdict.vouched == (f"{own.name} {own.fingerprint}",)
+
+
+def test_an_export_that_nobody_vouches_for_is_whole_but_of_an_unknown_key(small_log, tmp_path):
+    path = exported(small_log, tmp_path)
+    own = parse_vkey((small_log.directory / layout.VKEY).read_text())
+    for trust in (Trust(), Trust(home=frozenset([bytes(32)]))):
+        verdict = verify_export(path, trust)
+        assert (verdict.exit_code, verdict.num_records) == (UNKNOWN_KEY, 9)
+        assert verdict.unvouched == (f"{own.name} {own.fingerprint}",)
+        assert own.fingerprint in verdict.message
 
 
 def test_every_stretch_of_a_long_log_verifies_and_holds_just_its_records(options, time, tmp_path):
@@ -108,8 +119,8 @@ def test_seals_are_checked_in_an_export_too(options, time, tmp_path):
     (seal_path,) = keys.initial_seals(options.keys)
     seal_key = parse_seal_key(seal_path.read_text())
     path = exported(options, tmp_path, Span(NOON_US + DAY_US // 2, NOON_US + 5 * DAY_US, NOON_US))
-    assert code_of(path, Trust(seal_keys=(seal_key,))) == CLEAN
-    assert code_of(path, Trust(seal_keys=(replace(seal_key, key=bytes(32)),))) == TAMPERED
+    assert code_of(path, home_trust(path, seal_keys=(seal_key,))) == CLEAN
+    assert code_of(path, home_trust(path, seal_keys=(replace(seal_key, key=bytes(32)),))) == TAMPERED
 
 
 def test_all_logs_of_a_home_are_in_it(options, time, tmp_path):

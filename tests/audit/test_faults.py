@@ -20,9 +20,9 @@ from chatsvc.audit.files import AppendFile, Calls, DiskFailed, DiskFull, Lock, w
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.seal import parse_seal_key
 from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import last_segment, lines_of
+from tests.audit.logs import home_trust, last_segment, lines_of
 from tests.audit.test_log import CHAT, found, wait_until
 
 
@@ -79,7 +79,7 @@ def test_no_space_refuses_leaves_no_torn_line_and_heals(options, partial):
     (resumed,) = found(options, action="audit.resumed")
     assert resumed["details"]["num_refused"] == 1
     log.close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_an_end_without_space_is_written_when_there_is_some(options):
@@ -115,7 +115,7 @@ def test_a_failing_disk_is_not_tried_again_until_a_restart(options, name, code, 
     again = AuditLog.open(options)
     assert again.problem() is None
     again.close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
     assert len(found(options, stage="begin")) == len(found(options, stage="end")) == 2
 
 
@@ -134,7 +134,7 @@ def test_a_torn_line_that_cannot_be_cut_off_stops_the_log_and_is_cut_at_the_next
     log.close()
     assert not no_torn_line(options)
     AuditLog.open(options).close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
     assert found(options, action="audit.start")[-1]["details"]["torn_bytes"] == 50
 
 
@@ -179,7 +179,7 @@ def test_at_whichever_call_the_disk_fails_nothing_acknowledged_is_lost(options, 
         "every call of a run was made to fail"
     )
     assert set(acknowledged) <= {each["request_id"] for each in found(busy, stage="event")}
-    assert verify_log(busy.directory, Trust()).exit_code == CLEAN
+    assert verify_log(busy.directory, home_trust(busy)).exit_code == CLEAN
 
 
 def test_a_disk_that_does_not_answer_is_refused_and_what_was_begun_is_closed(options):
@@ -223,7 +223,7 @@ def test_an_end_that_was_not_waited_for_is_written_once(options):
     log.event(CHAT, Result("allowed"))
     log.close()
     assert len(found(options, stage="end")) == 1
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_ends_that_meet_a_full_disk_together_are_all_written_once(options):
@@ -239,7 +239,7 @@ def test_ends_that_meet_a_full_disk_together_are_all_written_once(options):
     wait_until(lambda: len(found(options, stage="end")) == 16)
     log.close()
     assert {each["outcome"] for each in found(options, stage="end")} == {"allowed"}
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_closing_while_the_disk_does_not_answer_does_not_wait_for_ever(options, caplog):
@@ -269,7 +269,7 @@ def test_closing_without_space_keeps_what_is_there(options):
     real_time.sleep(0.2)  # some tries that fail
     log.close()
     AuditLog.open(options).close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_closing_while_the_writer_tries_again_is_final(options, monkeypatch):
@@ -319,7 +319,7 @@ def test_no_space_at_the_start_is_no_start(options):
         AuditLog.open(options, calls=disk.calls())
     assert not layout.segments(options.directory)
     AuditLog.open(options).close()
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_no_space_at_the_end_loses_only_the_stop(options, caplog):
@@ -350,7 +350,7 @@ def test_no_space_for_the_next_sealing_key_is_tried_again(options, time, monkeyp
     (present,) = options.keys.glob("audit-seal-*.key")
     assert parse_seal_key(present.read_text()).epoch == 1
     (first,) = keys.initial_seals(options.keys)
-    trust = Trust(seal_keys=(parse_seal_key(first.read_text()),))
+    trust = home_trust(options, seal_keys=(parse_seal_key(first.read_text()),))
     assert verify_log(options.directory, trust).exit_code == CLEAN
 
 
@@ -415,7 +415,7 @@ def test_faults_that_the_kernel_injects_lose_nothing_acknowledged(options, tmp_p
     assert no_torn_line(options)
     AuditLog.open(options).close()
     assert set(acknowledged) <= {each["request_id"] for each in found(options, stage="event")}
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 @pytest.mark.slow
@@ -449,7 +449,7 @@ def test_at_whichever_sync_of_the_process_the_kernel_fails_nothing_acknowledged_
     AuditLog.open(options).close()
     assert no_torn_line(options)
     assert acknowledged <= {each["request_id"] for each in found(options, stage="event")}
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 @pytest.fixture
@@ -478,5 +478,5 @@ def test_a_really_full_disk_refuses_and_recovers(options, tiny_disk):
     log.begin(CHAT).end(Result("allowed"))
     log.close()
     assert len(found(small, stage="begin")) == acknowledged + 1
-    assert verify_log(small.directory, Trust()).exit_code == CLEAN
+    assert verify_log(small.directory, home_trust(small)).exit_code == CLEAN
     assert all(line.startswith(b"{") for line in lines_of(small))

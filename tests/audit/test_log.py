@@ -17,9 +17,9 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.record import FIRST_PREV
 from chatsvc.audit.tree import leaf_hash
 from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import last_segment, lines_of, write_some
+from tests.audit.logs import home_trust, last_segment, lines_of, write_some
 
 CHAT = Facts("r1", "chat.generate", "alice", sid="s1", jti="token-1", address="10.0.0.1", method="POST", route="/chat")
 
@@ -84,7 +84,7 @@ def test_each_record_names_the_leaf_hash_of_the_one_before(small_log):
 
 
 def test_a_closed_log_is_wholly_covered_by_checkpoints(small_log):
-    verdict = verify_log(small_log.directory, Trust())
+    verdict = verify_log(small_log.directory, home_trust(small_log))
     assert (verdict.exit_code, verdict.num_covered) == (CLEAN, verdict.num_records)
     assert found(small_log, action="audit.stop")
 
@@ -129,7 +129,7 @@ def test_sixty_four_writers_share_fsyncs_and_none_is_lost(options):
     log.close()
     assert len(found(options, stage="begin")) == len(found(options, stage="end")) == 640
     assert num_fsyncs < 640
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_the_first_denial_of_a_kind_is_a_record_and_the_rest_a_number(options):
@@ -218,7 +218,7 @@ def test_time_that_goes_back_does_not_go_back_in_the_log(options, time):
     write_some(options, time)
     time.wall_us -= 3_600_000_000
     write_some(options, time)
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_a_start_tells_the_version_and_the_configuration(options):

@@ -17,9 +17,9 @@ from chatsvc.audit.files import Calls, fill_of
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.prune import prune
 from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import DAY_US, write_segments, write_some
+from tests.audit.logs import DAY_US, home_trust, write_segments, write_some
 from tests.audit.test_faults import fails_to_write
 from tests.audit.test_log import CHAT, wait_until
 
@@ -67,7 +67,7 @@ def same(two) -> bool:
 
 
 def is_clean(directory) -> bool:
-    return verify_log(directory, Trust()).exit_code == CLEAN
+    return verify_log(directory, home_trust(directory)).exit_code == CLEAN
 
 
 def test_both_hold_the_same_and_each_verifies(two, time):

@@ -18,15 +18,15 @@ from chatsvc.audit.keys import signing_key
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.seal import parse_seal_key
 from chatsvc.audit.verdict import CLEAN, TAMPERED
-from chatsvc.audit.verify import Trust, verify_log, verify_tree
+from chatsvc.audit.verify import verify_log, verify_tree
 from chatsvc.errors import AuditUnavailable, OperatorError
-from tests.audit.logs import DAY_US, last_segment, write_segments, write_some
+from tests.audit.logs import DAY_US, home_trust, last_segment, write_segments, write_some
 from tests.audit.test_log import CHAT, found
 
 
 def is_clean(options) -> bool:
     seals = tuple(parse_seal_key(path.read_text()) for path in keys.initial_seals(options.keys))
-    return verify_log(options.directory, Trust(seal_keys=seals)).exit_code == CLEAN
+    return verify_log(options.directory, home_trust(options, seal_keys=seals)).exit_code == CLEAN
 
 
 def test_a_torn_tail_is_cut_and_told(small_log):
@@ -84,7 +84,7 @@ def test_a_crash_between_an_epochs_end_and_the_new_key_is_mended(options, time, 
     (present,) = options.keys.glob("audit-seal-*.key")
     old = present.read_bytes()
     time.pass_us(61_000_000)
-    monkeypatch.setattr(Journal, "forget_old_key", lambda _: 1 / 0)
+    monkeypatch.setattr(Journal, "leave_epoch", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         AuditLog.open(options, clock=time.clock())
     monkeypatch.undo()
@@ -208,7 +208,7 @@ def test_a_command_writes_beside_the_service(options, log):
     assert len(found(aside, action="admin.key.create")) == 2
     assert not found(options, action="admin.key.create")
     log.event(CHAT, Result("allowed"))
-    assert {each.exit_code for each in verify_tree(options.directory, Trust())} == {CLEAN}
+    assert {each.exit_code for each in verify_tree(options.directory, home_trust(options))} == {CLEAN}
 
 
 def test_a_command_is_refused_where_no_log_can_be_written(options, tmp_path):
@@ -237,11 +237,11 @@ def test_another_signing_key_may_be_put_in_place_and_old_checkpoints_stay_good(o
     assert len((options.directory / layout.VKEY).read_text().splitlines()) == 2
     exported = options.directory.parent / "export"
     exported.write_bytes(b"".join(export(options.directory, options.keys, Span(0, time.wall_us * 2, time.wall_us))))
-    assert verify_export(exported, Trust()).exit_code == CLEAN
+    assert verify_export(exported, home_trust(options)).exit_code == CLEAN
 
 
 def test_a_damaged_public_key_is_no_start(small_log):
     (small_log.directory / layout.VKEY).write_bytes(b"\xff no key\n")
     with pytest.raises(OperatorError, match="damaged"):
         AuditLog.open(small_log)
-    assert verify_log(small_log.directory, Trust()).exit_code == TAMPERED
+    assert verify_log(small_log.directory, home_trust(small_log)).exit_code == TAMPERED

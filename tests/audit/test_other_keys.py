@@ -21,7 +21,7 @@ from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.audit.witness import checkpoint_in
 from chatsvc.audit.witnessed import Submission, Witnessed
-from tests.audit.logs import NOON_US, Time, write_some
+from tests.audit.logs import NOON_US, Time, home_trust, write_some
 
 
 def test_a_witness_takes_no_head_of_one_log_signed_by_anothers_key(tmp_path: Path) -> None:
@@ -136,4 +136,4 @@ def test_an_export_after_the_key_was_replaced_is_signed_for_every_log_in_it(
     write_some(options, time)  # the other log has not seen the new key yet
     path = tmp_path / "export"
     path.write_bytes(b"".join(export(options.directory, options.keys, Span(0, NOON_US * 2, NOON_US))))
-    assert verify_export(path, Trust()).exit_code == CLEAN
+    assert verify_export(path, home_trust(options)).exit_code == CLEAN

@@ -13,17 +13,17 @@ from chatsvc.audit.prune import NotPruned, prunable, prune, read_policy
 from chatsvc.audit.seal import parse_seal_key
 from chatsvc.audit.tombstone import Tombstone, format_tombstone, parse_tombstone, read_tombstone
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from chatsvc.errors import ConfigurationInvalid
 from chatsvc.resources import resource_path
-from tests.audit.logs import DAY_US, write_segments, write_some
+from tests.audit.logs import DAY_US, home_trust, write_segments, write_some
 
 OTHER_TITLE = format_tombstone(Tombstone("a", 1, bytes(32), "", "", 180)).replace("stone v1", "stone v2")
 
 
 def verdict_of(options):
     seals = tuple(parse_seal_key(path.read_text()) for path in keys.initial_seals(options.keys))
-    return verify_log(options.directory, Trust(seal_keys=seals))
+    return verify_log(options.directory, home_trust(options, seal_keys=seals))
 
 
 @pytest.fixture

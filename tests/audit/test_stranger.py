@@ -12,9 +12,9 @@ from pathlib import Path
 from chatsvc.audit import keys, layout
 from chatsvc.audit.prune import prune
 from chatsvc.audit.verdict import CLEAN, TAMPERED
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from tests.audit import stranger
-from tests.audit.logs import DAY_US, last_segment, write_segments, write_some
+from tests.audit.logs import DAY_US, home_trust, last_segment, write_segments, write_some
 
 SOURCE = Path(stranger.__file__)
 
@@ -40,7 +40,7 @@ def test_it_verifies_segments_epochs_seals_and_a_pruned_log(options, time):
     (seal_path,) = keys.initial_seals(options.keys)
     assert strange_code(options, seal_path.read_text()) == 0
     assert prune(options.directory, options.keys, 180, time.wall_us) is not None
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
     assert strange_code(options, seal_path.read_text()) == 0
 
 
@@ -61,10 +61,10 @@ def test_it_gives_the_same_exit_codes(options, time):
     data = segment.read_bytes()
     for change in (data[:-5], data[: data.rindex(b"\n{") + 1], data + b'{"torn', data):
         segment.write_bytes(change)
-        assert strange_code(options) == verify_log(options.directory, Trust()).exit_code
+        assert strange_code(options) == verify_log(options.directory, home_trust(options)).exit_code
     notes = layout.checkpoints_of(segment)
     notes.write_text(notes.read_text().replace("— chatsvc.local", "— elsewhere"))
-    assert strange_code(options) == verify_log(options.directory, Trust()).exit_code == 6
+    assert strange_code(options) == verify_log(options.directory, home_trust(options)).exit_code == 6
 
 
 def test_it_finds_a_wrong_seal(options, time):

@@ -22,7 +22,7 @@ from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNK
 from chatsvc.audit.verify import Trust, verify_log, verify_segment, verify_tree
 from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness import Seen
-from tests.audit.logs import last_segment, write_segments, write_some
+from tests.audit.logs import home_trust, last_segment, write_segments, write_some
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _no_waiting_for_a_writer(monkeypatch):
 
 
 def code_of(options, trust=None) -> int:
-    return verify_log(options.directory, trust or Trust()).exit_code
+    return verify_log(options.directory, trust or home_trust(options)).exit_code
 
 
 def seal_keys(options):
@@ -42,7 +42,7 @@ def rewritten(options, change) -> Verdict:
     """The verdict after ``change(lines) -> lines``."""
     segment = last_segment(options)
     segment.write_bytes(b"".join(line + b"\n" for line in change(segment.read_bytes().splitlines())))
-    return verify_log(options.directory, Trust())
+    return verify_log(options.directory, home_trust(options))
 
 
 def forged(options, change, signer=None, mac_key=None) -> None:
@@ -73,7 +73,7 @@ def copied(options, tmp_path, name="copy"):
 def test_every_single_bit_flip_of_a_whole_segment_is_found(small_log):
     """All bits; each from the position in front of its line on, so that it takes seconds."""
     segment = last_segment(small_log)
-    data, keys_here = segment.read_bytes(), Trust().keys_of(small_log.directory)
+    data, keys_here = segment.read_bytes(), home_trust(small_log).keys_of(small_log.directory)
     due = read_notes(segment, keys_here).checkpoints
     walk = Walk(position_at(data.partition(b"\n")[0]))
     start, missed = 0, []
@@ -109,7 +109,7 @@ def test_bit_flips_all_over_a_segment_are_found_with_their_record(options, time)
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         segment.write_bytes(changed)
-        verdict = verify_log(options.directory, Trust())
+        verdict = verify_log(options.directory, home_trust(options))
         seq = data.count(b"\n", 0, place)
         if verdict.exit_code != TAMPERED:
             missed.append(place)
@@ -125,7 +125,7 @@ def test_a_bit_flip_in_every_byte_of_the_checkpoints_is_found(small_log):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
-        verdict = verify_log(small_log.directory, Trust())
+        verdict = verify_log(small_log.directory, home_trust(small_log))
         if (
             verdict.exit_code == CLEAN
         ):  # what is gone is only the last note: then nothing is claimed about the last records
@@ -181,7 +181,7 @@ def test_every_truncation_is_found(small_log):
 def test_a_tail_torn_behind_the_last_checkpoint_is_told_apart(small_log):
     with last_segment(small_log).open("ab") as file:
         file.write(b'{"action":"chat.gen')
-    verdict = verify_log(small_log.directory, Trust())
+    verdict = verify_log(small_log.directory, home_trust(small_log))
     assert (verdict.exit_code, verdict.seq) == (TORN_TAIL, 9)
 
 
@@ -193,7 +193,7 @@ def test_records_behind_the_last_checkpoint_are_said_to_be_held_by_the_chain_onl
         + path.read_text().partition("\n\n")[2].partition("\n\n")[0]
         + "\n\n"
     )
-    verdict = verify_log(small_log.directory, Trust())
+    verdict = verify_log(small_log.directory, home_trust(small_log))
     assert verdict.exit_code == CLEAN
     assert "the last 7 are held by the chain" in verdict.message
 
@@ -220,12 +220,17 @@ def test_a_log_signed_by_another_key_than_the_pinned_one_is_of_an_unknown_key(sm
     assert code_of(small_log, Trust(keys=pinned)) == CLEAN
     forged(small_log, lambda records: [{**each, "actor": "mallory"} for each in records], signer=stranger)
     (small_log.directory / layout.VKEY).write_text(format_vkey(stranger.verifier_key))
-    assert code_of(small_log) == CLEAN  # whoever replaces the key too is found by the pinned key only
-    assert code_of(small_log, Trust(keys=pinned)) == UNKNOWN_KEY
+    for trust in (home_trust(small_log), Trust(keys=pinned), Trust()):
+        verdict = verify_log(small_log.directory, trust)
+        assert verdict.exit_code == TAMPERED
+        assert verdict.unvouched == (f"{name} {stranger.verifier_key.fingerprint}",)
+        assert stranger.verifier_key.fingerprint in verdict.message
+    (small_log.directory / layout.VKEY).write_text(format_vkey(pinned[0]))  # the notes are still signed by the stranger
+    assert code_of(small_log, Trust(keys=pinned)) == code_of(small_log) == UNKNOWN_KEY
 
 
 def test_a_rewritten_log_with_the_stolen_signing_key_breaks_its_seal(small_log):
-    trust = Trust(seal_keys=seal_keys(small_log))
+    trust = home_trust(small_log, seal_keys=seal_keys(small_log))
     assert code_of(small_log, trust) == CLEAN
     forged(small_log, lambda records: [{**each, "actor": "mallory"} if each["actor"] else each for each in records])
     assert code_of(small_log) == CLEAN
@@ -239,7 +244,7 @@ def test_resealing_yesterday_with_the_key_of_today_is_found(options, time):
     write_some(options, time, 2)
     time.pass_us(86_400_000_000)
     write_some(options, time, 1)
-    trust = Trust(seal_keys=seal_keys(options))
+    trust = home_trust(options, seal_keys=seal_keys(options))
     assert code_of(options, trust) == CLEAN
     (present,) = options.keys.glob("audit-seal-*.key")
     stolen = parse_seal_key(present.read_text())
@@ -265,7 +270,7 @@ def test_an_epochs_end_cannot_be_cut_off_with_the_key_of_today(options, time):
     write_some(options, time, 2)
     time.pass_us(86_400_000_000)
     write_some(options, time, 1)
-    trust = Trust(seal_keys=seal_keys(options))
+    trust = home_trust(options, seal_keys=seal_keys(options))
     (present,) = options.keys.glob("audit-seal-*.key")
     stolen = parse_seal_key(present.read_text())
 
@@ -292,7 +297,7 @@ def test_a_rollback_of_log_and_checkpoints_is_found_by_a_witness(options, time, 
     write_some(options, time, 3)
     witness = tmp_path / "witness"
     shutil.copy(layout.checkpoints_of(last_segment(options)), witness)
-    trust = Trust(witness=Seen.read(witness))
+    trust = home_trust(options, witness=Seen.read(witness))
     verdict = verify_log(options.directory, trust)
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
     assert code_of(earlier) == CLEAN
@@ -306,7 +311,7 @@ def test_another_history_than_a_witness_saw_is_found(options, time, tmp_path):
     shutil.copy(layout.checkpoints_of(last_segment(options)), witness)
     forged(options, lambda records: [{**each, "address": "10.6.6.6"} if each["address"] else each for each in records])
     assert code_of(options) == CLEAN
-    assert code_of(options, Trust(witness=Seen.read(witness))) == TAMPERED
+    assert code_of(options, home_trust(options, witness=Seen.read(witness))) == TAMPERED
 
 
 def test_a_log_that_was_replaced_by_a_new_one_is_found_by_a_witness(options, time, tmp_path):
@@ -315,12 +320,12 @@ def test_a_log_that_was_replaced_by_a_new_one_is_found_by_a_witness(options, tim
     shutil.copy(layout.checkpoints_of(last_segment(options)), witness)
     shutil.rmtree(options.directory)
     write_some(options, time, 3)
-    trust = Trust(witness=Seen.read(witness))
+    trust = home_trust(options, witness=Seen.read(witness))
     assert code_of(options, trust) == CLEAN
     verdicts = verify_tree(options.directory, trust)
     assert worst(verdicts) == FEWER_RECORDS
     assert "which is not here" in verdicts[-1].message
-    assert worst(verify_tree(options.directory, Trust())) == CLEAN
+    assert worst(verify_tree(options.directory, home_trust(options))) == CLEAN
 
 
 def test_what_a_witness_keeps_of_other_hosts_is_passed_over(small_log, options, tmp_path):
@@ -328,22 +333,22 @@ def test_what_a_witness_keeps_of_other_hosts_is_passed_over(small_log, options, 
     witness = tmp_path / "witness"
     note = stranger.sign(format_checkpoint(Checkpoint("other.example/audit/00", 5, bytes(32))))
     witness.write_text(note + "\n")
-    assert worst(verify_tree(small_log.directory, Trust(witness=Seen.read(witness)))) == CLEAN
+    assert worst(verify_tree(small_log.directory, home_trust(small_log, witness=Seen.read(witness)))) == CLEAN
 
 
 def test_segments_verify_together_and_each_alone(options, time, tmp_path):
     write_segments(options, time, 3)
     segments = layout.segments(options.directory)
     assert len(segments) == 3
-    assert code_of(options, Trust(seal_keys=seal_keys(options))) == CLEAN
+    assert code_of(options, home_trust(options, seal_keys=seal_keys(options))) == CLEAN
     for segment in segments:
-        assert verify_segment(segment, options.directory, Trust()).exit_code == CLEAN
+        assert verify_segment(segment, options.directory, home_trust(options)).exit_code == CLEAN
     alone = tmp_path / segments[1].name
     shutil.copy(segments[1], alone)
-    assert verify_segment(alone, options.directory, Trust()).exit_code == CLEAN
+    assert verify_segment(alone, options.directory, home_trust(options)).exit_code == CLEAN
     alone.write_bytes(alone.read_bytes().replace(b"alice", b"alicf", 1))
-    assert verify_segment(alone, options.directory, Trust()).exit_code == TAMPERED
-    assert verify_segment(alone, tmp_path / "nothing", Trust()).exit_code == UNKNOWN_KEY
+    assert verify_segment(alone, options.directory, home_trust(options)).exit_code == TAMPERED
+    assert verify_segment(alone, tmp_path / "nothing", home_trust(options)).exit_code == UNKNOWN_KEY
 
 
 @pytest.mark.parametrize(("gone", "expected"), [(0, TAMPERED), (1, TAMPERED)])
@@ -359,7 +364,7 @@ def test_a_last_segment_that_is_missing_is_found_by_a_witness_or_its_checkpoints
     witness = Seen.read(layout.checkpoints_of(last))
     last.unlink()
     layout.checkpoints_of(last).unlink()
-    assert code_of(options, Trust(witness=witness)) == FEWER_RECORDS
+    assert code_of(options, home_trust(options, witness=witness)) == FEWER_RECORDS
 
 
 def changed_header(options, **changes):
@@ -368,7 +373,7 @@ def changed_header(options, **changes):
     record = json.loads(first)
     record["segment"].update(changes)
     segment.write_bytes(encode(record) + b"\n" + rest)
-    return verify_log(options.directory, Trust())
+    return verify_log(options.directory, home_trust(options))
 
 
 @pytest.mark.parametrize(
@@ -429,7 +434,7 @@ def test_a_checkpoint_signed_under_another_name_is_refused(small_log):
 )
 def test_a_forger_with_the_signing_key_must_still_keep_the_rules(small_log, change):
     forged(small_log, lambda records: [{**each, **change} if at == 2 else each for at, each in enumerate(records)])
-    verdict = verify_log(small_log.directory, Trust())
+    verdict = verify_log(small_log.directory, home_trust(small_log))
     assert verdict.exit_code == TAMPERED
     assert verdict.seq in (2, 3)
 
@@ -439,7 +444,7 @@ def test_a_log_that_does_not_begin_at_the_beginning_is_found(small_log):
     lines = segment.read_bytes().splitlines()
     first = json.loads(lines[0]) | {"prev": "11" * 32}
     segment.write_bytes(b"".join(line + b"\n" for line in [encode(first), *lines[1:]]))
-    verdict = verify_log(small_log.directory, Trust())
+    verdict = verify_log(small_log.directory, home_trust(small_log))
     assert (verdict.exit_code, verdict.seq) == (TAMPERED, 0)
 
 
@@ -451,8 +456,8 @@ def test_a_segment_that_does_not_begin_with_a_segment_record_is_found(small_log)
 
 def test_a_sealing_key_of_a_later_epoch_does_not_open_earlier_ones(small_log):
     (first,) = seal_keys(small_log)
-    assert code_of(small_log, Trust(seal_keys=(first.forward(1),))) == TAMPERED
-    assert code_of(small_log, Trust(seal_keys=(replace(first, log_id="another"),))) == CLEAN
+    assert code_of(small_log, home_trust(small_log, seal_keys=(first.forward(1),))) == TAMPERED
+    assert code_of(small_log, home_trust(small_log, seal_keys=(replace(first, log_id="another"),))) == CLEAN
 
 
 def test_a_mac_is_checked_with_its_epochs_key(small_log):
@@ -481,13 +486,13 @@ def test_a_log_of_commands_beside_the_main_one_is_verified_too(options, time):
     write_some(options, time)
     aside = replace(options, directory=options.directory / "commands")
     write_some(aside, time)
-    assert [each.exit_code for each in verify_tree(options.directory, Trust())] == [CLEAN, CLEAN]
+    assert [each.exit_code for each in verify_tree(options.directory, home_trust(options))] == [CLEAN, CLEAN]
     segment = last_segment(aside)
     segment.write_bytes(segment.read_bytes().replace(b"alice", b"alicf"))
-    assert worst(verify_tree(options.directory, Trust())) == TAMPERED
+    assert worst(verify_tree(options.directory, home_trust(options))) == TAMPERED
 
 
 def test_the_witness_file_of_another_log_says_nothing(small_log, tmp_path):
     assert Path(small_log.directory).exists()
-    verdict = verify_log(small_log.directory, Trust(witness=Seen(())))
+    verdict = verify_log(small_log.directory, home_trust(small_log, witness=Seen(())))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, 0)

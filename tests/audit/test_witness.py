@@ -16,12 +16,12 @@ from chatsvc.audit.facts import Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, WitnessRefuses
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
-from chatsvc.audit.verify import Trust, verify_log, verify_tree
+from chatsvc.audit.verify import verify_log, verify_tree
 from chatsvc.audit.witness import Seen
 from chatsvc.audit.witness_database import DatabaseWitness
 from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
-from tests.audit.logs import last_segment
+from tests.audit.logs import home_trust, last_segment
 from tests.audit.test_log import CHAT, wait_until
 
 SIGNER = Signer("log.example/00", Ed25519PrivateKey.generate())
@@ -37,7 +37,7 @@ def test_a_file_elsewhere_gets_every_checkpoint_and_confirms_the_log(options, tm
     for _ in range(7):
         log.event(CHAT, Result("allowed"))
     log.close()
-    verdict = verify_log(options.directory, Trust(witness=Seen.read(witness)))
+    verdict = verify_log(options.directory, home_trust(options, witness=Seen.read(witness)))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
 
 
@@ -51,8 +51,8 @@ def test_a_log_cut_off_together_with_its_checkpoints_is_found(options, tmp_path)
     log.close()
     segment.write_bytes(before[0])
     notes.write_bytes(before[1])
-    assert verify_log(options.directory, Trust()).exit_code == CLEAN
-    assert verify_log(options.directory, Trust(witness=Seen.read(witness))).exit_code == FEWER_RECORDS
+    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
+    assert verify_log(options.directory, home_trust(options, witness=Seen.read(witness))).exit_code == FEWER_RECORDS
 
 
 def test_a_file_witness_refuses_a_log_that_became_shorter_or_another(tmp_path):
@@ -102,7 +102,7 @@ def test_the_system_log_gets_checkpoints_that_can_be_read_back(options, tmp_path
     assert all(line.startswith(b"<110>chatsvc-checkpoint ") for line in lines)
     written = [b"Nov 22 12:00:01 host " + line[5:] + b"\n" for line in lines]
     kept.write_bytes(b"".join([b"Nov 22 12:00:00 host chatsvc: started\n", *written]))
-    verdict = verify_log(options.directory, Trust(witness=Seen.read(kept)))
+    verdict = verify_log(options.directory, home_trust(options, witness=Seen.read(kept)))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
 
 
@@ -116,7 +116,7 @@ def test_a_note_alone_and_an_older_copy_are_witnesses_too(small_log, tmp_path):
     assert Seen.read(tmp_path / "one").sizes("00") == [5]
     (tmp_path / "torn").write_text(note_of(5) + "\n" + note_of(6)[:-9])
     assert Seen.read(tmp_path / "torn").sizes("00") == [5]
-    (verdict,) = verify_tree(small_log.directory, Trust(witness=Seen.read(small_log.directory)))
+    (verdict,) = verify_tree(small_log.directory, home_trust(small_log, witness=Seen.read(small_log.directory)))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, 9)
 
 
@@ -162,7 +162,7 @@ def test_a_database_elsewhere_keeps_checkpoints_that_confirm_the_log(options, tm
     log.close()
     assert not log.alarms()
     (tmp_path / "kept").write_text("".join(f"{note}\n" for note in notes_kept(database_url)))
-    verdict = verify_log(options.directory, Trust(witness=Seen.read(tmp_path / "kept")))
+    verdict = verify_log(options.directory, home_trust(options, witness=Seen.read(tmp_path / "kept")))
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
 
 

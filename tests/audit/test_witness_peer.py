@@ -24,12 +24,12 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.publishing import WitnessRefuses
 from chatsvc.audit.tree import ProofInvalid, consistency_proof, leaf_hash, root_of, verify_consistency
 from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify import verify_log
 from chatsvc.audit.witness import Seen
 from chatsvc.audit.witness_peer import Peer, PeerWitness
 from chatsvc.errors import OperatorError
 from chatsvc.guard.api_keys import NewKey
-from tests.audit.logs import lines_of, write_segments, write_some
+from tests.audit.logs import home_trust, lines_of, write_segments, write_some
 from tests.audit.test_log import CHAT, wait_until
 from tests.system.conftest import make_certificate
 
@@ -223,7 +223,9 @@ def test_a_peer_gets_every_head_and_confirms_the_log(witnessed_options, replica)
             log.event(CHAT, Result("allowed"))
         log.close()
         assert not log.alarms()
-    verdict = verify_log(witnessed_options.directory, Trust(witness=Seen.read(replica.directory)))
+    verdict = verify_log(
+        witnessed_options.directory, home_trust(witnessed_options, witness=Seen.read(replica.directory))
+    )
     assert (verdict.exit_code, verdict.witnessed) == (CLEAN, verdict.num_records)
 
 
@@ -247,8 +249,10 @@ def test_a_log_rolled_back_with_its_checkpoints_is_refused_by_the_peer_and_found
         log.event(CHAT, Result("allowed"))
     log.close()
     assert Seen.read(replica.directory).notes == held
-    assert verify_log(witnessed_options.directory, Trust()).exit_code == CLEAN
-    assert verify_log(witnessed_options.directory, Trust(witness=Seen.read(replica.directory))).exit_code in (
+    assert verify_log(witnessed_options.directory, home_trust(witnessed_options)).exit_code == CLEAN
+    assert verify_log(
+        witnessed_options.directory, home_trust(witnessed_options, witness=Seen.read(replica.directory))
+    ).exit_code in (
         TAMPERED,
         FEWER_RECORDS,
     )
@@ -397,4 +401,4 @@ def test_the_second_device_is_read_where_the_first_does_not_hold_enough(options,
         with pytest.raises(WitnessRefuses, match="records less"):
             PeerWitness(peer, [options.directory]).publish(last_note)
         PeerWitness(peer, [options.directory, second]).publish(last_note)
-    assert verify_log(second, Trust(witness=Seen.read(replica.directory))).exit_code == CLEAN
+    assert verify_log(second, home_trust(second, witness=Seen.read(replica.directory))).exit_code == CLEAN

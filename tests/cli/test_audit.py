@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.replay import known_keys
 from chatsvc.cli import audit
 from chatsvc.cli.main import main
 from tests.audit.logs import DAY_US, NOON_US, Time, last_segment, write_segments, write_some
@@ -50,11 +51,19 @@ def test_a_clean_log_verifies(options, time):
     assert "clean" in run("verify", last_segment(options))
 
 
-def test_a_copy_of_the_home_without_keys_and_models_verifies(options, time, home, tmp_path, monkeypatch):
+def test_a_copy_of_the_home_without_secrets_and_models_verifies(options, time, home, tmp_path, monkeypatch):
     write_some(options, time)
     shutil.copytree(home / "audit", tmp_path / "copy" / "audit")
+    shutil.copy(options.directory / "audit.vkey", tmp_path / "brought")
     monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "copy"))
-    assert "clean" in run("verify")
+    (own,) = known_keys(options.directory)
+    for file in ([], [tmp_path / "copy" / "audit"], [last_segment(options)]):
+        told = run("verify", *file, code=1)  # what lies beside the log vouches for nothing
+        assert f"NOBODY vouches for {own.name} {own.fingerprint}" in told
+        assert f"--key vouches for {own.name}" in run("verify", *file, "--key", tmp_path / "brought")
+    (tmp_path / "copy" / "keys").mkdir()
+    shutil.copy(options.keys / "audit-signing.pub", tmp_path / "copy" / "keys")
+    assert f"keys/ vouches for {own.name} {own.fingerprint}" in run("verify")
 
 
 def test_a_changed_record_is_named_and_is_exit_code_1(options, time):
@@ -88,7 +97,7 @@ def test_without_a_log_verify_could_not_do_it(home):
 def test_witness_key_and_seal_key_are_taken(options, time, home, tmp_path):
     write_some(options, time)
     checkpoints = last_segment(options).with_suffix(".checkpoints")
-    (seal_key,) = (home / "keys").glob("*.initial")
+    (seal_key,) = (home / "for-auditor").glob("*.initial")
     run("verify", "--witness", checkpoints, "--key", options.directory / "audit.vkey", "--seal-key", seal_key)
     shutil.rmtree(options.directory)
     (tmp_path / "none").write_text("no key")
@@ -143,7 +152,11 @@ def test_an_export_verifies_where_nothing_else_is(options, time, home, tmp_path,
         "export", "--from", "2026-11-22", "--to", "2026-11-23T00:00", "--output", output
     )
     monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "empty"))
-    assert "clean: 9 records" in run("verify", output)
+    (own,) = known_keys(options.directory)
+    told = run("verify", output, code=6)
+    assert "9 records" in told
+    assert f"NOBODY vouches for {own.name} {own.fingerprint}" in told
+    assert "clean: 9 records" in run("verify", output, "--key", options.directory / "audit.vkey")
     output.write_bytes(output.read_bytes().replace(b"alice", b"alicf", 1))
     run("verify", output, code=1)
     assert home.exists()
@@ -190,17 +203,32 @@ def test_prune_leaves_what_does_not_verify(old):
 
 def test_the_auditor_takes_the_first_sealing_key_away(options, time, home, tmp_path):
     write_some(options, time)
+    assert not list((home / "keys").glob("*.initial"))  # never beside the other keys
     away = tmp_path / "away"
-    assert "no longer in" in run("seal-key", "--output", away)
-    assert not list((home / "keys").glob("*.initial"))
-    (key,) = away.iterdir()
-    run("verify", "--seal-key", key)
+    told = run("seal-key", "--output", away)
+    assert "no longer in" in told
+    assert not list((home / "for-auditor").iterdir())
+    (key,) = away.glob("*.initial")
+    (own,) = known_keys(options.directory)
+    assert own.fingerprint in told
+    told = run("verify", "--seal-key", key, "--key", away / "audit.vkey")
+    assert f"--key vouches for {own.name} {own.fingerprint}" in told
     run("seal-key", "--output", away, code=3)
+
+
+def test_the_first_sealing_key_is_dropped_when_nobody_wants_it(options, time, home):
+    write_some(options, time)
+    run("seal-key", code=2)
+    run("seal-key", "--drop", "--output", home, code=2)
+    assert "destroyed" in run("seal-key", "--drop")
+    assert not list(home.rglob("*.initial"))
+    run("verify")
+    run("seal-key", "--drop", code=3)
 
 
 def test_a_seal_is_checked_without_being_asked_while_its_key_is_there(options, time, home, monkeypatch):
     write_some(options, time)
-    (key,) = (home / "keys").glob("*.initial")
+    (key,) = (home / "for-auditor").glob("*.initial")
     text = key.read_text()
     key.chmod(0o600)
     key.write_text(text[:-2] + ("0" if text[-2] != "0" else "1") + "\n")
@@ -212,7 +240,7 @@ def test_a_seal_is_checked_without_being_asked_while_its_key_is_there(options, t
 
 def test_a_sealing_key_is_not_written_over_another(options, time, home, tmp_path):
     write_some(options, time)
-    (key,) = (home / "keys").glob("*.initial")
+    (key,) = (home / "for-auditor").glob("*.initial")
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / key.name).write_text("something")
     run("seal-key", "--output", tmp_path / "away", code=3)

@@ -10,12 +10,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chatsvc import pidfile
+from chatsvc.audit.checkpoint import Signer, format_vkey
+from chatsvc.audit.keys import drop, initial_seals
+from chatsvc.audit.log import AuditLog
 from chatsvc.cli import checks, memory
 from chatsvc.cli.main import main
 from chatsvc.engine.runners.native import library
 from chatsvc.settings import Settings, load
+from chatsvc.wiring import audit_options
 
 
 @pytest.fixture
@@ -180,3 +185,26 @@ def test_a_wrong_configuration_is_a_finding_each(monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 1
     assert result.output.count("FAIL  configuration") == 2
+
+
+def test_a_first_sealing_key_on_this_machine_and_a_key_of_nobody_are_told(settings: Settings) -> None:
+    assert levels(checks.audit_keys(settings)) == {"audit seal": "good"}  # no log was begun
+    AuditLog.open(audit_options(settings)).close()
+    (seal,) = checks.audit_keys(settings)
+    assert (seal.level, seal.check) == ("warning", "audit seal")
+    assert "seal-key --output DIR" in seal.remedy
+    assert "seal-key --drop" in seal.remedy
+    for path in initial_seals(settings.keys_directory):
+        drop(path)
+    assert levels(checks.audit_keys(settings)) == {"audit seal": "good"}
+    stranger = Signer("chatsvc.local/audit/" + "0" * 32, Ed25519PrivateKey.generate()).verifier_key
+    with (settings.audit_directory / "audit.vkey").open("a") as file:
+        file.write(format_vkey(stranger) + "\n")
+    *_, found = checks.audit_keys(settings)
+    assert (found.level, found.check) == ("fatal", "audit keys")
+    assert stranger.fingerprint in found.message
+
+
+def test_keys_that_may_not_be_looked_at_are_no_finding_here(settings: Settings) -> None:
+    settings.keys_directory.rmdir()
+    assert list(checks.audit_keys(settings)) == []

@@ -11,14 +11,14 @@ from click.testing import CliRunner
 
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import Trust, verify_tree
+from chatsvc.audit.verify import verify_tree
 from chatsvc.cli.main import main
 from chatsvc.cli.quickstart import prepare
 from chatsvc.cli.recording import recorded_long
 from chatsvc.errors import OperatorError
 from chatsvc.models import embedded
 from chatsvc.settings import load
-from tests.audit.logs import lines_of
+from tests.audit.logs import home_trust, lines_of
 from tests.models.ggufs import tiny_gguf
 
 
@@ -69,7 +69,7 @@ def test_each_act_on_models_is_recorded_with_what_it_changed(home: Path, tmp_pat
     assert sealed["details"]["kek_id"] == rotated["details"]["before"] != rotated["details"]["after"]
     all_of_it = [*imported, sealed, rotated, *records(home, "admin.model.activate")]
     assert {(each["outcome"], each["actor"].partition(":")[0]) for each in all_of_it} == {("allowed", "cli")}
-    assert [each.exit_code for each in verify_tree(home / "audit", Trust())] == [CLEAN]
+    assert [each.exit_code for each in verify_tree(home / "audit", home_trust(home / "audit"))] == [CLEAN]
 
 
 def test_what_is_refused_or_fails_is_recorded_as_that(home: Path, tmp_path: Path):
@@ -99,7 +99,7 @@ def test_what_quickstart_makes_is_recorded_once(home: Path):
     assert len(records(home, "admin.model.activate")) == 2
     prepare(load())
     assert len(records(home, "admin.model.activate")) == 2
-    assert [each.exit_code for each in verify_tree(home / "audit", Trust())] == [CLEAN]
+    assert [each.exit_code for each in verify_tree(home / "audit", home_trust(home / "audit"))] == [CLEAN]
 
 
 def test_a_model_that_quickstart_cannot_bring_is_recorded_as_that(

@@ -118,7 +118,11 @@ def test_an_export_over_the_wire_verifies_where_nothing_else_is(audited, tmp_pat
         assert answer.status_code == 200, answer.text
     (tmp_path / "export.jsonl").write_bytes(answer.content)
     elsewhere = replace(audited.home, path=tmp_path / "nothing", settings={})
-    assert "clean" in elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl")).stdout
+    told = elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), check=False)
+    assert told.returncode == 6  # whole, but nobody here knows whose it is
+    assert "NOBODY vouches for" in told.stdout
+    key = str(audited.home.path / "audit" / "audit.vkey")
+    assert "clean" in elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), "--key", key).stdout
 
 
 def test_a_stop_signs_everything(audited) -> None:

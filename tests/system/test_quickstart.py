@@ -68,13 +68,17 @@ def test_from_nothing_to_paris_and_a_quick_second_start(quickstart, until) -> No
     children = set(descendants(program.process.pid))
     assert program.stop(signal.SIGTERM) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
-    assert home.run("audit", "verify").returncode == 0
+    assert "audit seal-key --output DIR" in program.text
+    assert "keys/ vouches for" in home.run("audit", "verify").stdout
+    home.run("audit", "seal-key", "--drop")
+    assert not list(home.path.rglob("*.initial"))
 
     (log := program.log).write_text("")
     started = time.monotonic()
     _, again, _ = quickstart(home)
     assert time.monotonic() - started < 60
     assert "Bringing" not in again.text
+    assert "seal-key" not in again.text
     assert password_file.read_text() == password
     assert log.exists()
     assert again.stop(signal.SIGINT) == 0

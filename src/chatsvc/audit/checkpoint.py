@@ -131,6 +131,14 @@ class VerifierKey:
         """C2SP: SHA-256(name ‖ newline ‖ 0x01 ‖ public key), the first four bytes."""
         return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.public).digest()[:_KEY_ID_BYTES]
 
+    @property
+    def fingerprint(self) -> str:
+        """``SHA256:`` and the base64 of the public key's SHA-256, as ssh-keygen writes it: for people to compare.
+
+        A key id has four bytes only, so another key with the same id can be found.
+        """
+        return "SHA256:" + base64.b64encode(hashlib.sha256(self.public).digest()).decode().rstrip("=")
+
 
 def format_vkey(key: VerifierKey) -> str:
     """``name+hex(key id)+base64(0x01 ‖ public key)``: the form Go's note package prints."""

@@ -48,13 +48,18 @@ def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]
     """The export of every log in a directory, in pieces.
 
     Raises:
-        OperatorError: there is no log or no signing key; nothing has been yielded then.
+        OperatorError: there is no log or no signing key, or a key beside the log is one that ``keys/`` does not vouch
+            for; nothing has been yielded then.
         Tampered, RecordInvalid: the log is damaged; what was yielded is no export without its signature.
     """
     logs = [(each, known) for each in layout.logs(directory) if (known := known_keys(each))]
     if not logs:
         raise OperatorError(f"There is no audit log in {directory}.")
     signing = keys.signing_key(keys_directory, create=False)
+    vouched = keys.vouched(keys_directory)
+    strangers = [key.fingerprint for _, known in logs for key in known if key.public not in vouched]
+    if strangers:
+        raise OperatorError(f"keys/ does not vouch for {', '.join(strangers)}: see 'chatsvc audit verify'.")
     return _lines([_Stretch(each, known, Signer(known[-1].name, signing), span) for each, known in logs], span)
 
 

@@ -7,7 +7,8 @@
 4. The signature over the whole file is by a key of the name that its text begins with, and that key is known for every
    log in the file: one log's key vouches for no other log, nor for how much of it was left out.
 
-Known are the keys that the verifier brought, else those that the file names.
+The keys that the file names are compared with those that the verifier brought. Where nobody vouches for them the file
+is still checked, so that the answer tells whether it is whole, but that is exit code 6: anybody can make a key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from chatsvc.audit.replay import Replay, read_checkpoint
 from chatsvc.audit.seal import Epochs
 from chatsvc.audit.tree import Frontier, ProofInvalid, cover
 from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY, Verdict
-from chatsvc.audit.verify import Trust
+from chatsvc.audit.verify import COMPARE, Trust, describe_keys
 from chatsvc.audit.walk import OPEN_FIELDS, Position, Tampered, Walk
 
 
@@ -47,7 +48,16 @@ def verify_export(path: Path, trust: Trust) -> Verdict:
     except (RecordInvalid, NoteInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         seq = reading.seq
         return Verdict(TAMPERED, f"record {seq}: the export is damaged here or behind it", str(path), seq=seq)
-    return Verdict(CLEAN, message, str(path), num_records=reading.num_records, num_covered=reading.num_records)
+    vouched, unvouched = describe_keys(reading.vouched), describe_keys(reading.strangers)
+    return Verdict(
+        UNKNOWN_KEY if unvouched else CLEAN,
+        message,
+        str(path),
+        num_records=reading.num_records,
+        num_covered=reading.num_records,
+        vouched=vouched,
+        unvouched=unvouched,
+    )
 
 
 class _Reading:
@@ -57,6 +67,8 @@ class _Reading:
         self._trust = trust
         self._digest = hashlib.sha256()
         self._keys: list[VerifierKey] = []
+        self.vouched: list[VerifierKey] = []
+        self.strangers: list[VerifierKey] = []
         self._replay: Replay | None = None
         self._head: dict[str, Any] | None = None
         self._origins: set[str] = set()  # of the logs that have been read
@@ -92,15 +104,21 @@ class _Reading:
         """After the last line."""
         if not self._signed or self._head is None:
             raise NoteInvalid
-        names = ", ".join(f"{key.name} (key {key.key_id.hex()})" for key in self._keys)
-        whose = "" if self._trust.keys else f"; signed by {names}: compare that key with the one you know"
-        return f"clean: {self.num_records} records from {self._head['from']} to {self._head['to']}{whose}"
+        what = f"{self.num_records} records from {self._head['from']} to {self._head['to']}"
+        if not self.strangers:
+            return f"clean: {what}"
+        named = ", ".join(describe_keys(self.strangers))
+        return f"{what} are whole, but nobody vouches for {named}: {COMPARE}"
 
     def _read_head(self, record: Record) -> dict[str, Any]:
         head: dict[str, Any] = record["export"]
         if head["v"] != VERSION:
             raise RecordInvalid
-        self._keys = list(self._trust.keys) or [parse_vkey(each) for each in head["vkeys"]]
+        named = [parse_vkey(each) for each in head["vkeys"]]
+        self.vouched = list(self._trust.keys) or [key for key in named if self._trust.vouches_for(key)]
+        # With keys of the auditor nothing else is looked at; else all that is named, to tell whether the file is whole.
+        self.strangers = [] if self._trust.keys else [key for key in named if key not in self.vouched]
+        self._keys = [*self.vouched, *self.strangers]
         return head
 
     def _reached(self) -> Replay:

@@ -106,8 +106,8 @@ class Journal:
     def keep_up(self) -> None:
         """Turn the epoch and rotate the segment, if it is time."""
         now = max(self.clock.wall_us(), self.position.last_us)
-        if self._kept_epoch < self._sealing.epoch:
-            self.forget_old_key()
+        if self._kept_epoch < self.position.epoch:
+            self.leave_epoch()
         if self.position.epochs.at(now) > self.position.epoch:
             self._turn_epoch(now)
         since = self._since
@@ -197,10 +197,15 @@ class Journal:
         entry.fields["next_epoch"] = self.position.epochs.at(now)
         entry.wall_us = now
         self.commit([entry])
-        self.forget_old_key()
+        self.leave_epoch()
 
-    def forget_old_key(self) -> None:
-        """The ratchet's file follows the log; where there is no space for it, the next time."""
+    def leave_epoch(self) -> None:
+        """The ratchet's file follows the log; where there is no space for it, the next time.
+
+        First a checkpoint: who opens the log later checks MACs with the present key, and has nothing but checkpoints to
+        check the records of earlier epochs with.
+        """
+        self.checkpoint()
         self._sealing = self._sealing.forward(self.position.epoch)
         keys.save_seal_key(self.options.keys, self._sealing)
         self._kept_epoch = self._sealing.epoch

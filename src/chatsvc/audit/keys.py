@@ -1,11 +1,14 @@
-"""The audit log's secrets in ``CHATSVC_HOME/keys``: made on first use, mode 0400, never replaced in silence.
+"""The audit log's keys in ``CHATSVC_HOME/keys``: made on first use, mode 0400, never replaced in silence.
 
 ============================== ==========================================================================
 ``audit-signing.pem``          Ed25519 (PKCS 8), signs checkpoints, tombstones and exports
+``audit-signing.pub``          every public key that this home has signed with, as lines of ``audit.vkey``; not secret
 ``audit-hmac.key``             32 bytes, for keyed hashes of names, token ids and contents
 ``audit-seal-LOG.key``         the ratchet's present position; the only one that is ever replaced
-``audit-seal-LOG.initial``     its first position: the auditor takes it away (``chatsvc audit seal-key``)
 ============================== ==========================================================================
+
+The ratchet's first position, ``audit-seal-LOG.initial``, is made in ``CHATSVC_HOME/for-auditor``, apart from these: the
+auditor takes it away, or it is dropped (``chatsvc audit seal-key``). Homes of earlier versions have it in ``keys``.
 """
 
 from __future__ import annotations
@@ -21,11 +24,17 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from chatsvc.audit import layout
+from chatsvc.audit.checkpoint import VerifierKey, format_vkey, parse_vkey
 from chatsvc.audit.files import write_whole
+from chatsvc.audit.replay import known_keys
 from chatsvc.audit.seal import SealKey, format_seal_key, parse_seal_key
 from chatsvc.errors import OperatorError
 
 _SECRET = 0o400
+_SIGNING = "audit-signing.pem"
+_SIGNED_WITH = "audit-signing.pub"
+_HANDOVER = "for-auditor"
 
 
 def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
@@ -34,7 +43,7 @@ def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
     Raises:
         OperatorError: it is not there and may not be made (a log exists that it belongs to), or cannot be read.
     """
-    path = directory / "audit-signing.pem"
+    path = directory / _SIGNING
     made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         key = load_pem_private_key(_read_or_make(path, made, create=create), password=None)
@@ -43,6 +52,42 @@ def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise OperatorError(f"{path} is not an Ed25519 key; restore it from your backup.")
     return key
+
+
+def vouched(directory: Path) -> frozenset[bytes]:
+    """The public keys (32 bytes each) that this home has signed with: what a verifier believes without being told.
+
+    They come from here and never from beside the log: who can write the log could put a key of his own there.
+
+    Raises:
+        NoteInvalid: a line of ``audit-signing.pub`` is no key.
+    """
+    found = {key.public for key in _signed_with(directory)}
+    if os.access(directory / _SIGNING, os.R_OK):  # a home of before ``audit-signing.pub``
+        found.add(signing_key(directory, create=False).public_key().public_bytes_raw())
+    return frozenset(found)
+
+
+def public_keys(directory: Path, logs_directory: Path) -> list[VerifierKey]:
+    """Every key that vouches for a log in ``logs_directory``, by name: what an auditor is given to verify with."""
+    own = vouched(directory)
+    return [key for log in layout.logs(logs_directory) for key in known_keys(log) if key.public in own]
+
+
+def vouch(directory: Path, key: VerifierKey) -> None:
+    """Remember that this home signs with a key, also after another one is put in its place."""
+    known = _signed_with(directory)
+    if key not in known:
+        lines = [format_vkey(each) + "\n" for each in (*known, key)]
+        write_whole(directory / _SIGNED_WITH, "".join(lines).encode(), 0o444, replace=True)
+
+
+def _signed_with(directory: Path) -> list[VerifierKey]:
+    try:
+        lines = (directory / _SIGNED_WITH).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [parse_vkey(line) for line in lines if line.strip()]
 
 
 def hmac_key(directory: Path, *, create: bool) -> bytes:
@@ -66,18 +111,15 @@ def save_seal_key(directory: Path, key: SealKey) -> None:
 
 def begin_sealing(directory: Path, key: SealKey) -> None:
     """A new log: keep the first position twice, once for the auditor to take away."""
-    write_whole(initial_seal_path(directory, key.log_id), format_seal_key(key).encode(), _SECRET, replace=False)
+    waiting = directory.parent / _HANDOVER / f"audit-seal-{key.log_id}.initial"
+    write_whole(waiting, format_seal_key(key).encode(), _SECRET, replace=False)
     save_seal_key(directory, key)
-
-
-def initial_seal_path(directory: Path, log_id: str) -> Path:
-    """Where the first position waits for the auditor."""
-    return directory / f"audit-seal-{log_id}.initial"
 
 
 def initial_seals(directory: Path) -> list[Path]:
     """The first positions that nobody took away yet."""
-    return sorted(directory.glob("audit-seal-*.initial"))
+    places = (directory.parent / _HANDOVER, directory)
+    return sorted(path for place in places for path in place.glob("audit-seal-*.initial"))
 
 
 def take_away(path: Path, target: Path) -> Path:
@@ -85,9 +127,14 @@ def take_away(path: Path, target: Path) -> Path:
     copy = target / path.name
     if not write_whole(copy, path.read_bytes(), _SECRET, replace=False):
         raise OperatorError(f"{copy} is there already; name another directory.")
+    drop(path)
+    return copy
+
+
+def drop(path: Path) -> None:
+    """Destroy a first position: records of past epochs can then be made by nobody, and their MACs checked by nobody."""
     write_whole(path, b"", _SECRET, replace=True)
     path.unlink()
-    return copy
 
 
 def _seal_path(directory: Path, log_id: str) -> Path:

@@ -1,9 +1,10 @@
 """Opens a log: a new one, or one that another process left, however it ended.
 
-Rules, in order: (1) a segment that was never begun durably is dropped; (2) what the last segment holds must follow its
-own rules and its checkpoints; (3) it may not hold less than a checkpoint or the sealing key says; (4) a torn tail,
-which nobody was told was durable, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that
-does not pass is not written: it is evidence.
+Rules, in order: (1) a segment that was never begun durably is dropped; (2) every key named beside the log is vouched
+for in ``keys/``, and what the last segment holds follows its own rules, its checkpoints and, behind the last of these,
+its seal; (3) it may not hold less than a checkpoint or the sealing key says; (4) a torn tail, which nobody was told was
+durable, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that does not pass is not written:
+it is evidence. Going on would sign what somebody else has put there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.publishing import FileWitness, SyslogWitness, Witness
 from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
-from chatsvc.audit.replay import Notes, Replay, known_keys, read_notes
+from chatsvc.audit.replay import Notes, Replay, check_header_note, known_keys, read_notes
 from chatsvc.audit.seal import Epochs, SealKey
 from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness_database import DatabaseWitness
@@ -105,7 +106,7 @@ def _begin(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
     journal.start_segment()
     journal.commit([journal.own("audit.start", log="new", pid=os.getpid(), **options.about)])
     journal.checkpoint()
-    _name_key(mirror, signer)
+    _name_key(mirror, signer, options)
     return journal
 
 
@@ -114,7 +115,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     sealing = keys.seal_key(options.keys, header["log_id"])
     signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
     pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=False))
-    replay, notes = _replayed(segment, signer)  # (2) (3)
+    replay, notes = _replayed(segment, signer, sealing, keys.vouched(options.keys))  # (2) (3)
     position = replay.walk.position
     if sealing.epoch > position.epoch:  # (3)
         raise OperatorError(
@@ -123,7 +124,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     contents = Contents(options.level, options.auditor_key)
     journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
     since = Since(
-        num_records=position.seq - replay.covered,
+        num_records=position.seq - max(replay.covered, header["seq"]),
         segment_us=position.last_us,
         segment_seq=header["seq"],
         last_note=notes.notes[-1] if notes.notes else header["segment"]["checkpoint"],
@@ -131,9 +132,9 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     journal.continue_from(position, since)
     mirror.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
     if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
-        journal.forget_old_key()
+        journal.leave_epoch()
     _tidy(journal, len(replay.torn))
-    _name_key(mirror, signer)
+    _name_key(mirror, signer, options)
     return journal
 
 
@@ -147,15 +148,35 @@ def _header(segment: Path) -> Record:
         raise OperatorError(f"{segment} is damaged: {error.message} {_REMEDY}") from None
 
 
-def _replayed(segment: Path, signer: Signer) -> tuple[Replay, Notes]:
-    """Read the last segment again, with all its checkpoints."""
+def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
+    """The service must not go on with a log that is signed with a key of somebody else."""
+    strangers = [key for key in known_keys(directory) if key.public not in vouched]
+    if strangers:
+        named = ", ".join(f"{key.name} {key.fingerprint}" for key in strangers)
+        raise OperatorError(
+            f"{directory / layout.VKEY} names a key that keys/ does not vouch for: {named}. If it is one that you "
+            f"replaced, add its line to keys/audit-signing.pub. Else the log was forged. {_REMEDY}"
+        )
+
+
+def _replayed(segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]) -> tuple[Replay, Notes]:
+    """Read the last segment again, with all its checkpoints and with the seal of the present epoch."""
+    num_unsealed = 0  # so many records are of epochs whose key is gone
     try:
+        _require_vouched(segment.parent, vouched)
+        believed = [*known_keys(segment.parent), signer.verifier_key]
         with segment.open("rb") as file:
-            replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
-        notes = read_notes(segment, [*known_keys(segment.parent), signer.verifier_key])
+            position = position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))
+        num_covered = position.seq  # by the checkpoint in the header
+        replay = Replay(Walk(position, sealing, only_from_its_epoch=True))
+        notes = read_notes(segment, believed)
         replay.expect(notes.checkpoints)
-        for _ in replay.segment(segment):
-            pass
+        for record in replay.segment(segment):
+            if record["stage"] == "segment":
+                check_header_note(record, believed)
+            if record["epoch"] < sealing.epoch:
+                num_unsealed = record["seq"] + 1
+        _require_covered(num_unsealed, max(num_covered, replay.covered))
     except (Tampered, RecordInvalid, NoteInvalid, KeyUnknown) as error:
         raise OperatorError(f"The audit log in {segment.parent} is damaged: {error.message} {_REMEDY}") from None
     if replay.due:
@@ -164,6 +185,11 @@ def _replayed(segment: Path, signer: Signer) -> tuple[Replay, Notes]:
             f"{replay.due[0].size} was signed. {_REMEDY}"
         )
     return replay, notes
+
+
+def _require_covered(num_unsealed: int, num_covered: int) -> None:
+    if num_unsealed > num_covered:
+        raise Tampered(num_covered, "no checkpoint covers it, and the key of its sealing epoch is gone")
 
 
 def _tidy(journal: Journal, torn_bytes: int) -> None:
@@ -186,8 +212,9 @@ def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
     return journal.entry("end", facts, Result("aborted", reason="the process ended before this did"), begin=seq)
 
 
-def _name_key(mirror: Mirror, signer: Signer) -> None:
-    """The public key lies beside the log, so that a copy without secrets can be verified."""
+def _name_key(mirror: Mirror, signer: Signer, options: AuditOptions) -> None:
+    """The public key lies in ``keys/``, where a verifier believes it, and beside the log, where he reads its name."""
+    keys.vouch(options.keys, signer.verifier_key)
     line = format_vkey(signer.verifier_key) + "\n"
     paths = [directory / layout.VKEY for directory in mirror.directories]
     known = next((path.read_text(encoding="utf-8") for path in paths if path.exists()), "")

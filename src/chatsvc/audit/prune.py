@@ -79,7 +79,7 @@ def prune(directory: Path, keys_directory: Path, days: int, now_us: int) -> Prun
     Raises:
         NotPruned: the log does not verify.
     """
-    verdict = verify_log(directory, Trust())
+    verdict = verify_log(directory, Trust(home=keys.vouched(keys_directory)))
     if verdict.exit_code != CLEAN:  # (2)
         raise NotPruned(verdict)
     old = prunable(directory, days, now_us)

@@ -19,7 +19,7 @@ from chatsvc.audit.checkpoint import (
 )
 from chatsvc.audit.layout import VKEY, checkpoints_of
 from chatsvc.audit.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
-from chatsvc.audit.tree import leaf_hash
+from chatsvc.audit.tree import Frontier, leaf_hash
 from chatsvc.audit.walk import ChainBroken, Tampered, Walk
 
 
@@ -33,7 +33,9 @@ class Notes:
 
 
 def known_keys(directory: Path) -> list[VerifierKey]:
-    """The public keys beside a log; more than one after the operator has put another signing key in place.
+    """The public keys that the file beside a log names; what they are worth is the caller's to know.
+
+    More than one after the operator has put another signing key in place.
 
     Raises:
         NoteInvalid: a line is no key.
@@ -65,6 +67,21 @@ def read_checkpoint(note: str, keys: Iterable[VerifierKey]) -> Checkpoint:
     except KeyUnknown:  # one log's key vouches for no other log
         raise NoteInvalid(f"The checkpoint of {checkpoint.origin} is signed under another name.") from None
     return checkpoint
+
+
+def check_header_note(record: Record, keys: Iterable[VerifierKey]) -> None:
+    """A segment's header carries the checkpoint that ended the one before it.
+
+    Raises:
+        Tampered, NoteInvalid, KeyUnknown: it does not, or that note does not verify.
+    """
+    note = record["segment"]["checkpoint"]
+    if note is None and record["seq"] == 0:
+        return
+    checkpoint = read_checkpoint(str(note), keys)
+    before = Frontier(record["seq"], [bytes.fromhex(each) for each in record["segment"]["tree"]])
+    if checkpoint != Checkpoint(checkpoint.origin, record["seq"], before.root()):
+        raise Tampered(record["seq"], "the checkpoint in the segment record is not of the records before it")
 
 
 class Replay:

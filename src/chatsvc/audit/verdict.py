@@ -28,6 +28,8 @@ class Verdict:
         num_open: begun and not (yet) ended.
         last_ts: time of the last record.
         witnessed: the largest size that a witness confirmed; None without one.
+        vouched: names and fingerprints of the keys that it was verified with.
+        unvouched: the same of the keys that nobody vouches for.
     """
 
     exit_code: int
@@ -41,6 +43,8 @@ class Verdict:
     num_open: int = 0
     last_ts: str | None = None
     witnessed: int | None = None
+    vouched: tuple[str, ...] = ()
+    unvouched: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""

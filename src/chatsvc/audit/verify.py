@@ -1,6 +1,7 @@
 """Verifies a log offline: streaming, in constant memory, with public keys only.
 
-1. Every checkpoint beside the log is signed by a known key; none known is exit code 6.
+1. Every key that ``audit.vkey`` names is vouched for from elsewhere, by the home's ``keys/`` or by the auditor; else 1.
+   Every checkpoint beside the log is signed by such a key; none known is exit code 6.
 2. The log begins with record 0, or where a signed tombstone says that it was pruned.
 3. Every record follows its rules (:mod:`chatsvc.audit.walk`); with a sealing key, its MAC too. Else 1.
 4. At every checkpoint's size the tree has that checkpoint's root. Else 1.
@@ -16,14 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from chatsvc.audit import layout
-from chatsvc.audit.checkpoint import (
-    Checkpoint,
-    KeyUnknown,
-    NoteInvalid,
-    VerifierKey,
-)
+from chatsvc.audit.checkpoint import KeyUnknown, NoteInvalid, VerifierKey
 from chatsvc.audit.record import FIRST_PREV, MAX_LINE_BYTES, Record, RecordInvalid
-from chatsvc.audit.replay import Replay, known_keys, read_checkpoint, read_notes
+from chatsvc.audit.replay import Replay, check_header_note, known_keys, read_notes
 from chatsvc.audit.seal import SealKey
 from chatsvc.audit.tombstone import Tombstone, read_tombstone
 from chatsvc.audit.tree import Frontier
@@ -33,23 +29,45 @@ from chatsvc.audit.witness import Seen
 
 _SETTLE_TRIES = 5
 _SETTLE_S = 0.05
+COMPARE = "compare with what its owner tells you, then give a file of public keys with --key"
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the verifier brings along. Without ``keys`` the ones beside the log are believed."""
+    """What the verifier brings along. A key beside the log vouches for nothing: a forger of the log puts his own there.
+
+    Attributes:
+        keys: what the auditor believes, each for the log of its name. If there are any, nothing else is believed.
+        home: public keys of the home's ``keys/`` (:func:`chatsvc.audit.keys.vouched`), for every log of that home.
+        seal_keys: first sealing keys, to check MACs with.
+        witness: checkpoints that were kept elsewhere.
+    """
 
     keys: tuple[VerifierKey, ...] = ()
+    home: frozenset[bytes] = frozenset()
     seal_keys: tuple[SealKey, ...] = ()
     witness: Seen | None = None
 
+    def vouches_for(self, key: VerifierKey) -> bool:
+        """Whether a key that is named beside the log, or in an export, is one to believe."""
+        return key in self.keys if self.keys else key.public in self.home
+
     def keys_of(self, directory: Path) -> list[VerifierKey]:
-        """Those given, else those beside the log."""
-        return list(self.keys) or known_keys(directory)
+        """The keys to verify a log with."""
+        return list(self.keys) or [key for key in known_keys(directory) if self.vouches_for(key)]
+
+    def strangers(self, directory: Path) -> list[VerifierKey]:
+        """The keys beside a log that nobody vouches for."""
+        return [key for key in known_keys(directory) if not self.vouches_for(key)]
 
     def seal_key_of(self, log_id: str) -> SealKey | None:
         """The sealing key of this log, if it was brought."""
         return next((key for key in self.seal_keys if key.log_id == log_id), None)
+
+
+def describe_keys(keys: Sequence[VerifierKey]) -> tuple[str, ...]:
+    """Each key's name and fingerprint, for people to compare."""
+    return tuple(f"{key.name} {key.fingerprint}" for key in keys)
 
 
 def verify_tree(directory: Path, trust: Trust) -> list[Verdict]:
@@ -98,6 +116,8 @@ class _Reading:
         self._replay: Replay | None = None
         self._first_seq = 0
         self._last: Record = {}
+        self._keys: tuple[str, ...] = ()
+        self._strangers: tuple[str, ...] = ()
 
     @property
     def next_seq(self) -> int:
@@ -106,9 +126,13 @@ class _Reading:
 
     def verdict(self, segments: Sequence[Path]) -> Verdict:
         """Steps 1 to 6."""
-        keys = self._trust.keys_of(self._home)
-        if not keys:  # (1)
-            raise KeyUnknown("There is no public key to verify with (audit.vkey); give one with --key.")
+        keys, strangers = self._trust.keys_of(self._home), self._trust.strangers(self._home)
+        self._keys, self._strangers = describe_keys(keys), describe_keys(strangers)
+        if strangers:  # (1)
+            named = ", ".join(self._strangers)
+            return self.failed(TAMPERED, f"nobody vouches for what audit.vkey names: {named}; {COMPARE}")
+        if not keys:
+            raise KeyUnknown(f"There is no public key to verify with (audit.vkey); {COMPARE}")
         stone = None if self._alone else read_tombstone(self._home, keys)
         left = [each for each in segments if stone is None or (layout.first_seq(each) or 0) >= stone.size]
         if not left:
@@ -121,7 +145,7 @@ class _Reading:
     def _missing(self, keys: Sequence[VerifierKey]) -> Verdict:
         log_id = keys[0].name.rpartition("/")[2]
         message = "record 0: the segments are gone, but the log's key is here"
-        return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0)
+        return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0, vouched=self._keys)
 
     def _begin(self, segment: Path, stone: Tombstone | None, keys: Sequence[VerifierKey]) -> Replay:
         with segment.open("rb") as file:
@@ -154,7 +178,7 @@ class _Reading:
         for record in replay.segment(segment, start):
             self._last = record
             if record["stage"] == "segment":
-                _check_header_note(record, keys)
+                check_header_note(record, keys)
 
     def _conclude(self, replay: Replay) -> Verdict:
         seq, due = self.next_seq, replay.due
@@ -176,7 +200,8 @@ class _Reading:
         """The verdict, with what was read so far."""
         replay = self._replay
         if replay is None:
-            return Verdict(exit_code, message, str(self._what), seq=seq)
+            verdict = Verdict(exit_code, message, str(self._what), seq=seq)
+            return replace(verdict, vouched=self._keys, unvouched=self._strangers)
         position = replay.walk.position
         return Verdict(
             exit_code=exit_code,
@@ -190,6 +215,8 @@ class _Reading:
             num_open=len(position.open),
             last_ts=self._last.get("ts"),
             witnessed=self._witnessed(replay),
+            vouched=self._keys,
+            unvouched=self._strangers,
         )
 
     def _witnessed(self, replay: Replay) -> int | None:
@@ -201,14 +228,3 @@ class _Reading:
 
 def _is_where(stone: Tombstone, frontier: Frontier) -> bool:
     return stone.size == frontier.size and stone.root == frontier.root()
-
-
-def _check_header_note(record: Record, keys: Sequence[VerifierKey]) -> None:
-    """A segment's header carries the checkpoint that ended the one before it."""
-    note = record["segment"]["checkpoint"]
-    if note is None and record["seq"] == 0:
-        return
-    checkpoint = read_checkpoint(str(note), keys)
-    before = Frontier(record["seq"], [bytes.fromhex(each) for each in record["segment"]["tree"]])
-    if checkpoint != Checkpoint(checkpoint.origin, record["seq"], before.root()):
-        raise Tampered(record["seq"], "the checkpoint in the segment record is not of the records before it")

@@ -128,9 +128,13 @@ def position_at(line: bytes) -> Position:
 class Walk:
     """Takes line after line and checks the rules (numbers as in the module's page)."""
 
-    def __init__(self, position: Position, seal_key: SealKey | None = None) -> None:
+    def __init__(
+        self, position: Position, seal_key: SealKey | None = None, *, only_from_its_epoch: bool = False
+    ) -> None:
+        """``only_from_its_epoch``: the key is a later one, and records of before are not checked against it."""
         self.position = position
         self._seal = seal_key
+        self._first_epoch = seal_key.epoch if seal_key and only_from_its_epoch else 0
         self._mac_key = b""
         self._mac_epoch = -1
 
@@ -185,9 +189,9 @@ class Walk:
         return bool(epoch == position.epoch == now and "next_epoch" not in record)
 
     def _check_seal(self, record: Record, line: bytes) -> None:
-        if self._seal is None:
-            return
         epoch = record["epoch"]
+        if self._seal is None or epoch < self._first_epoch:
+            return
         if epoch != self._mac_epoch and epoch >= self._seal.epoch:
             self._seal = self._seal.forward(epoch)
             self._mac_key, self._mac_epoch = self._seal.mac_key, epoch

@@ -36,8 +36,8 @@ def command() -> None:
 @command.command()
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option("--witness", type=click.Path(exists=True, path_type=Path), help="Checkpoints kept elsewhere.")
-@click.option("--key", type=_FILE, help="Believe only these public keys.")
-@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; default: in keys/.")
+@click.option("--key", type=_FILE, multiple=True, help="Believe only these public keys; default: those of keys/.")
+@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; default: in for-auditor/.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 @click.pass_context
 def verify(
@@ -45,15 +45,18 @@ def verify(
     file: Path | None,
     *,
     witness: Path | None,
-    key: Path | None,
+    key: tuple[Path, ...],
     seal_key: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     r"""Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
 
+    The keys of CHATSVC_HOME/keys are believed, or those of --key; never those beside the log or in an export.
+
     \b
-    Exit codes: 0 clean; 1 tampered; 4 the last line was not written to its end;
-    5 fewer records than a checkpoint or witness says; 6 signed by an unknown key; 3 could not do it.
+    Exit codes: 0 clean; 1 tampered, or audit.vkey names a key that nobody vouches for;
+    4 the last line was not written to its end; 5 fewer records than a checkpoint or witness says;
+    6 signed by an unknown key (also an export that nobody vouches for); 3 could not do it.
     """
     from chatsvc.audit.verdict import worst
 
@@ -63,6 +66,10 @@ def verify(
     else:
         for each in verdicts:
             click.secho(f"{each.what}: {each.message}", fg="red" if each.exit_code else "green")
+            for named in each.vouched:
+                click.echo(f"  {'--key' if key else 'keys/'} vouches for {named}")
+            for named in each.unvouched:
+                click.secho(f"  NOBODY vouches for {named}", fg="red")
     ctx.exit(worst(verdicts))
 
 
@@ -75,15 +82,18 @@ def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
     return tuple(path for path in found if os.access(path, os.R_OK))
 
 
-def _trust(witness: Path | None, key: Path | None, seal_keys: tuple[Path, ...]) -> Trust:
+def _trust(witness: Path | None, keys: tuple[Path, ...], seal_keys: tuple[Path, ...]) -> Trust:
+    from chatsvc import settings as configuration
     from chatsvc.audit.checkpoint import parse_vkey
+    from chatsvc.audit.keys import vouched
     from chatsvc.audit.seal import parse_seal_key
     from chatsvc.audit.verify import Trust
     from chatsvc.audit.witness import Seen
 
-    lines = key.read_text(encoding="utf-8").splitlines() if key else []
+    lines = [line for path in keys for line in path.read_text(encoding="utf-8").splitlines()]
     return Trust(
         keys=tuple(parse_vkey(line) for line in lines if line.strip()),
+        home=frozenset() if keys else vouched(configuration.load().keys_directory),
         seal_keys=tuple(parse_seal_key(path.read_text(encoding="utf-8")) for path in seal_keys),
         witness=Seen.read(witness) if witness else None,
     )
@@ -166,7 +176,9 @@ def export(start: str, end: str, output: Path) -> None:
     with draft.open("wb") as file:
         file.writelines(pieces)
     draft.rename(output)
-    click.echo(f"{output}: {output.stat().st_size} bytes; check it with: chatsvc audit verify {output}")
+    size = output.stat().st_size
+    click.echo(f"{output}: {size} bytes; check it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
+    click.echo("AUDIT.VKEY are public keys that came another way: `chatsvc audit seal-key --output` hands them over.")
 
 
 def _microseconds(text: str) -> int:
@@ -220,22 +232,51 @@ def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> Non
 
 
 @command.command("seal-key")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory off this machine.")
-def seal_key(output: Path) -> None:
-    """Take the logs' first sealing keys away from this machine: only then is forward sealing worth something."""
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Move them into this directory, best on a removable disk."
+)
+@click.option("--drop", is_flag=True, help="Destroy them: then nobody can check the seals, and nobody can forge them.")
+def seal_key(output: Path | None, *, drop: bool) -> None:
+    """Take the logs' first sealing keys off this machine: only then does the seal protect what is past.
+
+    With --output, the public keys are written beside them: an auditor gives both to `verify`.
+    """
     from chatsvc import settings as configuration
-    from chatsvc.audit.keys import initial_seals, take_away
+    from chatsvc.audit import keys
     from chatsvc.cli.recording import recorded
     from chatsvc.errors import OperatorError
 
+    if (output is None) is not drop:
+        raise click.UsageError("Give either --output or --drop.")
     settings = configuration.load()
-    found = initial_seals(settings.keys_directory)
-    if not found:
+    if not keys.initial_seals(settings.keys_directory):
         raise OperatorError("There is no first sealing key here; it was taken away already, or no log was begun.")
-    with recorded(settings, "audit.seal_key", {"files": [path.name for path in found]}):
-        taken = [(path, take_away(path, output)) for path in found]
-    for path, kept in taken:
-        click.echo(f"{kept}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
+    with recorded(settings, "audit.seal_key", {"dropped": drop}) as details:
+        found = keys.initial_seals(settings.keys_directory)  # also that of the log which this record may have begun
+        details["files"] = [path.name for path in found]
+        for path in found:
+            if output is None:
+                keys.drop(path)
+                click.echo(f"{path.name}: destroyed")
+            else:
+                kept = keys.take_away(path, output)
+                click.echo(f"{kept}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
+    if output is not None:
+        _write_public_keys(settings, output)
+
+
+def _write_public_keys(settings: Settings, output: Path) -> None:
+    from chatsvc.audit.checkpoint import format_vkey
+    from chatsvc.audit.files import write_whole
+    from chatsvc.audit.keys import public_keys
+    from chatsvc.audit.layout import VKEY
+
+    named = public_keys(settings.keys_directory, settings.audit_directory)
+    lines = "".join(f"{format_vkey(key)}\n" for key in named)
+    write_whole(output / VKEY, lines.encode(), 0o444, replace=True)
+    click.echo(f"{output / VKEY}: the public keys; verify with --key.")
+    for key in named:
+        click.echo(f"  {key.name} {key.fingerprint}")
 
 
 @command.command("auditor-key")

@@ -179,6 +179,30 @@ def files(settings: Settings) -> Iterator[Finding]:
         yield Finding("permissions", "good", "home and keys are private")
 
 
+def audit_keys(settings: Settings) -> Iterator[Finding]:
+    """Whether the audit log's seal protects the past, and whether somebody else's key lies beside the log."""
+    from chatsvc.audit.keys import initial_seals, vouched
+    from chatsvc.audit.layout import logs
+    from chatsvc.audit.replay import known_keys
+
+    if not os.access(settings.keys_directory, os.R_OK | os.X_OK):
+        return  # nothing was begun yet, or another finding says that this account may not look
+    waiting = initial_seals(settings.keys_directory)
+    if waiting:
+        what = f"{waiting[0]} still lies on this machine: who takes it can forge every record that it sealed"
+        remedy = (
+            "`chatsvc audit seal-key --output DIR` hands it over to your auditor (DIR off this machine); "
+            "`chatsvc audit seal-key --drop` destroys it."
+        )
+        yield Finding("audit seal", "warning", what, remedy)
+    else:
+        yield Finding("audit seal", "good", "no first sealing key lies on this machine")
+    own = vouched(settings.keys_directory)
+    for key in [key for log in logs(settings.audit_directory) for key in known_keys(log) if key.public not in own]:
+        what = f"the audit log names a key that keys/ does not vouch for: {key.name} {key.fingerprint}"
+        yield Finding("audit keys", "fatal", what, "`chatsvc audit verify`; see docs/audit-format.md, Verifying.")
+
+
 def model(settings: Settings) -> Iterator[Finding]:
     """The active model, checked the way a start checks it."""
     from chatsvc.models.store import ModelStore

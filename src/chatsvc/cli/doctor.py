@@ -61,5 +61,6 @@ def _examine_installation(settings: Settings) -> Iterator[Finding]:
         checks.clock(settings),
         checks.door(settings),
         checks.files(settings),
+        checks.audit_keys(settings),
         checks.model(settings),
     )

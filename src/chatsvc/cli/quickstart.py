@@ -170,7 +170,22 @@ def welcome(settings: Settings) -> str:
         f"\nchatsvc is ready at {url} (the chat page; sign in as '{_ADMIN}' with the password in {password_file})\n"
         f"\nTry it:\n\n"
         f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
+        f"{_about_the_seal(settings)}"
         f"\nCtrl-C ends it. Logs are in {settings.home / 'logs'}.\n"
+    )
+
+
+def _about_the_seal(settings: Settings) -> str:
+    """How the audit log's first sealing key leaves this machine; nothing once it has."""
+    from chatsvc.audit.keys import initial_seals
+
+    waiting = initial_seals(settings.keys_directory)
+    if not waiting:
+        return ""
+    return (
+        f"\nThe audit log's first sealing key waits in {waiting[0].parent}. While it lies on this machine, whoever\n"
+        "takes the machine can rewrite the log. `chatsvc audit seal-key --output DIR` hands it over to an auditor,\n"
+        "`chatsvc audit seal-key --drop` destroys it.\n"
     )
 
 
