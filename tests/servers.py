@@ -201,6 +201,7 @@ TLSCertificateKeyFile {folder}/server.key
 database mdb
 suffix "dc=example,dc=org"
 rootdn "cn=root,dc=example,dc=org"
+rootpw "the root's password"
 directory {folder}/data
 access to attrs=userPassword by anonymous auth by * none
 access to dn.subtree="ou=hidden,dc=example,dc=org" by * none
@@ -244,6 +245,14 @@ objectClass: inetOrgPerson
 uid: twin
 cn: Twin
 sn: T
+userPassword: {DIRECTORY_PASSWORD}
+
+dn: uid=Pat O'Neil,ou=people,dc=example,dc=org
+objectClass: inetOrgPerson
+uid: Pat O'Neil
+cn: Pat
+sn: O'Neil
+mail: pat@example.org
 userPassword: {DIRECTORY_PASSWORD}
 
 dn: ou=groups,dc=example,dc=org

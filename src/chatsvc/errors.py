@@ -27,6 +27,7 @@ holds a secret, a prompt or a traceback. Which HTTP status a class becomes is wr
     │   ├── EngineUnavailable           no model is ready: starting, died, stalled
     │   ├── AuditUnavailable            a record cannot be made durable, so nothing that needs one is done
     │   ├── StoreUnavailable            database or Redis down
+    │   │   └── IdentityUnavailable     directory or identity provider down
     │   └── DeadlineExceeded            the generation ran into its wall-clock limit
     └── OperatorError                   exit code 3 on the command line
         ├── ConfigurationInvalid        every problem of a configuration at once
@@ -211,6 +212,13 @@ class StoreUnavailable(Unavailable):
 
     code = "store_unavailable"
     message = "The database cannot be reached; try again."
+
+
+class IdentityUnavailable(StoreUnavailable):
+    """503: directory or identity provider down."""
+
+    code = "identity_unavailable"
+    message = "The service that checks logins cannot be reached; try again."
 
 
 class DeadlineExceeded(Unavailable):

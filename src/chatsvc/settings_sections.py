@@ -195,6 +195,7 @@ class OidcSection(Section):
     issuer: HttpUrl | None = None
     client_id: str = "chatsvc"
     client_secret: SecretStr | None = None
+    ca_file: Path | None = None
     redirect_url: str = ""
     scopes: list[str] = ["openid", "profile"]
     name_claim: str = "preferred_username"

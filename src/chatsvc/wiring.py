@@ -183,6 +183,7 @@ def oidc_provider(settings: Settings) -> OidcProvider | None:
             groups_claim=section.groups_claim,
             roles=section.roles,
             api_audience=section.api_audience,
+            ca_file=section.ca_file,
         )
     )
 

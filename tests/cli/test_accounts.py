@@ -279,3 +279,24 @@ def test_the_real_command_has_the_same_exit_codes(environment):
     assert again.returncode == 3
     assert "ada" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_doubled_accounts_of_earlier_versions_are_found(run, ada, web):
+    guard, _ = web
+    assert run("user", "duplicates") == (0, "Every name has one account.\n", "")
+    assert run("user", "duplicates", "--json")[:2] == (0, "[]\n")
+    with guard.database.session() as session:
+        for name in ("ADA", "ａｄａ"):
+            row = guard.accounts.new_row(name, "", ["user"], "ldap")
+            row.name_key = f"ada#{row.id}"
+            session.add(row)
+    code, printed, _ = run("user", "duplicates", "--json")
+    assert code == 1
+    assert [[account["name"] for account in group] for group in json.loads(printed)] == [["ada", "ADA", "ａｄａ"]]
+    code, printed, _ = run("user", "duplicates")
+    assert (code, printed.splitlines()[0]) == (1, "ada, ADA, ａｄａ")
+    for name in ("ada", "ａｄａ"):
+        assert run("user", "remove", name, "--yes")[0] == 0
+    assert run("user", "duplicates")[0] == 0
+    assert run("user", "disable", "ada")[0] == 0  # the one that is left, in whatever spelling
+    assert guard.accounts.get("ADA").disabled

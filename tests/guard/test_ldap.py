@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+import time
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
+from chatsvc.errors import AuthenticationFailed, IdentityUnavailable, LimitExceeded, OperatorError, StoreUnavailable
 from chatsvc.guard.login import Login
 from chatsvc.guard.outbox import Outbox
+from tests.conftest import poll_until
 from tests.servers import DIRECTORY_PASSWORD as PASSWORD
 from tests.servers import free_port
 
 pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
+
+import ldap3
 
 from chatsvc.guard.ldap import LdapDirectory, LdapOptions
 
@@ -111,7 +117,9 @@ def test_a_disabled_account_stays_out_whatever_the_directory_says(login, guard):
 def test_a_local_account_is_not_opened_by_a_name_in_the_directory(login, directory, guard):
     guard.accounts.add("carol", "the local account's password", ["admin"])
     refused(login, "carol")
-    assert directory.verify("carol", PASSWORD) is None
+    with pytest.raises(AuthenticationFailed) as caught:
+        directory.verify("carol", PASSWORD)
+    assert "local" in caught.value.reason
     assert login.verify("carol", "the local account's password", ip_address("127.0.0.2"))
     assert guard.accounts.get("carol").roles == ("admin",)
 
@@ -155,8 +163,153 @@ def test_an_anonymous_search_that_may_see_nothing_finds_nobody(layout, guard):
     assert LdapDirectory(replace(layout, bind_dn="", bind_password=""), guard.vouched).verify("carol", PASSWORD) is None
 
 
-def test_a_name_that_cannot_be_an_accounts_is_refused(guard):
-    assert guard.vouched.take("not a name", [], "ldap") is None
+SPELLINGS = ["carol", "CAROL", "cArOl", "ｃａｒｏｌ", " carol", "carol ", "CAROL  "]
+
+
+def test_one_person_has_one_account_however_the_name_is_typed(login, guard):
+    found = {login.verify(spelling, PASSWORD, HERE) for spelling in SPELLINGS}
+    assert len(found) == 1
+    assert [(account.name, account.source) for account in guard.accounts.list_accounts()] == [("carol", "ldap")]
+
+
+def test_no_spelling_is_a_way_round_a_disabled_account(login, guard):
+    login.verify("carol", PASSWORD, HERE)
+    guard.accounts.set_disabled("CAROL", disabled=True)
+    for number, spelling in enumerate(SPELLINGS):
+        with pytest.raises(AuthenticationFailed):
+            login.verify(spelling, PASSWORD, ip_address(f"198.51.100.{number}"))
+    assert len(guard.accounts.list_accounts()) == 1
+
+
+def test_no_spelling_is_a_way_round_the_throttle(layout, guard):
+    """Not even one that only the directory takes for the same: another attribute, or white space inside."""
+    both = replace(layout, user_filter="(&(objectClass=inetOrgPerson)(|(uid={name})(mail={name})))")
+    login = Login(guard.database, guard.passwords, guard.throttle, LdapDirectory(both, guard.vouched))
+    spellings = ["pat o'neil", "PAT  O'NEIL", "pat@example.org", "PAT@example.org", " Pat   O'Neil"]
+    for spelling in spellings:
+        refused(login, spelling, "a wrong password")
+    for spelling in [*spellings, "Pat@Example.Org", "pat o'neil "]:
+        with pytest.raises(LimitExceeded):
+            login.verify(spelling, PASSWORD, HERE)
+    assert login.verify("pat@example.org", PASSWORD, ip_address("198.51.100.1")).name == "Pat_O_Neil"
+
+
+@contextmanager
+def as_root(slapd):
+    server = ldap3.Server(f"ldap://127.0.0.1:{slapd.plain}", get_info=ldap3.NONE)
+    connection = ldap3.Connection(server, "cn=root,dc=example,dc=org", "the root's password", auto_bind=True)
+    with closing(connection.socket):
+        yield connection
+        connection.unbind()
+
+
+@pytest.fixture
+def erin(slapd):
+    """Somebody who comes and goes; ``erin(uid)`` adds an entry of that name."""
+    added = []
+
+    def add(uid):
+        dn = f"uid={uid},ou=people,dc=example,dc=org"
+        with as_root(slapd) as root:
+            values = {"uid": uid, "cn": "Erin", "sn": "E", "userPassword": PASSWORD}
+            assert root.add(dn, "inetOrgPerson", values), root.result
+        added.append(dn)
+
+    yield add
+    with as_root(slapd) as root:
+        for dn in added:
+            root.delete(dn)
+
+
+def test_a_person_who_is_renamed_keeps_the_account(login, guard, slapd, erin):
+    erin("erin")
+    before = login.verify("erin", PASSWORD, HERE)
+    with as_root(slapd) as root:
+        assert root.modify_dn("uid=erin,ou=people,dc=example,dc=org", "uid=erin.new", delete_old_dn=True)
+    try:
+        after = login.verify("erin.new", PASSWORD, HERE)
+    finally:
+        with as_root(slapd) as root:
+            root.delete("uid=erin.new,ou=people,dc=example,dc=org")
+    assert (after.account_id, after.name) == (before.account_id, "erin.new")
+
+
+def test_a_new_person_of_an_old_name_does_not_get_the_old_account(login, guard, slapd, erin):
+    erin("erin")
+    before = login.verify("erin", PASSWORD, HERE)
+    with as_root(slapd) as root:
+        root.delete("uid=erin,ou=people,dc=example,dc=org")
+    erin("erin")
+    after = login.verify("erin", PASSWORD, HERE)
+    assert after.account_id != before.account_id
+    assert re.fullmatch(r"erin\.[0-9a-f]{8}", after.name)
+    assert login.verify("ERIN", PASSWORD, HERE) == after
+
+
+def test_a_new_entry_is_no_way_round_a_disabled_account(login, guard, slapd, erin):
+    erin("erin")
+    login.verify("erin", PASSWORD, HERE)
+    guard.accounts.set_disabled("erin", disabled=True)
+    with as_root(slapd) as root:
+        root.delete("uid=erin,ou=people,dc=example,dc=org")
+    erin("Erin")
+    refused(login, "erin")
+    assert len(guard.accounts.list_accounts()) == 1
+
+
+def old_account(guard, name, *, disabled=False):
+    """As earlier versions made it: known by the name that was typed."""
+    with guard.database.session() as session:
+        row = guard.accounts.new_row(name, "", ["user"], "ldap")
+        row.name_key = name if name == name.lower() else f"{name.lower()}#{row.id}"
+        row.disabled_at = 1.0 if disabled else None
+        session.add(row)
+        return row.id
+
+
+def test_an_account_of_an_earlier_version_is_adopted(login, guard):
+    old = old_account(guard, "carol")
+    assert login.verify("Carol", PASSWORD, HERE).account_id == old
+    assert login.verify("carol", PASSWORD, HERE).account_id == old
+
+
+def test_of_doubled_accounts_the_one_with_the_entrys_spelling_is_adopted(login, guard):
+    ids = {name: old_account(guard, name) for name in ("CAROL", "carol", "Carol")}
+    for spelling in SPELLINGS:
+        assert login.verify(spelling, PASSWORD, HERE).account_id == ids["carol"]
+    (group,) = guard.accounts.list_doubled()
+    assert {account.name for account in group} == set(ids)
+    for name in ("CAROL", "Carol"):
+        guard.accounts.remove(name)
+    assert guard.accounts.list_doubled() == []
+    assert login.verify("CAROL", PASSWORD, HERE).account_id == ids["carol"]
+
+
+def test_a_doubled_account_that_was_disabled_is_not_forgotten(login, guard):
+    old_account(guard, "carol")
+    old_account(guard, "CAROL", disabled=True)
+    refused(login, "carol")
+
+
+def test_a_directory_that_hangs_keeps_one_waiting_and_refuses_the_others_at_once(layout, guard, slapd):
+    directory = LdapDirectory(replace(layout, timeout_s=1.5), guard.vouched)
+    login = Login(guard.database, guard.passwords, guard.throttle, directory)
+    with slapd.hanging():
+        with pytest.raises(IdentityUnavailable):
+            login.verify("carol", PASSWORD, HERE)
+        started_at = time.monotonic()
+        for _ in range(10):
+            with pytest.raises(IdentityUnavailable):
+                login.verify("carol", PASSWORD, HERE)
+        assert time.monotonic() - started_at < 10  # 20 s and more one after the other
+    poll_until(lambda: answers(login), what="the directory")
+
+
+def answers(login):
+    try:
+        return login.verify("carol", PASSWORD, HERE)
+    except IdentityUnavailable:
+        return None
 
 
 def test_the_password_of_the_service_is_in_no_representation(layout):

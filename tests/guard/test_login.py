@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import pytest
 from sqlalchemy import func, select, update
 
-from chatsvc.errors import AuthenticationFailed, LimitExceeded, PermissionRefused
+from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, PermissionRefused
 from chatsvc.guard.directory import LoggedIn
 from chatsvc.guard.login import LOGIN_REFUSED, Login
 from chatsvc.guard.passwords import PasswordOptions, Passwords
@@ -106,6 +106,56 @@ def test_an_ipv6_customer_is_one_address(guard, ada):
     assert guard.login.verify("ada", PASSWORD, ip_address("2001:db8:0:1::1"))
 
 
+@pytest.mark.parametrize("name", ["ADA", "Ada", " ada ", "ａｄａ", "aDA\u00a0"])
+def test_every_spelling_of_a_name_counts_as_one(guard, ada, name):
+    fail(guard, name, times=5)
+    waits(guard)
+    assert guard.login.verify("ada", PASSWORD, ELSEWHERE)
+
+
+@pytest.mark.parametrize("name", ["ADA", "ａｄａ"])
+def test_every_spelling_of_a_name_is_that_account(guard, ada, name):
+    assert guard.login.verify(name, PASSWORD, HERE).account_id == ada["id"]
+    with pytest.raises(Conflict):
+        guard.accounts.add(name, PASSWORD, ["user"])
+    guard.accounts.set_disabled(name, disabled=True)
+    with pytest.raises(AuthenticationFailed):
+        guard.login.verify("ada", PASSWORD, HERE)
+
+
+def test_an_owner_with_ipv6_is_not_locked_out_by_the_failures_of_others(guard, ada):
+    guard.sessions.start(ada["id"], "2001:db8:1:2:3:4:5:6")
+    for number in range(25):
+        fail(guard, address=ip_address(f"198.51.100.{number}"), times=4)
+    waits(guard, address=ip_address("2001:db8:1:3::1"))
+    assert guard.login.verify("ada", PASSWORD, ip_address("2001:db8:1:2:ffff::1"))
+
+
+def test_a_clock_that_was_years_ahead_lengthens_no_wait(guard, ada, clock):
+    clock.advance(126_144_000)
+    fail(guard, times=5)
+    for number in range(19):
+        fail(guard, address=ip_address(f"198.51.100.{number}"), times=5)
+    waits(guard, address=ELSEWHERE)
+    clock.advance(-126_144_000)
+    assert guard.login.verify("ada", PASSWORD, HERE)
+    assert guard.login.verify("ada", PASSWORD, ELSEWHERE)
+    fail(guard, times=5)  # and from now on it counts as ever
+    assert 0 < waits(guard) <= 1
+    for number in range(19):
+        fail(guard, address=ip_address(f"198.51.100.{100 + number}"), times=5)
+    assert 0 < waits(guard, address=ip_address("203.0.113.77")) <= 3600
+
+
+@pytest.mark.parametrize("ahead_s", [1, 59, 61, 600, 7200])
+def test_no_wait_is_longer_than_its_cap_however_far_the_clock_was_ahead(guard, ada, clock, ahead_s):
+    clock.advance(ahead_s)
+    fail(guard, times=5)
+    clock.advance(-ahead_s)
+    clock.advance(900)
+    assert guard.login.verify("ada", PASSWORD, HERE)
+
+
 def test_parallel_guesses_gain_nothing(guard, ada):
     outcomes = []
 
@@ -160,7 +210,7 @@ def test_a_wrong_current_password_is_403_and_throttled_the_same(guard, ada):
 
 
 class ScriptedDirectory:
-    def verify(self, name, password):
+    def verify(self, name, password, admit):
         return LoggedIn("from-directory", name) if password == "of the directory" else None
 
 
@@ -171,7 +221,8 @@ def test_who_is_no_local_account_is_asked_of_the_directory(guard, ada):
     for name, password in (
         ("ada", "of the directory"),
         ("bob", "a wrong password"),
-        ("not a name", "of the directory"),
+        ("no\nname", "of the directory"),
+        ("n" * 257, "of the directory"),
     ):
         with pytest.raises(AuthenticationFailed):
             login.verify(name, password, HERE)
@@ -187,7 +238,7 @@ class HangingDirectory:
     def __init__(self):
         self.asked, self.released = threading.Semaphore(0), threading.Event()
 
-    def verify(self, name, password):
+    def verify(self, name, password, admit):
         self.asked.release()
         assert self.released.wait(30)
 

@@ -10,7 +10,7 @@ from sqlalchemy import inspect, select, text
 
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import is_current, migrate, migrate_back
-from chatsvc.store.tables import ApiKey, Base
+from chatsvc.store.tables import Account, ApiKey, Base, Session
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(database):
@@ -44,6 +44,30 @@ def test_rows_are_kept_on_the_way_back_and_forward(database):
     with database.reading() as session:
         row = session.scalars(select(ApiKey)).one()
     assert (row.id, row.account_id, row.max_concurrent) == ("k", "a", None)
+
+
+def test_accounts_and_sessions_of_earlier_versions_get_their_keys(database):
+    migrate_back(database, "0002")
+    account = text(
+        "INSERT INTO accounts (id, name, password_hash, roles, created_at, password_changed_at, source)"
+        " VALUES (:id, :name, '', '', :at, 0, 'ldap')"
+    )
+    start = text(
+        "INSERT INTO sessions (sid, account_id, address, created_at, last_used_at, ends_at)"
+        " VALUES (:address, 'a', :address, 0, 0, 0)"
+    )
+    names = {"a": "Carol", "b": "carol", "c": "ｃａｒｏｌ", "d": "Straße", "e": "dave"}
+    places = {"127.0.0.1": "127.0.0.1", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "somewhere": "somewhere"}
+    with database.session() as session:
+        for at, (account_id, name) in enumerate(names.items()):
+            session.execute(account, {"id": account_id, "name": name, "at": at})
+        for address in places:
+            session.execute(start, {"address": address})
+    migrate(database)
+    with database.reading() as session:
+        keys = {row.id: row.name_key for row in session.scalars(select(Account))}
+        assert keys == {"a": "carol", "b": "carol#b", "c": "carol#c", "d": "strasse", "e": "dave"}
+        assert {row.address: row.place for row in session.scalars(select(Session))} == places
 
 
 def test_migrating_twice_changes_nothing(database):

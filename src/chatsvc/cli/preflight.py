@@ -70,6 +70,7 @@ def _files(settings: Settings) -> Iterator[str]:
         "audit.witness_peer_ca_file": settings.audit.witness_peer_ca_file,
         "audit.witnessed_keys_file": settings.audit.witnessed_keys_file,
         "ldap.ca_file": settings.ldap.ca_file,
+        "oidc.ca_file": settings.oidc.ca_file,
     }
     for key, path in named.items():
         if path is not None and (problem := _unreadable(path)):

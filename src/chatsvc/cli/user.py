@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 
 @click.group("user")
 def command() -> None:
-    """Accounts: add, list, disable, change passwords, roles and limits."""
+    """Accounts: add, list, find doubled ones, disable, change passwords, roles and limits."""
 
 
 @command.command()
@@ -48,6 +49,32 @@ def list_(as_json: bool) -> None:
     for account in accounts:
         state = "disabled" if account.disabled else "enabled"
         click.echo(f"{account.name}\t{state}\t{' '.join(account.roles) or '-'}\t{account.source}")
+
+
+@command.command()
+@_AS_JSON
+def duplicates(as_json: bool) -> None:
+    """List accounts whose names differ in case or width alone; ends with 1 if there are some.
+
+    Earlier versions made one for each spelling that was typed at a login. Of each name, keep the account whose
+    conversations and keys are wanted, and remove the others.
+    """
+    with administration.opened() as guard:
+        groups = guard.accounts.list_doubled()
+    if as_json:
+        click.echo(json.dumps([[account.as_dict() for account in group] for group in groups], ensure_ascii=False))
+    elif not groups:
+        click.echo("Every name has one account.")
+    else:
+        for group in groups:
+            click.echo(", ".join(account.name for account in group))
+            for account in group:
+                state = "disabled" if account.disabled else "enabled"
+                made = time.strftime("%Y-%m-%d", time.gmtime(account.created_at))
+                click.echo(f"  {account.name}\t{state}\t{account.source}\tmade {made}")
+        click.echo("Keep one of each line: `chatsvc user remove NAME` removes the others, spelled as above.")
+    if groups:
+        raise click.exceptions.Exit(1)
 
 
 @command.command()

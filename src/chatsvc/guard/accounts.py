@@ -5,10 +5,9 @@ Every change says what was before and after, for the audit log; a change by comm
 
 from __future__ import annotations
 
-import re
 import time
-import unicodedata
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,14 +18,12 @@ from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
 from chatsvc.guard.changes import Change, OnChange, note_nothing
+from chatsvc.guard.finding import find_named, pass_key_on
+from chatsvc.guard.names import name_key, normal_name
 from chatsvc.guard.passwords import Passwords, check_password_rules
 from chatsvc.guard.roles import Roles, format_names, parse_names
 from chatsvc.store.database import Database
 from chatsvc.store.tables import Account, Session
-
-_NAME = re.compile(r"[\w.@+-]{1,64}")
-# Longer ones are not looked at: normalising sorts runs of combining marks, in time that grows with their square.
-MAX_TYPED_NAME = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +54,6 @@ class AccountUpdate:
     password: str | None = None
 
 
-def normal_name(name: str) -> str | None:
-    """The one form of an account's name, or None where it cannot be one."""
-    if len(name) > MAX_TYPED_NAME:
-        return None
-    composed = unicodedata.normalize("NFC", name)
-    return composed if _NAME.fullmatch(composed) else None
-
-
 class Accounts:
     """Reads and changes accounts."""
 
@@ -88,7 +77,7 @@ class Accounts:
 
         Raises:
             InvalidRequest: the name, the password or a role cannot be.
-            Conflict: the name is taken.
+            Conflict: the name is taken, perhaps in another spelling.
         """
         wanted = self._checked_name(name)
         self._check_roles(roles)
@@ -103,7 +92,7 @@ class Accounts:
                 change = Change(None, view(row).as_dict())
                 self._on_change(session, "admin.account.create", change)
         except IntegrityError:
-            raise Conflict(f"There is an account named {wanted} already.") from None
+            raise Conflict(f"There is an account named {wanted} already; case and width make no other name.") from None
         return change
 
     def new_row(self, name: str, password_hash: str, roles: Sequence[str], source: str = "local") -> Account:
@@ -117,7 +106,19 @@ class Accounts:
             created_at=now,
             password_changed_at=now,
             source=source,
+            name_key=name_key(name),
         )
+
+    def list_doubled(self) -> list[list[AccountView]]:
+        """Accounts whose names differ in case or width alone, those of one name together, the oldest first.
+
+        Earlier versions made such accounts; this one makes none.
+        """
+        groups: defaultdict[str, list[AccountView]] = defaultdict(list)
+        with self._database.reading() as session:
+            for row in session.scalars(select(Account).order_by(Account.created_at, Account.id)):
+                groups[name_key(row.name)].append(view(row))
+        return [group for _, group in sorted(groups.items()) if len(group) > 1]
 
     def list_accounts(self, *, after: str = "", max_accounts: int = 1000) -> list[AccountView]:
         """Accounts by name, those behind ``after``."""
@@ -205,6 +206,8 @@ class Accounts:
             row = _find(session, name, for_update=True)
             change = Change(view(row).as_dict(), None)
             session.delete(row)
+            session.flush()
+            pass_key_on(session, row.name)
             self._on_change(session, "admin.account.remove", change)
         return change
 
@@ -272,8 +275,7 @@ def view(row: Account) -> AccountView:
 
 
 def _find(session: StoreSession, name: str, *, for_update: bool = False) -> Account:
-    query = select(Account).where(Account.name == (normal_name(name) or ""))
-    row = session.scalar(query.with_for_update() if for_update else query)
+    row = find_named(session, name, for_update=for_update)
     if row is None:
         raise NotFound("There is no account of that name.")
     return row

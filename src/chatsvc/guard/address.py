@@ -76,6 +76,13 @@ def contains(networks: Iterable[Network], address: ClientAddress) -> bool:
     return any(address in network for network in networks)
 
 
+def place_of(address: ClientAddress) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer is given."""
+    if address.version == 6:
+        return str(IPv6Network((address, 64), strict=False))
+    return str(address)
+
+
 def unwrap_network(network: Network) -> Network:
     """An IPv4-mapped network (``::ffff:10.0.0.0/104``) as the IPv4 network that its addresses are compared with."""
     if network.version == 6 and network.prefixlen >= 96:

@@ -19,8 +19,8 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts import normal_name
 from chatsvc.guard.changes import Change, OnChange, note_nothing
+from chatsvc.guard.finding import find_named, is_named
 from chatsvc.guard.roles import ALL_SCOPES, Roles, format_names, parse_names
 from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, ApiKey
@@ -118,7 +118,7 @@ class ApiKeys:
             raise InvalidRequest(f"A key's name has 1 to {_MAX_NAME_LENGTH} printable characters.", param="name")
         secret = secrets.token_urlsafe(32)
         with self._database.session() as session:
-            account = session.scalar(select(Account).where(Account.name == (normal_name(new.account) or "")))
+            account = find_named(session, new.account)
             if account is None:
                 raise NotFound("There is no account of that name.")
             self._check_scopes(new.scopes, account)
@@ -179,7 +179,7 @@ class ApiKeys:
         """Every key, or those of one account."""
         query = select(ApiKey, Account.name).join(Account, Account.id == ApiKey.account_id).order_by(ApiKey.created_at)
         if account is not None:
-            query = query.where(Account.name == account)
+            query = query.where(is_named(account))
         with self._database.reading() as session:
             return [_view(row, name) for row, name in session.execute(query.limit(1000))]
 

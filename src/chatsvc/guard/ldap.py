@@ -1,19 +1,25 @@
 """Accounts of an LDAP directory: it keeps the passwords and the groups, we keep an account that everything counts for.
 
-1. Find the one entry of that name, as the service's own entry or anonymously.
-2. Bind as that entry with the password that was given. An empty password never gets here: a bind without one succeeds
+1. Find the one entry of that name, as the service's own entry or anonymously. What was typed is only looked for: who
+   it is, and how the name is spelled, the entry says.
+2. Whoever has to wait for failed logins is refused.
+3. Bind as that entry with the password that was given. An empty password never gets here: a bind without one succeeds
    (RFC 4513 5.1.2).
-3. Its groups become roles by the configured mapping, anew at every login. No group, no role, no scope.
-4. The account is made at its first login. A local account of the same name is asked instead of the directory.
+4. Its groups become roles by the configured mapping, anew at every login. No group, no role, no scope.
+5. The account is made at its first login, for the entry's ``entryUUID`` (RFC 4530) or ``objectGUID``; where a directory
+   has neither, for its DN. A local account of the same name is asked instead of the directory.
 
-Knows nothing about tokens or HTTP.
+A directory that is silent is waited for by one login at a time; the others are refused at once. Knows nothing about
+tokens or HTTP.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import ssl
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +29,17 @@ from urllib.parse import urlsplit
 import ldap3
 from ldap3.core.exceptions import LDAPException
 from ldap3.utils.conv import escape_filter_chars
+from ldap3.utils.dn import parse_dn
 
-from chatsvc.errors import OperatorError, StoreUnavailable
-from chatsvc.guard.directory import LoggedIn, VouchedAccounts
+from chatsvc.errors import IdentityUnavailable, OperatorError
+from chatsvc.guard.directory import LoggedIn, Person, VouchedAccounts, admit_all, bounded
+from chatsvc.guard.names import name_key
+from chatsvc.store.breaker import Breaker
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_GROUPS = 1000
+# The attribute that a user_filter compares with the name: (uid={name}), (sAMAccountName:…:={name}).
+_COMPARED = re.compile(r"\(\s*([A-Za-z][A-Za-z0-9.;-]*)[^=()]*=\{name\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,12 @@ class LdapOptions:
     timeout_s: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    dn: str
+    person: Person
+
+
 class LdapDirectory:
     """Checks passwords against the directory; a connection a login, none is kept."""
 
@@ -61,29 +78,39 @@ class LdapDirectory:
             raise OperatorError("Passwords go to ldap.url: make it ldaps://…, or set ldap.start_tls.")
         self._options = options
         self._accounts = accounts
+        self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
+        self._name_attributes = _COMPARED.findall(options.user_filter)
         tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=str(options.ca_file) if options.ca_file else None)
         self._server = ldap3.Server(options.url, tls=tls, connect_timeout=options.timeout_s, get_info=ldap3.NONE)
 
-    def verify(self, name: str, password: str) -> LoggedIn | None:
-        """The account behind the name when the directory takes the password.
+    def verify(self, name: str, password: str, admit: Callable[[Person], None] = admit_all) -> LoggedIn | None:
+        """The account behind the name when the directory takes the password. ``admit`` is step 2.
 
         Raises:
-            StoreUnavailable: the directory cannot be asked.
+            IdentityUnavailable: the directory cannot be asked.
+            AuthenticationFailed: the password is right, and the account may not be used.
         """
         if not password:
             return None
         try:
-            with self._bound(self._options.bind_dn, self._options.bind_password) as service:
-                if service is None:
-                    raise StoreUnavailable("The directory does not take the service's own password.")
-                dn = self._find(service, name)  # (1)
-                with self._bound(dn or self._options.user_base, password) as own:  # (2)
-                    if dn is None or own is None:
-                        return None
-                roles = self._roles(service, dn)  # (3)
+            with self._breaker.watch(LDAPException):
+                proved = self._proved(name, password, admit)
         except LDAPException as error:
-            raise StoreUnavailable("The directory cannot be reached; try again.") from error
-        return self._accounts.take(name, roles, "ldap")  # (4)
+            raise IdentityUnavailable from error
+        return self._accounts.take(*proved) if proved is not None else None  # (5)
+
+    def _proved(self, name: str, password: str, admit: Callable[[Person], None]) -> tuple[Person, Sequence[str]] | None:
+        """Steps 1 to 4: who it is, and the roles; None where the password is not that person's."""
+        with self._bound(self._options.bind_dn, self._options.bind_password) as service:
+            if service is None:
+                raise IdentityUnavailable("The directory does not take the service's own password.")
+            entry = self._find(service, name)  # (1)
+            if entry is not None:
+                admit(entry.person)  # (2)
+            with self._bound(entry.dn if entry else self._options.user_base, password) as own:  # (3)
+                if entry is None or own is None:
+                    return None
+            return entry.person, self._roles(service, entry.dn)  # (4)
 
     @contextmanager
     def _bound(self, dn: str, password: str) -> Iterator[Any]:
@@ -109,11 +136,16 @@ class LdapDirectory:
             if left_open is not None:
                 left_open.close()
 
-    def _find(self, service: Any, name: str) -> str | None:
+    def _find(self, service: Any, name: str) -> _Entry | None:
         wanted = self._options.user_filter.replace("{name}", escape_filter_chars(name))
-        _, _, response, _ = service.search(self._options.user_base, wanted, attributes=[], size_limit=2)
-        entries = [entry["dn"] for entry in response if entry["type"] == "searchResEntry"]
-        return entries[0] if len(entries) == 1 else None
+        attributes = [*self._name_attributes, "entryUUID", "objectGUID"]
+        _, _, response, _ = service.search(self._options.user_base, wanted, attributes=attributes, size_limit=2)
+        entries = [entry for entry in response if entry["type"] == "searchResEntry"]
+        if len(entries) != 1:
+            return None
+        dn, values = entries[0]["dn"], {key.lower(): found for key, found in entries[0]["raw_attributes"].items()}
+        spelled = _spelled(dn, values, self._name_attributes)
+        return _Entry(dn, Person("ldap", "ldap", bounded(_subject(dn, values)), spelled))
 
     def _roles(self, service: Any, dn: str) -> list[str]:
         if not self._options.group_base:
@@ -123,3 +155,24 @@ class LdapDirectory:
         groups = [entry for entry in response if entry["type"] == "searchResEntry"]
         names = {name for group in groups for name in (group["dn"], *group["attributes"].get("cn", []))}
         return [role for group, role in self._options.roles.items() if group in names]
+
+
+def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
+    """What the directory cannot change about an entry; where it tells nothing of the kind, where the entry stands."""
+    for unique_id in values.get("entryuuid", ()):
+        return f"entryUUID:{unique_id.decode('ascii', 'replace').lower()}"
+    for unique_id in values.get("objectguid", ()):
+        if len(unique_id) == 16:
+            return f"objectGUID:{uuid.UUID(bytes_le=unique_id)}"
+    return "dn:" + ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value, _ in parse_dn(dn))
+
+
+def _spelled(dn: str, values: Mapping[str, Sequence[bytes]], attributes: Sequence[str]) -> str:
+    """The entry's own spelling of its name: of several values the one that the DN begins with, else the least."""
+    leading_attribute, leading_value, _ = parse_dn(dn)[0]
+    for attribute in attributes:
+        texts = [value.decode("utf-8", "replace") for value in values.get(attribute.lower(), ())]
+        if texts:
+            is_leading = attribute.lower() == leading_attribute.lower()
+            return next((text for text in texts if is_leading and text == leading_value), min(texts))
+    return str(leading_value)

@@ -7,18 +7,22 @@
 5. Renew the hash when its cost was changed. Count the failure or forget the failures, still in the slot.
 
 Who is no local account is asked of the directory, if there is one, in a slot of another kind and with (3) again: a
-directory that hangs must not take the slots that the local administrator needs.
+directory that hangs must not take the slots that the local administrator needs. The directory says whom a name means
+before it tries the password, and that person is throttled as well, however the name is written.
 
 Unknown account, wrong password and disabled account are one outcome.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from collections.abc import Sequence
+
+from sqlalchemy import update
 
 from chatsvc.errors import AuthenticationFailed, PermissionRefused
-from chatsvc.guard.accounts import normal_name
-from chatsvc.guard.directory import Directory, LoggedIn
+from chatsvc.guard.directory import Directory, LoggedIn, Person
+from chatsvc.guard.finding import find_named
+from chatsvc.guard.names import MAX_TYPED_NAME
 from chatsvc.guard.passwords import Passwords, Turns
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.guard.throttle import LoginThrottle
@@ -52,21 +56,29 @@ class Login:
             LimitExceeded: the name has to wait.
             Overloaded: too many logins at once.
         """
-        known_as = normal_name(name)
-        counted_as = known_as or name
-        self._throttle.check(counted_as, address)  # (1)
+        counted = [name]
+        self._throttle.check(name, address)  # (1)
         with self._passwords.turn():  # (2)
-            self._throttle.check(counted_as, address)  # (3)
-            row = self._row(known_as)
+            self._throttle.check(name, address)  # (3)
+            row = self._row(name)
             is_local = row is not None and row.source == "local"
             found = self._verify_local(row if is_local else None, password)  # (4)
             if is_local or self._directory is None:
-                return self._counted(found, counted_as, address)  # (5)
+                return self._counted(found, counted, address)  # (5)
+
+        def admit(person: Person) -> None:
+            self._throttle.check(person.key, address)
+            counted.append(person.key)
+
         with self._directory_turns.turn():
-            self._throttle.check(counted_as, address)
-            asked = known_as is not None and (row is None or row.disabled_at is None)
-            found = self._directory.verify(known_as or "", password) if asked else None
-            return self._counted(found, counted_as, address)
+            self._throttle.check(name, address)
+            refusal = None
+            try:
+                is_asked = _can_be_a_name(name) and (row is None or row.disabled_at is None)
+                found = self._directory.verify(name, password, admit) if is_asked else None
+            except AuthenticationFailed as error:
+                refusal = error.reason
+            return self._counted(found, counted, address, refusal)
 
     def check_throttle(self, name: str, address: ClientAddress) -> None:
         """Step 1 alone, for who wants to know before anything is recorded.
@@ -74,7 +86,7 @@ class Login:
         Raises:
             LimitExceeded: the name has to wait.
         """
-        self._throttle.check(normal_name(name) or name, address)
+        self._throttle.check(name, address)
 
     def verify_current(self, account_name: str, password: str, address: ClientAddress) -> None:
         """Check the password of a caller who is logged in already, with the same throttle.
@@ -87,9 +99,9 @@ class Login:
         except AuthenticationFailed:
             raise PermissionRefused("wrong current password", message="The current password is wrong.") from None
 
-    def _row(self, name: str | None) -> Account | None:
+    def _row(self, name: str) -> Account | None:
         with self._database.reading() as session:
-            return session.scalar(select(Account).where(Account.name == (name or "")))
+            return find_named(session, name)
 
     def _verify_local(self, row: Account | None, password: str) -> LoggedIn | None:
         matches = self._passwords.matches(password, row.password_hash if row is not None else None)
@@ -98,11 +110,16 @@ class Login:
         self._renew(row, password)
         return LoggedIn(row.id, row.name)
 
-    def _counted(self, found: LoggedIn | None, counted_as: str, address: ClientAddress) -> LoggedIn:
+    def _counted(
+        self, found: LoggedIn | None, counted: Sequence[str], address: ClientAddress, refusal: str | None = None
+    ) -> LoggedIn:
+        """Count a failure, or forget the failures, under every name that the login has."""
         if found is None:
-            self._throttle.failed(counted_as, address)
-            raise AuthenticationFailed("wrong user name or password", message=LOGIN_REFUSED)
-        self._throttle.succeeded(counted_as, address)
+            for name in counted:
+                self._throttle.failed(name, address)
+            raise AuthenticationFailed(refusal or "wrong user name or password", message=LOGIN_REFUSED)
+        for name in counted:
+            self._throttle.succeeded(name, address)
         return found
 
     def _renew(self, row: Account, password: str) -> None:
@@ -111,3 +128,8 @@ class Login:
             renewed = self._passwords.hash(password)
             with self._database.session() as session:
                 session.execute(update(Account).where(unchanged).values(password_hash=renewed))
+
+
+def _can_be_a_name(name: str) -> bool:
+    """Whether a directory is asked for it: short, and nothing that is no text."""
+    return 0 < len(name) <= MAX_TYPED_NAME and name.isprintable()

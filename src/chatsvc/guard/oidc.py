@@ -9,29 +9,36 @@ For a page (OpenID Connect Core 3.1, RFC 7636): authorization code with PKCE.
 
 For a tool: :meth:`OidcProvider.check_bearer`, the same checks with an audience of its own and no nonce. That audience
 must not be the client's id, or an ID token would do as an access token.
+
+Who somebody is, ``iss`` and ``sub`` say together (Core 5.7); the name is for show. A provider that is silent is waited
+for by one caller at a time; the others are refused at once.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.requests_client import OAuth2Session
+from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc import jwt
 from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
-from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
-from chatsvc.guard.directory import Vouched, VouchedAccounts
+from chatsvc.errors import AuthenticationFailed, IdentityUnavailable, OperatorError
+from chatsvc.guard.claims import claim_at, groups_in, unverified_issuer
+from chatsvc.guard.directory import Person, Vouched, VouchedAccounts, bounded
+from chatsvc.guard.jwks import usable_keys
+from chatsvc.store.breaker import Breaker
 
 # Public-key signatures only: with a shared secret, who can verify could also sign.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
@@ -39,6 +46,8 @@ _METADATA_FOR_S = 3600.0
 _KEYS_FOR_S = 3600.0
 _KEYS_AGAIN_AFTER_S = 10.0
 _LEEWAY_S = 30
+# How long a caller waits while another one asks for the same; shorter than what trips the breaker.
+_WAIT_FOR_ANOTHER_S = 0.9
 _MAX_TOKEN_LENGTH = 16_384
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -47,8 +56,9 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 class OidcOptions:
     """What was agreed with the provider.
 
-    ``name_claim`` becomes the account's name, so it must be one that people cannot change themselves. ``roles`` maps a
-    value of ``groups_claim`` to a role. ``api_audience`` empty: no bearer of the provider is taken.
+    ``name_claim`` becomes the account's name, which is for show. ``roles`` maps a group in ``groups_claim`` to a role;
+    both claims may be paths, see :func:`chatsvc.guard.claims.claim_at`. ``api_audience`` empty: no bearer of the
+    provider is taken. ``ca_file``: who signed the provider's certificate; None for the system's list.
     """
 
     issuer: str
@@ -60,6 +70,7 @@ class OidcOptions:
     groups_claim: str = "groups"
     roles: Mapping[str, str] = field(default_factory=dict)
     api_audience: str = ""
+    ca_file: Path | None = None
     timeout_s: float = 5.0
 
 
@@ -74,11 +85,18 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom the provider vouches for."""
+    """Whom the provider vouches for. ``name`` is None where its claim holds no text."""
 
-    name: str
+    issuer: str
+    subject: str
+    name: str | None
     roles: tuple[str, ...]
     expires_at: int
+
+    @property
+    def person(self) -> Person:
+        """Who it is."""
+        return Person("oidc", bounded(self.issuer), bounded(self.subject), self.name)
 
 
 class OidcProvider:
@@ -90,7 +108,9 @@ class OidcProvider:
         _check_url(options.issuer, "oidc.issuer")
         self.options = options
         self._clock = clock
+        self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
         self._lock = threading.Lock()
+        # Ages are of the monotonic clock: the other one may be put right.
         self._metadata: dict[str, Any] = {}
         self._metadata_at = float("-inf")
         self._keys = KeySet([])
@@ -110,21 +130,21 @@ class OidcProvider:
 
         Raises:
             AuthenticationFailed: the provider refuses the code, or its ID token has a flaw.
-            StoreUnavailable: the provider cannot be reached.
+            IdentityUnavailable: the provider cannot be reached.
         """
+        url = self._endpoint("token_endpoint")
         try:
-            with self._client() as client:
-                answer = client.fetch_token(
-                    self._endpoint("token_endpoint"),
-                    code=code,
-                    code_verifier=flow.verifier,
-                    timeout=self.options.timeout_s,
-                )
+            with self._client() as client, self._breaker.watch(requests.RequestException):
+                answer = client.fetch_token(url, code=code, code_verifier=flow.verifier, timeout=self.options.timeout_s)
         except OAuthError as error:
             raise AuthenticationFailed(f"the provider refuses the code: {error.error}") from None
-        except (requests.RequestException, ValueError) as error:
-            raise _unreachable() from error
-        token = answer.get("id_token")
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+        ) as error:  # OSError: all of requests' errors, and a ca_file that is not there
+            raise IdentityUnavailable from error
+        token = answer.get("id_token") if isinstance(answer, dict) else None
         if not isinstance(token, str):
             raise AuthenticationFailed("the provider gave no ID token")
         claims = self._checked(token, self.options.client_id)
@@ -137,12 +157,12 @@ class OidcProvider:
 
         Raises:
             AuthenticationFailed: it is not the provider's, not for us, or has a flaw.
-            StoreUnavailable: the provider's keys cannot be had.
+            IdentityUnavailable: the provider's keys cannot be had.
         """
         if not self.options.api_audience:
             raise AuthenticationFailed("no bearer of the provider is taken")
         # Nobody is asked for keys because of a token that does not even say that it is the provider's.
-        if _unverified_issuer(token) != self.options.issuer:
+        if unverified_issuer(token, _MAX_TOKEN_LENGTH) != self.options.issuer:
             raise AuthenticationFailed("a token of nobody we know")
         return self._identity(self._checked(token, self.options.api_audience))
 
@@ -161,7 +181,7 @@ class OidcProvider:
         try:
             claims = self._decoded(token).claims
             rules.validate(claims)
-        except (JoseError, ValueError, TypeError, RecursionError) as error:
+        except (JoseError, UnsupportedAlgorithm, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise AuthenticationFailed(f"token of the provider refused: {type(error).__name__}") from None
         return dict(claims)
 
@@ -173,46 +193,71 @@ class OidcProvider:
             return jwt.decode(token, self._key_set(_KEYS_AGAIN_AFTER_S), algorithms=_ALGORITHMS)
 
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
-        name, groups = claims.get(self.options.name_claim), claims.get(self.options.groups_claim, [])
-        if not isinstance(name, str) or not isinstance(groups, list):
-            raise AuthenticationFailed("the provider's token names nobody")
+        subject, name = claims["sub"], claim_at(claims, self.options.name_claim)
+        if not isinstance(subject, str) or not subject:
+            raise AuthenticationFailed("the claim sub of the provider's token is not a text")
+        groups = groups_in(claim_at(claims, self.options.groups_claim))
         roles = tuple(self.options.roles[group] for group in groups if group in self.options.roles)
-        return Identity(name, roles, int(claims["exp"]))
+        shown_name = name if isinstance(name, str) else None
+        return Identity(self.options.issuer, subject, shown_name, roles, int(claims["exp"]))
 
     def _key_set(self, at_most_s: float) -> KeySet:
-        url = self._endpoint("jwks_uri")
-        with self._lock:
-            if self._clock() - self._keys_at >= at_most_s:
-                self._keys = KeySet.import_key_set(self._get(url))  # type: ignore[arg-type]
-                self._keys_at = self._clock()
-            return self._keys
+        if time.monotonic() - self._keys_at >= at_most_s:
+            url = self._endpoint("jwks_uri")
+            with self._asking():
+                if time.monotonic() - self._keys_at >= at_most_s:  # nobody else was quicker
+                    self._keys = usable_keys(self._get(url), _ALGORITHMS)
+                    self._keys_at = time.monotonic()
+        return self._keys
 
     def _endpoint(self, name: str) -> str:
-        with self._lock:
-            if self._clock() - self._metadata_at >= _METADATA_FOR_S:
-                found = self._get(self.options.issuer.rstrip("/") + "/.well-known/openid-configuration")
-                if found.get("issuer") != self.options.issuer:  # OpenID Connect Discovery 4.3
-                    raise StoreUnavailable("The identity provider calls itself by another name than oidc.issuer.")
-                self._metadata, self._metadata_at = found, self._clock()
-            url = self._metadata.get(name)
+        if time.monotonic() - self._metadata_at >= _METADATA_FOR_S:
+            with self._asking():
+                if time.monotonic() - self._metadata_at >= _METADATA_FOR_S:
+                    found = self._get(self.options.issuer.rstrip("/") + "/.well-known/openid-configuration")
+                    if found.get("issuer") != self.options.issuer:  # OpenID Connect Discovery 4.3
+                        raise IdentityUnavailable(
+                            "The identity provider calls itself by another name than oidc.issuer."
+                        )
+                    self._metadata, self._metadata_at = found, time.monotonic()
+        url = self._metadata.get(name)
         if not isinstance(url, str):
-            raise _unreachable()
+            raise IdentityUnavailable
         _check_url(url, name)
         return url
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One caller asks, others wait a moment for its answer; what is kept already is read without this.
+
+        Raises:
+            IdentityUnavailable: there is no answer, or the other caller has none yet.
+        """
+        with self._breaker.watch(IdentityUnavailable):
+            if not self._lock.acquire(timeout=_WAIT_FOR_ANOTHER_S):
+                raise IdentityUnavailable
+            try:
+                yield
+            finally:
+                self._lock.release()
+
     def _get(self, url: str) -> dict[str, Any]:
         try:
-            answer = requests.get(url, timeout=self.options.timeout_s, allow_redirects=False)
+            answer = requests.get(url, timeout=self.options.timeout_s, allow_redirects=False, verify=self._verify)
             answer.raise_for_status()
             value = answer.json()
-        except (requests.RequestException, ValueError) as error:
-            raise _unreachable() from error
+        except (OSError, ValueError) as error:  # OSError: as above
+            raise IdentityUnavailable from error
         if not isinstance(value, dict):
-            raise _unreachable()
+            raise IdentityUnavailable
         return value
 
+    @property
+    def _verify(self) -> bool | str:
+        return str(self.options.ca_file) if self.options.ca_file is not None else True
+
     def _client(self) -> Any:
-        return OAuth2Session(
+        session = OAuth2Session(
             self.options.client_id,
             self.options.client_secret or None,
             scope=" ".join(self.options.scopes),
@@ -220,27 +265,14 @@ class OidcProvider:
             code_challenge_method="S256",
             token_endpoint_auth_method="client_secret_basic" if self.options.client_secret else "none",
         )
-
-
-def _unverified_issuer(token: str) -> object:
-    parts = token.split(".")
-    if len(token) > _MAX_TOKEN_LENGTH or len(parts) != 3:
-        return None
-    try:
-        unverified_claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return None
-    return unverified_claims.get("iss") if isinstance(unverified_claims, dict) else None
+        session.verify = self._verify
+        return session
 
 
 def _check_url(url: str, what: str) -> None:
     place = urlsplit(url)
     if place.scheme != "https" and place.hostname not in _LOOPBACK:
         raise OperatorError(f"{what} must be https://…: who is who is decided by what it says.")
-
-
-def _unreachable() -> StoreUnavailable:
-    return StoreUnavailable("The identity provider cannot be reached; try again.")
 
 
 class OidcBearer:
@@ -253,7 +285,5 @@ class OidcBearer:
     def check_bearer(self, token: str) -> Vouched:
         """See :class:`chatsvc.guard.directory.TrustedIssuer`."""
         identity = self._provider.check_bearer(token)
-        found = self._accounts.take(identity.name, identity.roles, "oidc")
-        if found is None:
-            raise AuthenticationFailed("the account is disabled, or another source's")
+        found = self._accounts.take(identity.person, identity.roles)
         return Vouched(found.account_id, identity.expires_at)

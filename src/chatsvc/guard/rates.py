@@ -20,8 +20,6 @@ from chatsvc.errors import LimitExceeded, StoreUnavailable
 from chatsvc.store.breaker import Breaker
 
 _REDIS_OPTIONS = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
-# What fails later than this was not refused: nobody answered.
-_SILENT_AFTER_S = 1.0
 _SWEEP_S = 10.0
 
 
@@ -116,18 +114,11 @@ class Rates:
 
     @contextmanager
     def _outages(self) -> Iterator[None]:
-        self._breaker.check()
-        started_at = time.monotonic()
         try:
-            yield
+            with self._breaker.watch(StorageError):
+                yield
         except StorageError as error:
-            if time.monotonic() - started_at > _SILENT_AFTER_S:
-                self._breaker.trip()
             raise StoreUnavailable from error
-        except LimitExceeded:  # an answer as well
-            self._breaker.close()
-            raise
-        self._breaker.close()
 
     def _state(self, limits: Sequence[tuple[str, int]]) -> RateState:
         states = []

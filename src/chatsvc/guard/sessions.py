@@ -19,7 +19,9 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, NotFound
+from chatsvc.guard.address import parse_address, place_of
 from chatsvc.guard.changes import Change, OnChange, note_nothing
+from chatsvc.guard.finding import is_named
 from chatsvc.guard.tokens import Claims, TokenPair, Tokens
 from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, RefreshToken, Session
@@ -128,6 +130,7 @@ class Sessions:
                     sid=sid,
                     account_id=account_id,
                     address=address,
+                    place=place_of(parse_address(address)),
                     created_at=now,
                     last_used_at=now,
                     ends_at=now + self._absolute_s,
@@ -188,7 +191,7 @@ class Sessions:
     def list_sessions(self, account_name: str | None = None) -> list[SessionView]:
         """Who is in."""
         with self._database.reading() as session:
-            return self._views(session, Account.name == account_name if account_name else Session.sid != "")
+            return self._views(session, is_named(account_name) if account_name else Session.sid != "")
 
     def sid_of(self, token_id: str) -> str:
         """The family that a token of that id would belong to, whether there is one or not."""

@@ -5,8 +5,13 @@
 2. Per attempted name from anywhere: 100 failures an hour. An address from which this account has logged in before is
    exempt, so that a crowd of guessers cannot lock the owner out.
 
-Names that do not exist are counted like those that do. Counts are in the database: a restart or another replica does
-not forget them. A name is stored as a keyed hash, because people type passwords into the wrong field.
+A name is counted in every spelling as one (:func:`chatsvc.guard.names.name_key`). Whom a directory knows by several
+names is counted by what the directory cannot change as well, so that no way to write a name gives more guesses. Names
+that do not exist are counted like those that do. Counts are in the database: a restart or another replica does not
+forget them. A name is stored as a keyed hash, because people type passwords into the wrong field.
+
+Moments in the database are of a clock that may have been wrong. One that lies in the future was stored by a clock that
+has been put right since: no wait follows from it, and the count goes on from now.
 """
 
 from __future__ import annotations
@@ -15,12 +20,14 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable
-from ipaddress import IPv6Network
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import ColumnElement, Row, delete, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import LimitExceeded
+from chatsvc.guard.address import place_of
+from chatsvc.guard.finding import is_named
+from chatsvc.guard.names import name_key
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.store.database import Database, insert_if_missing
 from chatsvc.store.tables import Account, LoginFailure, Session
@@ -30,6 +37,11 @@ _MAX_WAIT_S = 900
 _FORGET_AFTER_S = 3600
 _MAX_FAILURES_PER_HOUR = 100
 _ANYWHERE = "*"
+# How far the clocks of replicas may differ: what is stored less far ahead was stored by one of them.
+_SKEW_S = 60
+
+# address, num_failures, first_at, last_at, wait_until
+_Failures = Row[tuple[str, int, float, float, float]]
 
 
 class LoginThrottle:
@@ -52,21 +64,13 @@ class LoginThrottle:
         Raises:
             LimitExceeded: with the seconds to wait.
         """
-        name_hmac, place = self._hmac(name), place_of(address)
+        name_hmac, place, now = self._hmac(name), place_of(address), self._clock()
         with self._database.reading() as session:
             rows = {row.address: row for row in self._rows(session, name_hmac, place)}
-            wait_until = max(
-                (row.wait_until for row in rows.values() if row.address == place),  # (1)
-                default=0.0,
-            )
-            anywhere = rows.get(_ANYWHERE)
-            if (
-                anywhere is not None
-                and anywhere.wait_until > self._clock()
-                and not self._is_known(session, name, place)
-            ):
-                wait_until = max(wait_until, anywhere.wait_until)  # (2)
-        wait_s = wait_until - self._clock()
+            wait_s = _wait_s(rows.get(place), now)  # (1)
+            anywhere_s = _wait_s(rows.get(_ANYWHERE), now)
+            if anywhere_s > wait_s and not self._is_known(session, name, place):
+                wait_s = anywhere_s  # (2)
         if wait_s > 0:
             raise LimitExceeded(
                 "Too many failed logins; wait for the time in Retry-After.",
@@ -119,9 +123,7 @@ class LoginThrottle:
             session.execute(delete(LoginFailure).where(LoginFailure.last_at < self._clock() - _FORGET_AFTER_S))
 
     @staticmethod
-    def _rows(
-        session: StoreSession, name_hmac: str, place: str, *, for_update: bool = False
-    ) -> list[Row[tuple[str, int, float, float, float]]]:
+    def _rows(session: StoreSession, name_hmac: str, place: str, *, for_update: bool = False) -> list[_Failures]:
         query = (
             select(
                 LoginFailure.address,
@@ -141,25 +143,34 @@ class LoginThrottle:
         query = (
             select(Session.sid)
             .join(Account, Account.id == Session.account_id)
-            .where(Account.name == name, Session.address == place)
+            .where(_is_account_of(name), Session.place == place)
             .limit(1)
         )
         return session.scalar(query) is not None
 
     def _hmac(self, name: str) -> str:
-        return hmac.new(self._key, name.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, name_key(name).encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
-def place_of(address: ClientAddress) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer is given."""
-    if address.version == 6:
-        return str(IPv6Network((address, 64), strict=False))
-    return str(address)
+def _is_account_of(name: str) -> ColumnElement[bool]:
+    """The condition of the account that is counted under a name, or under a directory's authority and subject."""
+    authority, separator, subject = name.partition("\0")
+    if separator:
+        return (Account.authority == authority) & (Account.subject == subject)
+    return is_named(name)
 
 
-def _next_count(row: Row[tuple[str, int, float, float, float]], now: float) -> dict[str, float]:
+def _wait_s(row: _Failures | None, now: float) -> float:
+    """What is left of a wait, at most its cap; nothing of one that was stored by a clock that was ahead."""
+    if row is None:
+        return 0.0
+    began_at, cap_s = (row.first_at, _FORGET_AFTER_S) if row.address == _ANYWHERE else (row.last_at, _MAX_WAIT_S)
+    return 0.0 if began_at > now + _SKEW_S else min(row.wait_until - now, cap_s)
+
+
+def _next_count(row: _Failures, now: float) -> dict[str, float]:
     if row.address == _ANYWHERE:
-        fresh = now - row.first_at > _FORGET_AFTER_S
+        fresh = not -_SKEW_S <= now - row.first_at <= _FORGET_AFTER_S
         first_at = now if fresh else row.first_at
         num_failures = 1 if fresh else row.num_failures + 1
         wait_until = first_at + _FORGET_AFTER_S if num_failures >= _MAX_FAILURES_PER_HOUR else 0.0

@@ -28,6 +28,26 @@ from chatsvc.http.routing import requires
 
 _FLOW, _LOGIN = "chatsvc-oidc-flow", "chatsvc-oidc-login"
 _FLOW_S, _LOGIN_S = 600, 60
+# RFC 6749 4.1.2.1 and OpenID Connect Core 3.1.2.6; no other text of a stranger's gets into the log.
+_ERRORS = frozenset(
+    {
+        "account_selection_required",
+        "consent_required",
+        "interaction_required",
+        "invalid_request",
+        "invalid_request_object",
+        "invalid_request_uri",
+        "invalid_scope",
+        "login_required",
+        "registration_not_supported",
+        "request_not_supported",
+        "request_uri_not_supported",
+        "server_error",
+        "temporarily_unavailable",
+        "unauthorized_client",
+        "unsupported_response_type",
+    }
+)
 _REFUSED = "The identity provider did not log you in; try again."
 
 
@@ -64,6 +84,10 @@ class _Views:
         self._flows = URLSafeTimedSerializer(parts.secret, salt=_FLOW)
         self._logins = URLSafeTimedSerializer(parts.secret, salt=_LOGIN)
         self._secure = parts.provider.options.redirect_url.startswith("https:")
+        # Browsers take such a name only from this very host by https, so no other host of the domain can put one there
+        # (RFC 6265bis 4.1.3.2). On loopback without TLS they would not keep it at all.
+        prefix = "__Host-" if self._secure else ""
+        self._flow_cookie, self._login_cookie = prefix + _FLOW, prefix + _LOGIN
 
     def login(self) -> AnyResponse:
         """Away to the provider."""
@@ -71,7 +95,12 @@ class _Views:
         answer = redirect(url)
         # Lax: it has to come along when the provider sends the browser back.
         answer.set_cookie(
-            _FLOW, self._flows.dumps(asdict(flow)), _FLOW_S, secure=self._secure, httponly=True, samesite="Lax"
+            self._flow_cookie,
+            self._flows.dumps(asdict(flow)),
+            _FLOW_S,
+            secure=self._secure,
+            httponly=True,
+            samesite="Lax",
         )
         return answer
 
@@ -93,15 +122,20 @@ class _Views:
         except AuthenticationFailed as error:
             return _turned_away(error)
         answer = redirect("/#oidc")
-        answer.delete_cookie(_FLOW, secure=self._secure, httponly=True, samesite="Lax")
+        answer.delete_cookie(self._flow_cookie, secure=self._secure, httponly=True, samesite="Lax")
         answer.set_cookie(
-            _LOGIN, self._logins.dumps(asdict(found)), _LOGIN_S, secure=self._secure, httponly=True, samesite="Strict"
+            self._login_cookie,
+            self._logins.dumps(asdict(found)),
+            _LOGIN_S,
+            secure=self._secure,
+            httponly=True,
+            samesite="Strict",
         )
         return answer
 
     def tokens(self) -> Response:
         """The tokens of the login that has just come back."""
-        found = LoggedIn(**self._opened(self._logins, _LOGIN, _LOGIN_S))
+        found = LoggedIn(**self._opened(self._logins, self._login_cookie, _LOGIN_S))
         address = str(context.current().address)
 
         def act() -> tuple[str, TokenPair]:
@@ -114,27 +148,25 @@ class _Views:
             details=lambda done: {"account": found.account_id, "started_session": done[0]},
         )
         answer = token_answer(pair)
-        answer.delete_cookie(_LOGIN, secure=self._secure, httponly=True, samesite="Strict")
+        answer.delete_cookie(self._login_cookie, secure=self._secure, httponly=True, samesite="Strict")
         return answer
 
     def _answered(self) -> tuple[Flow, str]:
         """The login that this is the provider's answer to, and the code it gave."""
-        flow = Flow(**self._opened(self._flows, _FLOW, _FLOW_S))
+        flow = Flow(**self._opened(self._flows, self._flow_cookie, _FLOW_S))
         given = {name: request.args.getlist(name) for name in ("state", "code", "error")}
         if given["error"] == ["access_denied"]:  # whatever its state: it lets nobody in, and some leave that out
             raise _SaidNo("the provider says access_denied", message=_REFUSED)
         if given["state"] != [flow.state]:
             raise AuthenticationFailed("an answer to another login", message=_REFUSED)
         if len(given["code"]) != 1:
-            raise AuthenticationFailed("an answer of the provider without a code", message=_REFUSED)
+            known = [f" ({error})" for error in given["error"][:1] if error in _ERRORS]
+            raise AuthenticationFailed("".join(["an answer of the provider without a code", *known]), message=_REFUSED)
         return flow, given["code"][0]
 
     def _take(self, code: str, flow: Flow) -> LoggedIn:
         identity = self._parts.provider.finish(code, flow)
-        found = self._parts.accounts.take(identity.name, identity.roles, "oidc")
-        if found is None:
-            raise AuthenticationFailed("the account is disabled, or another source's", message=_REFUSED)
-        return found
+        return self._parts.accounts.take(identity.person, identity.roles)
 
     @staticmethod
     def _opened(serializer: URLSafeTimedSerializer, cookie: str, max_age_s: int) -> dict[str, Any]:

@@ -17,9 +17,17 @@ class Base(DeclarativeBase):
 
 
 class Account(Base):
-    """Who may log in. ``roles`` are names with spaces between; ``password_hash`` is empty where a directory decides."""
+    """Who may log in. ``roles`` are names with spaces between; ``password_hash`` is empty where a directory decides.
+
+    ``name_key`` is what all spellings of the name have in common; accounts of older versions that share one have their
+    id behind it. ``authority`` and ``subject`` say who vouches for the account, and what that authority cannot change.
+    """
 
     __tablename__ = "accounts"
+    __table_args__ = (
+        Index("ix_accounts_name_key", "name_key", unique=True),
+        Index("ix_accounts_subject", "authority", "subject", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     name: Mapped[str] = mapped_column(_NAME, unique=True)
@@ -32,10 +40,16 @@ class Account(Base):
     tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
     max_concurrent: Mapped[int | None] = mapped_column(Integer)
     source: Mapped[str] = mapped_column(String(16), default="local")
+    name_key: Mapped[str | None] = mapped_column(String(256))
+    authority: Mapped[str | None] = mapped_column(String(255))
+    subject: Mapped[str | None] = mapped_column(String(255))
 
 
 class Session(Base):
-    """A token family: one login and everything that was refreshed out of it. It is dead once ``revoked_at`` is set."""
+    """A token family: one login and everything that was refreshed out of it. It is dead once ``revoked_at`` is set.
+
+    ``place`` is the address as the login throttle counts it: a network of 64 bits for IPv6.
+    """
 
     __tablename__ = "sessions"
     __table_args__ = (Index("ix_sessions_account", "account_id", "revoked_at"), Index("ix_sessions_ends", "ends_at"))
@@ -48,6 +62,7 @@ class Session(Base):
     ends_at: Mapped[float] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
     revoked_why: Mapped[str | None] = mapped_column(_ID)
+    place: Mapped[str | None] = mapped_column(_ID)
 
 
 class RefreshToken(Base):
