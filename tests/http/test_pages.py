@@ -48,12 +48,11 @@ def test_both_languages_say_the_same_things():
     keys = [set(re.findall(r"(\w+): \"", part)) for part in (english, chinese)]
     assert keys[0] == keys[1]
     used = set()
-    for name in ("index.html", "chat.js"):
+    for name in ("index.html", "chat.js", "list.js", "page.js", "talk.js"):
         text = ui.read_pages()[name].content.decode()
-        used |= set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', text)) | set(
-            re.findall(r'say\("(\w+)"', text)
-        )
-    assert used <= keys[0]
+        used |= set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', text))
+        used |= {key for call in re.findall(r"\bsay\(([^()]*)", text) for key in re.findall(r'"(\w+)"', call)}
+    assert {"stoppedEarly", "again"} <= used <= keys[0]
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "index.html", "docs.html", "..", "%2e%2e", "..%2fui.py", "__init__.py"])

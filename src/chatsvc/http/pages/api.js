@@ -1,24 +1,24 @@
 // The service's interface as the page needs it. Tokens live in this module's memory only: a reload forgets them.
-let access = null;
-let refresh = null;
-let refreshing = null;
+// They are forgotten when the service says 401, and at logout; no other error, and no lost network, ends a login.
+let login = null; // { access, refresh, renewing }
 
 export class Failure extends Error {
-  constructor(status, message) { super(message); this.status = status; }
+  constructor(status, error, headers) {
+    super(error?.message ?? `${status}`);
+    this.status = status; // 0 for an error in the middle of a stream
+    this.code = error?.code ?? null;
+    this.retryAfter = headers?.get("Retry-After") ?? null;
+    this.requestId = headers?.get("X-Request-Id") ?? null;
+  }
 }
 
-export const isLoggedIn = () => access !== null;
+export const isLoggedIn = () => login !== null;
 
-function keep(tokens) { access = tokens.access_token; refresh = tokens.refresh_token; }
-function forget() { access = refresh = null; }
+function keep(tokens) { login = { access: tokens.access_token, refresh: tokens.refresh_token, renewing: null }; }
 
 async function failure(answer) {
   const body = await answer.json().catch(() => null);
-  return new Failure(answer.status, body?.error?.message ?? `${answer.status}`);
-}
-
-async function post(path, bearer, body, signal) {
-  return send("POST", path, bearer, body, signal);
+  return new Failure(answer.status, body?.error, answer.headers);
 }
 
 function send(method, path, bearer, body, signal) {
@@ -30,7 +30,7 @@ function send(method, path, bearer, body, signal) {
 }
 
 export async function logIn(username, password) {
-  const answer = await post("login", null, { username, password });
+  const answer = await send("POST", "login", null, { username, password });
   if (!answer.ok) throw await failure(answer);
   keep(await answer.json());
 }
@@ -43,35 +43,51 @@ export async function takeTokens() {
 }
 
 export async function logOut() {
-  const token = access;
-  forget();
-  if (token) await post("logout", token).catch(() => {});
+  const token = login?.access;
+  login = null;
+  if (token) await send("POST", "logout", token).catch(() => {});
 }
 
 // One refresh for all who wait for it: a refresh token can be spent once.
-async function renew() {
-  refreshing ??= (async () => {
-    const answer = await post("refresh", refresh);
-    if (answer.ok) keep(await answer.json()); else forget();
-  })().finally(() => { refreshing = null; });
-  await refreshing;
+function renew(used) {
+  used.renewing ??= (async () => {
+    const answer = await send("POST", "refresh", used.refresh);
+    if (!answer.ok) throw await failure(answer);
+    const tokens = await answer.json();
+    used.access = tokens.access_token;
+    used.refresh = tokens.refresh_token;
+  })().finally(() => { used.renewing = null; });
+  return used.renewing;
 }
 
+async function sendRenewing(used, method, path, body, signal) {
+  const answer = await send(method, path, used.access, body, signal);
+  if (answer.status !== 401) return answer;
+  await renew(used);
+  return send(method, path, used.access, body, signal);
+}
+
+// A call belongs to the login it was made with: when somebody else has logged in meanwhile, nothing comes of it.
 async function call(method, path, body, signal) {
-  let answer = await send(method, path, access, body, signal);
-  if (answer.status === 401 && refresh) {
-    await renew();
-    if (access) answer = await send(method, path, access, body, signal);
+  const used = login;
+  if (used === null) throw new Failure(401);
+  try {
+    const answer = await sendRenewing(used, method, path, body, signal);
+    if (!answer.ok) throw await failure(answer);
+    if (used !== login) throw new DOMException("the login has ended", "AbortError");
+    return answer;
+  } catch (error) {
+    if (used !== login) throw new DOMException("the login has ended", "AbortError");
+    if (error.status === 401) login = null;
+    throw error;
   }
-  if (!answer.ok) throw await failure(answer);
-  return answer;
 }
 
-export const get = async (path) => (await call("GET", path)).json();
+export const get = async (path, signal) => (await call("GET", path, undefined, signal)).json();
 export const patch = async (path, body) => (await call("PATCH", path, body)).json();
 export const remove = (path) => call("DELETE", path);
 
-// Server-sent events: blocks between empty lines. Yields {name, data, comment}.
+// Server-sent events: blocks between empty lines. Yields {name, data, comment}; a block that is not whole is left out.
 export async function* stream(path, body, signal) {
   const answer = await call("POST", path, body, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,0 +1,85 @@
+// The list of conversations, the last used first. It shows as many as were asked for; "More" asks for the next ones.
+import { $, attempt, say, tell } from "./page.js";
+import * as api from "./api.js";
+import * as talk from "./talk.js";
+
+const PAGE = 50;
+const MAX_PAGE = 200; // of the service
+
+let wanted = PAGE;
+let shown = [];
+let latest = 0;
+
+export async function refresh() {
+  const mine = ++latest;
+  const found = new Map(); // by id: one that moves up between two pages is on both
+  let more = true;
+  for (let offset = 0; more && offset < wanted; ) {
+    const page = await api.get(`conversations?limit=${Math.min(MAX_PAGE, wanted - offset)}&offset=${offset}`);
+    for (const one of page.data) found.set(one.id, one);
+    offset += page.data.length;
+    more = page.has_more;
+  }
+  if (mine !== latest) return; // a later call knows better
+  shown = [...found.values()];
+  $("more").hidden = !more;
+  render();
+}
+
+export function clear() {
+  latest += 1;
+  wanted = PAGE;
+  shown = [];
+  $("more").hidden = true;
+  render();
+}
+
+export function showMore() {
+  wanted += PAGE;
+  return refresh();
+}
+
+export function render() {
+  $("list").replaceChildren(...shown.map(item));
+}
+
+function item(found) {
+  const made = document.createElement("li");
+  if (talk.isOn(found.id)) made.setAttribute("aria-current", "true");
+  made.append(
+    button("open plain", found.title || "…", found.title, () => talk.open(found.id)),
+    button("act plain", "✎", `${say("rename")}: ${found.title}`, () => rename(found)),
+    button("act plain", "✕", `${say("remove")}: ${found.title}`, () => remove(found)),
+  );
+  return made;
+}
+
+function button(className, text, label, act) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.className = className;
+  made.textContent = text;
+  made.setAttribute("aria-label", label);
+  made.addEventListener("click", () => {
+    tell($("alert"));
+    attempt(act);
+  });
+  return made;
+}
+
+async function rename(found) {
+  const title = prompt(say("askTitle"), found.title);
+  if (!title?.trim()) return;
+  await api.patch(`conversations/${encodeURIComponent(found.id)}`, { title });
+  await refresh();
+}
+
+async function remove(found) {
+  if (!confirm(say("askRemove"))) return;
+  if (talk.isOn(found.id)) talk.begin(); // nothing more is shown of it, also when an answer is on its way
+  try {
+    await api.remove(`conversations/${encodeURIComponent(found.id)}`);
+  } finally {
+    await refresh();
+  }
+}
