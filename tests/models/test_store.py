@@ -25,10 +25,13 @@ def test_an_imported_model_is_whole_private_and_signed(tiny: ModelFolder):
 
 def test_in_a_folder_that_a_group_may_read_models_are_the_groups_too(store: ModelStore, gguf_file: Path):
     store.root.mkdir(parents=True)
+    if os.geteuid() == 0:
+        os.chown(store.root, -1, 65534)
     store.root.chmod(0o2750)
     shared = store.import_path(gguf_file, "shared")
-    assert stat.S_IMODE(shared.path.stat().st_mode) & 0o777 == 0o750
-    assert {stat.S_IMODE(path.stat().st_mode) for path in shared.path.iterdir()} == {0o640}
+    everything = [shared.path, *shared.path.iterdir()]
+    assert {path.stat().st_gid for path in everything} == {store.root.stat().st_gid}
+    assert [stat.S_IMODE(path.stat().st_mode) for path in everything] == [0o2750, *[0o640] * (len(everything) - 1)]
     shared.verify()
 
 

@@ -107,7 +107,7 @@ def start(root: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     finally:
         for process in reversed(running):
             process.terminate()
-            process.wait(60)
+            process.communicate(timeout=60)
         for target in reversed(mounts.values()):
             run("umount", f"{root}{target}")
 
@@ -121,8 +121,8 @@ def test_the_services_of_compose_start_and_chat(root: Path, start: Callable[...,
     deadline = time.monotonic() + 120
     result = subprocess.CompletedProcess((), 1, "", "")
     while result.returncode != 0 and time.monotonic() < deadline:
-        assert engine.poll() is None, engine.stdout.read()
-        assert web.poll() is None, web.stdout.read()
+        for process in (engine, web):
+            assert process.poll() is None, process.communicate()[0].decode()
         time.sleep(1)
         if socket.exists():
             command = ["chroot", "--userspec=10001:10001", str(root), "/opt/chatsvc/bin/python", "-c", ASK]

@@ -22,7 +22,8 @@ from chatsvc.errors import OperatorError
 BLOCK_BYTES = 1 << 20
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
-_GROUP_FILE = 0o640
+GROUP_FILE = 0o640
+GROUP_FOLDER = 0o2750  # what is made in it belongs to its group
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -177,18 +178,12 @@ def make_private_folder(folder: Path) -> None:
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
 
 
-def share_with_group(folder: Path) -> int:
-    """Let the group read a folder and its files where it may read the folder above; returns the mode of a file in it.
+def group_may_read(folder: Path) -> bool:
+    """Whether the group may read a folder, and so should read what is put into it.
 
     The engine may run under an account of its own, in the group of the store's folder (mode 2750).
     """
-    if not folder.parent.stat().st_mode & stat.S_IRGRP:
-        return PRIVATE_FILE
-    folder.chmod(PRIVATE_FOLDER | stat.S_IRGRP | stat.S_IXGRP)
-    for path in folder.iterdir():
-        if path.is_file() and not path.is_symlink():
-            path.chmod(_GROUP_FILE)
-    return _GROUP_FILE
+    return bool(folder.stat().st_mode & stat.S_IRGRP)
 
 
 @contextlib.contextmanager

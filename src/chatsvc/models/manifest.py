@@ -21,7 +21,17 @@ import msgspec
 import rfc8785
 
 from chatsvc.errors import ModelRefused
-from chatsvc.models.files import Progress, no_progress, open_regular, replace_file, sha256_of, share_with_group
+from chatsvc.models.files import (
+    GROUP_FILE,
+    GROUP_FOLDER,
+    PRIVATE_FILE,
+    Progress,
+    group_may_read,
+    no_progress,
+    open_regular,
+    replace_file,
+    sha256_of,
+)
 from chatsvc.models.signing import SigningKeys
 
 MANIFEST_FILE = "manifest.json"
@@ -93,13 +103,25 @@ def write(folder: Path, name: str, keys: SigningKeys, progress: Progress = no_pr
     Raises:
         ModelRefused: it holds what no model folder may hold.
     """
-    mode = share_with_group(folder)  # first: a change of mode is a change of the file's times
-    files = [_measure(folder, path, progress) for path in _names(folder) if path != MANIFEST_FILE]
+    names = [path for path in _names(folder) if path != MANIFEST_FILE]
+    is_shared = group_may_read(folder.parent)
+    if is_shared:
+        _share(folder, names)
+    files = [_measure(folder, path, progress) for path in names]
     unsigned = Manifest(v=1, name=name, files=files, key_id=_key_id(keys))
     signature = base64.b64encode(keys.sign(unsigned.message())).decode()
     manifest = msgspec.structs.replace(unsigned, signature=signature)
-    replace_file(folder / MANIFEST_FILE, manifest.encode(), mode)
+    replace_file(folder / MANIFEST_FILE, manifest.encode(), GROUP_FILE if is_shared else PRIVATE_FILE)
+    if is_shared:
+        folder.chmod(GROUP_FOLDER)
     return manifest
+
+
+def _share(folder: Path, names: Sequence[str]) -> None:
+    """Before they are measured: a change of mode is a change of a file's times."""
+    for name in names:
+        if not (folder / name).is_symlink():
+            (folder / name).chmod(GROUP_FILE)
 
 
 def read(folder: Path, keys: SigningKeys) -> tuple[Manifest, str]:
