@@ -15,17 +15,16 @@ from pydantic import Field
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.engine.client import EngineClient
-from chatsvc.errors import InvalidRequest, NotFound
 from chatsvc.guard.accounts import AccountUpdate
 from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import Guard
 from chatsvc.guard.changes import Change
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.principal import scope
-from chatsvc.http import context
+from chatsvc.http import arguments, context
 from chatsvc.http.auth import recorded
 from chatsvc.http.routing import requires
-from chatsvc.http.schema import Body, Text, parse_json
+from chatsvc.http.schema import Body, Text, parse_json, read_body
 
 _ADMIN = requires(scope("admin"))
 _DAY_S = 86_400
@@ -105,7 +104,6 @@ def blueprint(parts: AdminParts) -> Blueprint:
     """The routes."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
     views = _Views(parts)
-    routes.before_request(_refuse_nul)
     for method, path, view in (
         ("GET", "/accounts", views.accounts),
         ("POST", "/accounts", views.add_account),
@@ -139,7 +137,8 @@ class _Views:
 
     def accounts(self) -> Response:
         """A page of accounts by name; ``after`` names the last one of the page before."""
-        listed = self._guard.accounts.list_accounts(after=_argument("after") or "", max_accounts=_page_size())
+        after, max_accounts = arguments.text(request, "after") or "", arguments.number(request, "limit", 100, 1, 1000)
+        listed = self._guard.accounts.list_accounts(after=after, max_accounts=max_accounts)
         return jsonify({"accounts": [account.as_dict() for account in listed]})
 
     def account(self, name: str) -> Response:
@@ -185,7 +184,7 @@ class _Views:
 
     def keys(self) -> Response:
         """Every API key without its secret, or those of ``account``."""
-        listed = self._guard.api_keys.list_keys(_argument("account"))
+        listed = self._guard.api_keys.list_keys(arguments.text(request, "account"))
         return jsonify({"keys": [key.as_dict() for key in listed]})
 
     def create_key(self) -> Response:
@@ -211,7 +210,7 @@ class _Views:
 
     def rotate_key(self, key_id: str) -> Response:
         """Give a key a new secret; the old one works on for the grace."""
-        grace_s = parse_json(request, RotateBody).grace_s if request.get_data() else RotateBody().grace_s
+        grace_s = parse_json(request, RotateBody).grace_s if read_body(request) else RotateBody().grace_s
         text, change = self._done_with_key("key.rotate", lambda: self._guard.api_keys.rotate(key_id, grace_s=grace_s))
         return jsonify({"key": text, **(change.after or {})})
 
@@ -240,7 +239,7 @@ class _Views:
 
     def sessions(self) -> Response:
         """Who is in, or the sessions of ``account``."""
-        listed = self._guard.sessions.list_sessions(_argument("account"))
+        listed = self._guard.sessions.list_sessions(arguments.text(request, "account"))
         return jsonify({"sessions": [session.as_dict() for session in listed]})
 
     def end_session(self, sid: str) -> Response:
@@ -260,24 +259,3 @@ def _created(value: dict[str, Any] | None) -> Response:
     answer = jsonify(value)
     answer.status_code = 201
     return answer
-
-
-def _refuse_nul() -> None:
-    """No name or id has a NUL, which a database may not take."""
-    if any("\0" in value for value in (request.view_args or {}).values()):
-        raise NotFound
-
-
-def _argument(name: str) -> str | None:
-    """A value of the query string."""
-    value = request.args.get(name)
-    if value is not None and "\0" in value:
-        raise InvalidRequest("The character NUL is not allowed.", param=name)
-    return value
-
-
-def _page_size() -> int:
-    text = request.args.get("limit", "100")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 1000:
-        raise InvalidRequest("A page has 1 to 1000 accounts.", param="limit")
-    return int(text)

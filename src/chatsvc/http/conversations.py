@@ -9,9 +9,8 @@ from flask import Blueprint, Request, request
 from pydantic import Field
 
 from chatsvc.chat.conversations import MAX_TITLE_CHARS, Conversations, Summary
-from chatsvc.errors import InvalidRequest
 from chatsvc.guard.principal import ANY_PRINCIPAL
-from chatsvc.http import context
+from chatsvc.http import arguments, context
 from chatsvc.http.routing import requires
 from chatsvc.http.schema import Body, Text, parse_json
 
@@ -73,19 +72,12 @@ def page(incoming: Request) -> tuple[int, int]:
     Raises:
         InvalidRequest: they are no numbers, or out of range.
     """
-    return _number(incoming, "limit", 50, 1, MAX_PAGE), _number(incoming, "offset", 0, 0, MAX_OFFSET)
+    return (
+        arguments.number(incoming, "limit", 50, 1, MAX_PAGE),
+        arguments.number(incoming, "offset", 0, 0, MAX_OFFSET),
+    )
 
 
 def summary(found: Summary) -> dict[str, Any]:
     """A conversation without its messages."""
     return asdict(found)
-
-
-def _number(incoming: Request, name: str, default: int, least: int, most: int) -> int:
-    given = incoming.args.getlist(name)
-    if not given:
-        return default
-    text = given[0]
-    if len(given) == 1 and text.isascii() and text.isdigit() and len(text) < 10 and least <= int(text) <= most:
-        return int(text)
-    raise InvalidRequest(f"{name}: a number from {least} to {most}.", param=name, code="invalid_value")

@@ -124,6 +124,8 @@ def _admit(app: Flask, door: Door) -> Response | None:
 def _rule(app: Flask) -> Rule:
     """The route that was asked for."""
     problem = request.routing_exception
+    if "\0" in request.path:  # no name or id has one, and PostgreSQL takes none
+        raise NotFound
     if isinstance(problem, RequestRedirect):  # Flask would answer it with a redirect
         raise NotFound
     if isinstance(problem, WerkzeugNotFound) and request.path.startswith("/v1/"):
