@@ -44,6 +44,7 @@ from chatsvc.http.chat_schema import Bounds
 from chatsvc.http.schema import MAX_PLAIN_BYTES
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelStore
+from chatsvc.models.template_process import TemplateProcess
 from chatsvc.observe.metrics import Metrics
 from chatsvc.observe.pulse import Pulse
 from chatsvc.settings import Settings
@@ -74,6 +75,7 @@ class Running:
     engine: EngineClient
     service: ChatService
     conversations: Conversations
+    templates: TemplateProcess
     drain: Drain
     metrics: Metrics
     health: ops.Health
@@ -83,6 +85,7 @@ class Running:
         """Let go of the engine, the log (with its last checkpoint) and the database."""
         self.health.pulse.close()
         self.engine.close()
+        self.templates.close()
         self.audit.close()
         self.guard.close()
 
@@ -142,7 +145,9 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     gate = guard.gate(options, room, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
-    planner = Planner(engine, kept, _planner_options(settings))
+    templates = TemplateProcess()
+    on_failure.callback(templates.close)
+    planner = Planner(engine, kept, templates, _planner_options(settings))
     service = ChatService(
         engine, log, planner, kept, metrics, drain, ServiceOptions(deadline_s=settings.chat.deadline_s)
     )
@@ -160,7 +165,7 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     pulse.start()
     engine.start(planner.prepare)
     on_failure.callback(engine.close)
-    return Running(settings, log, guard, gate, room, engine, service, kept, drain, metrics, health, provider)
+    return Running(settings, log, guard, gate, room, engine, service, kept, templates, drain, metrics, health, provider)
 
 
 def _planner_options(settings: Settings) -> PlannerOptions:

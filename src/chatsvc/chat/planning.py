@@ -19,6 +19,7 @@ from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
 from chatsvc.errors import ContextLengthExceeded, ModelNotFound
 from chatsvc.models.card import ModelCard, SamplingDefaults
+from chatsvc.models.template_process import TemplateProcess
 
 _log = logging.getLogger(__name__)
 
@@ -67,16 +68,28 @@ class PlannerOptions:
 class Planner:
     """Makes plans for whatever model the engine serves at the moment."""
 
-    def __init__(self, engine: EngineClient, conversations: Conversations, options: PlannerOptions) -> None:
+    def __init__(
+        self,
+        engine: EngineClient,
+        conversations: Conversations,
+        templates: TemplateProcess,
+        options: PlannerOptions,
+    ) -> None:
         self._engine = engine
         self._conversations = conversations
+        self._templates = templates
         self._options = options
-        self._made: tuple[PromptRenderer, list[int]] | None = None
+        self._made: dict[str, tuple[PromptRenderer, list[int]]] = {}
         self._making = threading.Lock()
 
     def prepare(self, card: ModelCard) -> None:
-        """Make what is made once a model, before anybody asks."""
-        self._renderer_for(card)
+        """Make what is made once a model, before anybody asks, and try it.
+
+        Raises:
+            ModelRefused, InvalidRequest: its chat template cannot be used.
+        """
+        renderer, _ = self._renderer_for(card)
+        renderer.prompt_ids(with_system(self._options.system_prompt, [Message("user", "Hello")]))
 
     def plan(self, account_id: str, request: ChatRequest) -> Plan:
         """Work it out.
@@ -145,16 +158,23 @@ class Planner:
         return sampling_of(request.sampling, wanted, card.sampling, self._options.sampling)
 
     def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
-        """The last one, or a new one when the model has changed; a first crowd makes one (100 MB), not one each.
+        """The one that was made for this model, or a new one; a first crowd makes one (100 MB), not one each.
 
         With it comes what its prompts begin with before a caller's word. A prompt has that as a whole or counts as its
         caller's: where it parts from it would tell others what somebody wrote.
         """
-        with self._making:
-            if self._made is None or self._made[0].card.digest != card.digest:
-                renderer = PromptRenderer(card)
-                self._made = renderer, self._beginning(renderer)
-            return self._made
+        made = self._made.get(card.digest)
+        if made is None:
+            with self._making:
+                made = self._made.get(card.digest) or self._make(card)
+        return made
+
+    def _make(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
+        renderer = PromptRenderer(card, self._templates)
+        made = renderer, self._beginning(renderer)
+        # The model before it is still asked while this one is prepared.
+        self._made = dict([*self._made.items(), (card.digest, made)][-2:])
+        return made
 
     def _beginning(self, renderer: PromptRenderer) -> list[int]:
         try:

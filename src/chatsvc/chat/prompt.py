@@ -1,55 +1,58 @@
 """Messages to prompt ids, by the model's own chat template; a caller's text can never become a role boundary.
 
-The template is a program in Jinja. It runs in the sandbox that Hugging Face uses, so it renders what the model was
-trained on. Knows nothing about requests or the engine.
-
-How special tokens in a caller's text stay text: before rendering, each of them is broken in two by a mark that nobody
-can guess. So after rendering the only whole special tokens are the template's own. Where no mark came out (almost
-always) the text is encoded as it stands. Where one did, the text is cut at the template's special tokens, which become
-their ids; what lies between loses its marks and is encoded by a tokenizer that knows no special token at all.
+Knows nothing about requests or the engine. How markers (special tokens, and whatever else a template writes) in a
+caller's text stay text: before rendering, the first character of each is replaced by a stand-in that nobody can guess.
+So after rendering the only whole markers are the template's own. Where no stand-in came out (almost always) the text is
+encoded as it stands. Where one did, the template's markers are replaced by aliases that nobody can guess either, the
+stand-ins by what they stand for, and a tokenizer that knows the markers by their aliases only encodes the whole.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import json
-import re
 import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from chatsvc.chat.detokenize import Detokenizer
+from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message
-from chatsvc.errors import InvalidRequest, ModelRefused
 from chatsvc.models.card import ModelCard
+from chatsvc.models.markers import SeparateTokenizer, declare, markers_of
+from chatsvc.models.probing import probe
+from chatsvc.models.template import MarkerFinder, mended
+from chatsvc.models.template_process import Render, TemplateProcess
 
-# A template that renders more than this from a bounded body is broken.
-MAX_RENDERED_CHARS = 4_000_000
+_MARK_DIGITS = 32
 
 
 class PromptRenderer:
-    """Renders and encodes for one model. Thread-safe; make one for each card."""
+    """Renders and encodes for one model. Thread-safe; make one for each card.
 
-    def __init__(self, card: ModelCard, *, new_mark: Callable[[], str] = lambda: secrets.token_hex(16)) -> None:
+    Raises:
+        ModelRefused: the card's template is not valid Jinja.
+        InvalidRequest: its template takes more than its limits before it has seen a message.
+    """
+
+    def __init__(self, card: ModelCard, templates: TemplateProcess) -> None:
         self.card = card
-        self._new_mark = new_mark
-        self._template = _compile(card.chat_template)
+        self._templates = templates
         self._tokenizer = Tokenizer.from_buffer(card.tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._added = {token.content: (id_, token) for id_, token in self._tokenizer.get_added_tokens_decoder().items()}
-        self._special_ids = {id_ for id_, token in self._added.values() if token.special}
-        # A token that is no role boundary and that the template itself looks for (``</think>``) must reach it whole.
-        guarded = [t for t, (_, token) in self._added.items() if token.special or t not in card.chat_template]
-        self._guarded = _any_of(guarded)
-        self._any_added = _any_of(self._added)
+        probed = probe(templates, self._render_of([]))
+        self._knows_tools = probed.knows_tools
+        ends = [self._tokenizer.id_to_token(id_) or "" for id_ in card.eos_token_ids]
+        stated = [card.bos_token, card.eos_token, *ends]
+        self._markers = markers_of(self._tokenizer, [*probed.constants, *probed.written], stated)
+        self._marker_ids = frozenset(self._markers.values())
+        declare(self._tokenizer, self._markers)
+        self._finder = MarkerFinder(self._markers)
+        self._joins_markers = probed.joins_markers(self._markers)
+        self._looked_for = tuple(text for text in self._markers if text in card.chat_template)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the conversation, ending where the assistant's turn begins.
@@ -57,9 +60,10 @@ class PromptRenderer:
         Raises:
             InvalidRequest: the template does not take such a conversation.
         """
-        mark = self._new_mark()
-        guarded = [{"role": m.role, "content": self._break_special(m.content, mark)} for m in messages]
-        return self._encode(self._render(guarded), mark)
+        mark = f"{secrets.randbelow(10**_MARK_DIGITS):0{_MARK_DIGITS}}"
+        turns = messages if self._knows_tools else as_text(messages)
+        guarded = [for_template(turn, lambda text: self._guarded(text, mark)) for turn in turns]
+        return self._encode(self._templates.render(self._render_of(guarded, mark)), mark)
 
     def beginning(self, operators: str) -> list[int]:
         """What prompts begin with before the first word of a caller, when the operator's text is this.
@@ -110,65 +114,43 @@ class PromptRenderer:
         return text
 
     @functools.cached_property
-    def _plain(self) -> Tokenizer:
-        """Knows no special token. Made when first needed: it is as large as the other one, and most never need it."""
-        return _without_added_tokens(self._tokenizer)
+    def _separate(self) -> SeparateTokenizer:
+        """Made when first needed: it is as large as the other one, and most never need it."""
+        return SeparateTokenizer(self._tokenizer, self._markers)
 
     def detokenizer(self) -> Detokenizer:
         """For the ids of one completion."""
         return Detokenizer(self._tokenizer)
 
-    def _break_special(self, text: str, mark: str) -> str:
-        return self._guarded.sub(lambda found: found[0][:1] + mark + found[0][1:], text)
+    def _render_of(self, messages: list[dict[str, Any]], mark: str = "") -> Render:
+        return Render(
+            source=self.card.chat_template,
+            messages=messages,
+            mark=mark,
+            markers=self._looked_for if mark else (),
+            bos_token=self.card.bos_token,
+            eos_token=self.card.eos_token,
+        )
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        parts: list[str] = []
-        num_chars = 0
-        try:
-            for part in self._template.generate(
-                messages=messages,
-                add_generation_prompt=True,
-                bos_token=self.card.bos_token,
-                eos_token=self.card.eos_token,
-            ):
-                num_chars += len(part)
-                if num_chars > MAX_RENDERED_CHARS:
-                    raise InvalidRequest("The conversation is too long.", param="messages")
-                parts.append(part)
-        except jinja2.TemplateError as error:
-            raise InvalidRequest(
-                "The model's chat template does not take such a sequence of roles.", param="messages"
-            ) from error
-        return "".join(parts)
+    def _guarded(self, text: str, mark: str) -> str:
+        broken = self._finder.broken(text, mark)
+        if not self._joins_markers:
+            return broken
+        # An empty stand-in at both ends, inside the white space that a template may strip.
+        core = broken.strip()
+        start = broken.index(core)
+        return f"{broken[:start]}{mark}:;{core}{mark}:;{broken[start + len(core) :]}"
 
     def _encode(self, text: str, mark: str) -> list[int]:
         if mark not in text:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-            if sum(id_ in self._special_ids for id_ in ids) == self._num_special(text):
+            num_markers = sum(1 for _ in self._finder.any_marker.finditer(text))
+            if sum(id_ in self._marker_ids for id_ in ids) == num_markers:
                 return ids
-            # A special token came into being by normalisation (a full-width form, say): only the careful way is safe.
-        return self._encode_between_specials(text, mark)
-
-    def _num_special(self, text: str) -> int:
-        return sum(self._added[found[0]][1].special for found in self._any_added.finditer(text))
-
-    def _encode_between_specials(self, text: str, mark: str) -> list[int]:
-        ids: list[int] = []
-        start = 0
-        strip_left = False
-        for found in [*self._any_added.finditer(text), None]:
-            between = text[start : found.start() if found else len(text)].replace(mark, "")
-            token: AddedToken | None = None
-            if found:
-                id_, token = self._added[found[0]]
-                start = found.end()
-            between = between.lstrip() if strip_left else between
-            between = between.rstrip() if token is not None and token.lstrip else between
-            ids += self._plain.encode(between, add_special_tokens=False).ids
-            if token is not None:
-                ids.append(id_)
-                strip_left = token.rstrip
-        return ids
+            # A marker came into being by merging or normalisation (a full-width form, say).
+        aliases = self._separate.aliases
+        aliased = self._finder.any_marker.sub(lambda found: aliases[found[0]], text)
+        return self._separate.encode(mended(aliased, mark))
 
 
 def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -182,36 +164,6 @@ def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, .
     system = "\n\n".join(text for text in texts if text)
     rest = tuple(messages[num_leading:])
     return (Message("system", system), *rest) if system else rest
-
-
-def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = time.strftime
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise ModelRefused("The model's chat template is not valid Jinja; import the model again.") from error
-
-
-def _tojson(value: Any, *, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    description = json.loads(tokenizer.to_str())
-    description["added_tokens"] = []
-    return Tokenizer.from_str(json.dumps(description))
-
-
-def _any_of(texts: Sequence[str] | dict[str, Any]) -> re.Pattern[str]:
-    """Matches any of the texts, the longest first; where there are none, nothing."""
-    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
 
 
 def _num_alike(one: Sequence[int], other: Sequence[int]) -> int:

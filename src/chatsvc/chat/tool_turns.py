@@ -1,0 +1,100 @@
+"""Turns as chat templates take them, those with tools included. Knows nothing about tokens or rendering.
+
+A template that knows tools gets them as transformers passes them. For one that does not they become text, in the form
+that Hermes models brought up and many others read::
+
+    assistant: …<tool_call>{"name": …, "arguments": …}</tool_call>
+    user:      <tool_response>…</tool_response>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from chatsvc.chat.types import Message, ToolCall
+
+_MAX_DEPTH = 64
+
+
+def for_template(message: Message, guard: Callable[[str], str]) -> dict[str, Any]:
+    """The message as transformers passes it to a template, with every text of a caller's guarded.
+
+    Arguments are an object where they are valid JSON.
+    """
+    given: dict[str, Any] = {"role": message.role, "content": guard(message.content)}
+    if message.tool_calls:
+        given["tool_calls"] = [
+            {
+                "id": guard(call.id),
+                "type": "function",
+                "function": {"name": guard(call.name), "arguments": _map_texts(_arguments(call), guard)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        given["tool_call_id"] = guard(message.tool_call_id)
+    if message.name is not None:
+        given["name"] = guard(message.name)
+    return given
+
+
+def as_text(messages: Sequence[Message]) -> list[Message]:
+    """The conversation without tools: calls and answers are text of an assistant and of a user.
+
+    What a user says after a tool's answer becomes part of that turn, as many templates want roles to take turns.
+    """
+    made: list[Message] = []
+    follows_tool = False
+    for message in messages:
+        turn = _text_turn(message)
+        if follows_tool and turn.role == "user":
+            made[-1] = Message("user", f"{made[-1].content}\n{turn.content}")
+        else:
+            made.append(turn)
+        follows_tool = message.role == "tool"
+    return made
+
+
+def _text_turn(message: Message) -> Message:
+    if message.role == "tool":
+        return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
+    calls = [_call_text(call) for call in message.tool_calls]
+    return Message(message.role, "\n".join([message.content, *calls] if message.content or not calls else calls))
+
+
+def _call_text(call: ToolCall) -> str:
+    content = msgspec.json.encode({"name": call.name, "arguments": _arguments(call)}).decode()
+    return f"<tool_call>\n{content}\n</tool_call>"
+
+
+def _arguments(call: ToolCall) -> Any:
+    try:
+        parsed = msgspec.json.decode(call.arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return call.arguments
+    return parsed if isinstance(parsed, dict) and _is_shallow(parsed) else call.arguments
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether what walks through it by recursion may do so; nobody's real arguments are deeper."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        nested = [one for one in level if isinstance(one, dict | list)]
+        level = [inner for one in nested for inner in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return True
+    return False
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value with every text in it changed, keys too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_map_texts(key, change): _map_texts(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_map_texts(one, change) for one in value]
+    return value

@@ -1,0 +1,125 @@
+"""Which tokens of a vocabulary are markers: role boundaries and the like, which only a template may write.
+
+A file's own types do not decide it: the same marker is a control token in one file, a user-defined or an ordinary one
+in another. What decides is that the template writes it. Knows nothing about requests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+# How markers look. Of the ordinary tokens of a vocabulary that a template writes only these count when merging could
+# make them too: else "assistant" would be a marker.
+_SHAPE = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z]+(_[A-Z]+)*\]|</?[a-z]+(_[a-z0-9]+)+>|<</?[A-Z]+>>")
+# Runs of spaces and whole words are added to some vocabularies; they are text like any other.
+_ORDINARY = re.compile(r"[\w\s▁]+")
+_MAX_MARKER_CHARS = 100
+
+
+def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]) -> dict[str, int]:
+    """The markers' texts and ids.
+
+    Args:
+        tokenizer: as its file describes it.
+        texts: what the template writes, see ``probing``.
+        stated: tokens that begin or end a text.
+    """
+    written = "\n".join(texts)
+    found = {
+        token.content: id_
+        for id_, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special or token.content in written or not _ORDINARY.fullmatch(token.content)
+    }
+    for text in stated:
+        if text and (id_ := tokenizer.token_to_id(text)) is not None:
+            found[text] = id_
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for text, id_ in tokenizer.get_vocab(with_added_tokens=False).items():
+        # A shorter one is part of ordinary text: "<", "ss".
+        is_written = 2 < len(text) <= _MAX_MARKER_CHARS and text not in added and text in written
+        if is_written and (_SHAPE.fullmatch(text) or not _can_be_made(tokenizer, text, id_)):
+            found[text] = id_
+    return found
+
+
+def _can_be_made(tokenizer: Tokenizer, text: str, id_: int) -> bool:
+    """Whether ordinary text becomes this token: as a word of its own, or in the middle of one."""
+    try:
+        as_word = tokenizer.encode(text, add_special_tokens=False).ids
+        inside = [token.id for token in tokenizer.model.tokenize(text)]
+    except Exception:  # noqa: BLE001  (the library raises nothing narrower where a part is unknown)
+        return False
+    return id_ in as_word or inside == [id_]
+
+
+def declare(tokenizer: Tokenizer, markers: Mapping[str, int]) -> None:
+    """Make every marker a single token wherever it stands in a text, as it stands there.
+
+    What a file says of the spaces around it holds, and whether it is shown in an answer.
+    """
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_tokens([_added(text, known.get(text)) for text in markers])
+
+
+def _added(text: str, known: AddedToken | None, *, alias: str | None = None) -> AddedToken:
+    return AddedToken(
+        alias or text,
+        single_word=False,
+        normalized=False,
+        lstrip=known is not None and known.lstrip,
+        rstrip=known is not None and known.rstrip,
+        special=known is not None and known.special,
+    )
+
+
+class SeparateTokenizer:
+    """Encodes a text in which markers and a caller's words are told apart by what they are, not by how they look.
+
+    In its vocabulary each marker has an alias that nobody can guess, and nothing else leads to it: no merge, and not
+    its own text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, markers: Mapping[str, int]) -> None:
+        secret = secrets.token_hex(16)
+        self.aliases = {text: f"{secret}:{number};" for number, text in enumerate(markers)}
+        added = tokenizer.get_added_tokens_decoder()
+        known = {token.content: token for token in added.values()}
+        self._ids = {self.aliases[text]: id_ for text, id_ in markers.items()}
+        self._ids |= {token.content: id_ for id_, token in added.items() if token.content not in markers}
+        description = json.loads(tokenizer.to_str())
+        description["added_tokens"] = []
+        _hide(description["model"], {text: f"{secret}.{number};" for number, text in enumerate(markers)})
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
+        aliases = [_added(text, known.get(text), alias=alias) for text, alias in self.aliases.items()]
+        others = [token for _, token in sorted(added.items()) if token.content not in markers]
+        self._tokenizer.add_tokens([*aliases, *others])
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text in which markers are written by their aliases."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        # By their texts: numbers of what was added here may be those of other tokens in a vocabulary with holes.
+        return [self._ids.get(token, id_) for token, id_ in zip(encoded.tokens, encoded.ids, strict=True)]
+
+
+def _hide(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Rename the markers inside a tokenizer's model, and drop the merges that make or use them."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(text, text): id_ for text, id_ in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in vocabulary]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if not _uses(merge, names)]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+
+
+def _uses(merge: str | list[str], names: Mapping[str, str]) -> bool:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left in names or right in names or left + right in names
