@@ -25,6 +25,7 @@ from chatsvc.models.files import (
     sha256_of_all,
     write_file,
 )
+from chatsvc.models.probing import check_template
 from chatsvc.models.sealed import SUFFIX
 from chatsvc.models.texts import Texts, read_texts, texts_of_gguf
 from chatsvc.models.tokenizer import PRE_KEY, family
@@ -85,6 +86,7 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     plan = _plan(source)
     _check_vocabulary(plan)
     check_sizes([path for paths in plan.weights.values() for path in paths], folder)
+    check_template(plan.texts.chat_template, plan.texts.bos_token, plan.texts.eos_token)
     # A download cache holds links to its blobs; here the content counts, and only the copy is served.
     digests = [_copy_weights(plan, paths, folder / name, progress) for name, paths in plan.weights.items()]
     for name, path in plan.others.items():
@@ -126,6 +128,8 @@ def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> Mode
     ours: ModelDescription = msgspec.structs.replace(theirs, name=label.name, created=label.created)
     write_file(folder / DESCRIPTION_FILE, ours.encode())
     tokenizer.parse((folder / TOKENIZER_FILE).read_bytes())
+    template = (folder / TEMPLATE_FILE).read_text(encoding="utf-8", errors="replace")
+    check_template(template, ours.bos_token, ours.eos_token)
     return ours
 
 

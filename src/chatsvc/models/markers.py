@@ -17,8 +17,9 @@ from tokenizers import AddedToken, Tokenizer
 # How markers look. Of the ordinary tokens of a vocabulary that a template writes only these count when merging could
 # make them too: else "assistant" would be a marker.
 _SHAPE = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z]+(_[A-Z]+)*\]|</?[a-z]+(_[a-z0-9]+)+>|<</?[A-Z]+>>")
-# Runs of spaces and whole words are added to some vocabularies; they are text like any other.
-_ORDINARY = re.compile(r"[\w\s▁]+")
+# Runs of spaces and words are added to some vocabularies. Spaces are text even where a template writes them.
+_SPACES = re.compile(r"[\s▁]+")
+_WORDS = re.compile(r"[\w\s▁]+")
 _MAX_MARKER_CHARS = 100
 
 
@@ -30,11 +31,11 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
         texts: what the template writes, see ``probing``.
         stated: tokens that begin or end a text.
     """
-    written = "\n".join(texts)
+    written = "\0".join(texts)
     found = {
         token.content: id_
         for id_, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special or token.content in written or not _ORDINARY.fullmatch(token.content)
+        if token.special or not (_SPACES if token.content in written else _WORDS).fullmatch(token.content)
     }
     for text in stated:
         if text and (id_ := tokenizer.token_to_id(text)) is not None:

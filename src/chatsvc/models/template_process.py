@@ -220,7 +220,7 @@ def _error_of(answer: _Answer) -> Exception:
 def main() -> None:
     """Answer questions on file descriptor 0 until its other end is closed."""
     _limit()
-    with socket.socket(fileno=0) as connection, connection.makefile("rwb") as stream:
+    with contextlib.suppress(OSError), socket.socket(fileno=0) as connection, connection.makefile("rwb") as stream:
         while (content := _read(stream)) is not None:
             signal.setitimer(signal.ITIMER_PROF, _CPU_S)
             answer = msgspec.json.encode(_answered(msgspec.json.decode(content, type=_Question)))

@@ -5,6 +5,7 @@ Reads the files that Hugging Face's tools write. Knows nothing about weights.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import tokenizer as tokenizers_
+from chatsvc.models.added_tokens import DECODER_KEY, complete, special_texts, token_text
 from chatsvc.models.description import TEMPLATE_FILE, TOKENIZER_FILE
 from chatsvc.models.gguf import GgufHead
 from chatsvc.models.manifest import read_bounded
@@ -21,6 +23,7 @@ from chatsvc.models.manifest import read_bounded
 # The tokenizer travels in one frame to the web process, and a frame is at most 64 MiB.
 MAX_TOKENIZER_BYTES = 48 << 20
 MAX_SMALL_BYTES = 4 << 20
+_KNOWN_SPECIAL = frozenset({tokenizers_.CHATML_START, tokenizers_.CHATML_END, "<|endoftext|>"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,12 @@ def texts_of_gguf(head: GgufHead, architecture: str) -> Texts:
     made = tokenizers_.from_gguf(head)
     template = head.metadata.get("tokenizer.chat_template")
     eos = head.metadata.get("tokenizer.ggml.eos_token_id")
+    ends = [head.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")]
     return Texts(
         tokenizer_json=made.to_str().encode(),
         chat_template=_template(template if isinstance(template, str) else None, made),
         context_length=head.get(f"{architecture}.context_length", int),
-        eos_token_ids=_eos(made, [eos] if isinstance(eos, int) else []),
+        eos_token_ids=_eos(made, [number for number in ends if isinstance(number, int)]),
         bos_token=_token_text(made, head.metadata.get("tokenizer.ggml.bos_token_id")),
         eos_token=_token_text(made, eos),
     )
@@ -66,9 +70,13 @@ def read_texts(folder: Path) -> Texts:
     raw = _bytes(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
     if raw is None:
         raise OperatorError(f"{folder}: tokenizer.json is missing; fetch the model with its fast tokenizer")
-    bos, eos = _text(settings.get("bos_token")), _text(settings.get("eos_token"))
-    content = _with_special(raw, {bos, eos, tokenizers_.CHATML_START, tokenizers_.CHATML_END, "<|endoftext|>"})
+    if DECODER_KEY not in settings:  # as transformers: the older file counts where there is no such list
+        settings |= _json(folder, "special_tokens_map.json") or {}
+    content = _with_special(raw, special_texts(settings) | _KNOWN_SPECIAL)
     made = tokenizers_.parse(content)
+    if complete(made, settings, _json(folder, "added_tokens.json") or {}):
+        content = made.to_str().encode()
+    bos, eos = token_text(settings.get("bos_token")), token_text(settings.get("eos_token"))
     context = config.get("max_position_embeddings")
     if not isinstance(context, int) or context < 1:
         raise OperatorError(f"{folder}: config.json does not say max_position_embeddings; fetch the model again")
@@ -108,7 +116,7 @@ def _eos(made: Tokenizer, stated: list[int]) -> list[int]:
     return ids
 
 
-def _with_special(raw: bytes, texts: set[str]) -> bytes:
+def _with_special(raw: bytes, texts: AbstractSet[str]) -> bytes:
     """Mark the added tokens of these texts as special where the file forgot to."""
     try:
         document = msgspec.json.decode(raw, type=dict[str, Any])
@@ -137,13 +145,6 @@ def _bytes(folder: Path, name: str, max_bytes: int) -> bytes | None:
         return read_bounded((folder / name).resolve(), max_bytes)
     except ModelRefused as error:
         raise OperatorError(f"{folder / name}: cannot be read, or is larger than {max_bytes} bytes") from error
-
-
-def _text(token: Any) -> str:
-    """A token in tokenizer_config.json is a text, or an object with ``content``, or null."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
 
 
 def _ids(value: Any) -> list[int]:
