@@ -225,7 +225,8 @@ def test_what_looks_at_texts_is_linear(name: str) -> None:
 
 
 def test_a_prompt_is_encoded_in_linear_time(app) -> None:
-    renderer = PromptRenderer(running_in(app).engine.card())
+    running = running_in(app)
+    renderer = PromptRenderer(running.engine.card(), running.templates)
 
     def wrong(text: str) -> str | None:
         return growth(lambda given: renderer.prompt_ids([Message("user", given)]), lambda size: (text * size)[:size])
