@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from chatsvc.chat.detokenize import Detokenizer
 from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message
+from chatsvc.errors import InvalidRequest
 from chatsvc.models.card import ModelCard
 from chatsvc.models.markers import SeparateTokenizer, declare, markers_of
 from chatsvc.models.probing import probe
@@ -92,10 +93,10 @@ class PromptRenderer:
         """
         if isinstance(prompt, str):
             text = f"{operators}\n\n{prompt}" if operators else prompt
-            ids: list[int] = self._plain.encode(text).ids
+            ids = self._text_ids(text)
         else:
             self.text_of(prompt)
-            ids = [*(self._plain.encode(f"{operators}\n\n").ids if operators else ()), *prompt]
+            ids = [*(self._text_ids(f"{operators}\n\n") if operators else ()), *prompt]
         if not ids:
             raise InvalidRequest("prompt: there is not one token in it.", param="prompt", code="invalid_value")
         return ids
@@ -121,6 +122,11 @@ class PromptRenderer:
     def detokenizer(self) -> Detokenizer:
         """For the ids of one completion."""
         return Detokenizer(self._tokenizer)
+
+    def _text_ids(self, text: str) -> list[int]:
+        """A text that begins a prompt, behind what the tokenizer puts before every text; no marker is in it."""
+        begun: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
+        return [*begun, *self._separate.encode(text)]
 
     def _render_of(self, messages: list[dict[str, Any]], mark: str = "") -> Render:
         return Render(
