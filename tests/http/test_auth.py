@@ -310,6 +310,21 @@ def test_secret_keys_are_not_published(client):
     assert client.get("/.well-known/jwks.json").json == {"keys": []}
 
 
+def test_a_flood_of_failed_logins_costs_few_records_and_the_owner_still_comes_in(client, running):
+    for number in range(12):
+        assert client.post("/login", json=WRONG | {"username": f"fresh-{number}"}).status_code == 401
+    single = actions(running, "auth.login")
+    assert [each["stage"] for each in single] == ["begin", "end"] * 5
+    assert len({each["attempted_name_hmac"] for each in single}) == 5
+    assert client.post("/login", json=ALICE).status_code == 200
+    begin, end = actions(running, "auth.login")[10:]
+    assert (begin["stage"], end["outcome"], end["begin"]) == ("begin", "allowed", begin["seq"])
+    running.audit.close()
+    summed = actions(running, "auth.login")[-1]
+    assert (summed["suppressed"], summed["address"], summed["outcome"]) == (7, "127.0.0.1", "denied")
+    assert client.post("/login", json=WRONG).status_code == 503  # no log: nothing is looked at
+
+
 def test_fifty_parallel_logins_all_come_in(bare_app):
     def log_in(_):
         return bare_app.test_client().post("/login", json=ALICE).status_code

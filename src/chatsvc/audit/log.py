@@ -26,7 +26,10 @@ from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
+FAILED = "login_failed"  # why, in a record that stands for many
 _PUBLISH_S = 5  # witnesses get so long for the last checkpoint
+_MAX_FAILING_PLACES = 64
+_NUM_SINGLE_FAILURES = 5  # failed logins of an address in one window; the next are only counted
 _ABANDONED = Result("aborted", reason="nobody waited for the disk any longer")
 
 
@@ -61,7 +64,9 @@ class AuditLog:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._options = journal.options
-        self._denials = Denials(self._options.denial_window_s, self._options.max_denials_in_window)
+        window_s = self._options.denial_window_s
+        self._denials = Denials(window_s, self._options.max_denials_in_window)
+        self._failures = Denials(window_s, _MAX_FAILING_PLACES, _NUM_SINGLE_FAILURES)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._batch = _Batch()
@@ -125,6 +130,22 @@ class AuditLog:
             if self._denials.is_news(facts, reason, time.monotonic(), can_write=self._state == "open"):
                 self._enqueued(self._journal.entry("event", facts, Result("denied", reason=reason)))
 
+    def is_failing_often(self, facts: Facts) -> bool:
+        """Whether failures of this action from this address are no longer recorded one by one, for the present."""
+        with self._lock:
+            return self._failures.is_spent(facts, FAILED)
+
+    def count_failure(self, facts: Facts, *, is_recorded: bool) -> None:
+        """Somebody unknown tried to come in and failed; it has a begin and an end of its own, or is counted here.
+
+        Waits for nothing, as :meth:`count_denial`.
+        """
+        with self._wake:
+            if is_recorded:
+                self._failures.recorded(facts, FAILED, time.monotonic())
+            elif self._failures.is_news(facts, FAILED, time.monotonic(), can_write=self._state == "open"):
+                self._enqueued(self._journal.entry("event", facts, Result("denied", reason=FAILED)))
+
     def problem(self) -> str | None:
         """None while records can be written; else why not, in words for anybody."""
         since = self._committing_since
@@ -136,7 +157,9 @@ class AuditLog:
         """What needs somebody: that nothing can be written, a device, a witness, space."""
         cause = self._cause  # the writer thread replaces it as a whole
         stopped = [f"nothing can be written: {cause}"] if cause else []
-        return [*stopped, *self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
+        with self._lock:
+            floods = self._failures.alarms(time.monotonic())
+        return [*stopped, *floods, *self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
 
     def _tight(self) -> list[str]:
         fills = {each: fill_of(each) for each in self._journal.mirror.directories}
@@ -262,7 +285,7 @@ class AuditLog:
             self._owed[:0] = kept
 
     def _sums(self, now: float) -> list[Entry]:
-        sums = self._denials.take_sums(now)
+        sums = [*self._denials.take_sums(now), *self._failures.take_sums(now)]
         return [
             self._journal.entry("event", each[0], Result("denied", reason=each[1]), suppressed=each[2]) for each in sums
         ]

@@ -23,7 +23,7 @@ class AuditOptions:
         checkpoint_records, checkpoint_interval_s: a checkpoint is due after so many records, or so long after one.
         segment_bytes, segment_age_s: a new segment begins at this size or age.
         epoch_s: how long one sealing key lives.
-        denial_window_s: anonymous denials are summed up over so long.
+        denial_window_s: what strangers are refused (failed logins too) is summed up over so long; longer in a flood.
         max_denials_in_window: so many different ones are written one by one in a window; the rest is only counted.
         retry_s: while there is no space, writing is tried again this often.
         commit_timeout_s: a disk that needs longer for one commit counts as not writable.

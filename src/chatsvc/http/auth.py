@@ -1,7 +1,8 @@
 """Logging in and out: ``/login``, ``/refresh``, ``/logout``, ``/password``, ``/me``, and the public keys.
 
-The audit record begins before a password is looked at and before a token is made: a log that cannot be written means
-that nobody comes in (503). Knows nothing about how a password or a token is checked.
+The audit record begins before a password is looked at and before a token is made; for an address that fails often, only
+before a token is made. A log that cannot be written means that nobody comes in (503). Knows nothing about how a password
+or a token is checked.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from flask import Blueprint, Response, jsonify, request
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import ChatsvcError, LimitExceeded, NotFound, PermissionRefused, RequestError
+from chatsvc.errors import AuditUnavailable, ChatsvcError, LimitExceeded, NotFound, PermissionRefused, RequestError
 from chatsvc.guard.accounts import Accounts
+from chatsvc.guard.directory import LoggedIn
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.keyring import KeyRing
 from chatsvc.guard.login import Login
@@ -29,6 +31,7 @@ from chatsvc.http.routing import requires
 from chatsvc.http.schema import Body, Text, parse_json
 
 Done = TypeVar("Done")
+Who = TypeVar("Who")
 
 _NOT_FOR_KEYS = "An API key cannot do this; log in and send the access token."
 
@@ -83,8 +86,10 @@ class _Views:
         body = parse_json(request, LoginBody)
         facts = context.facts("auth.login", attempted_name=body.username)
 
-        def act() -> tuple[str, str, TokenPair]:
-            found = self._parts.login.verify(body.username, body.password, _address())
+        def check() -> LoggedIn:
+            return self._parts.login.verify(body.username, body.password, _address())
+
+        def enter(found: LoggedIn) -> tuple[str, str, TokenPair]:
             return found.account_id, *self._parts.sessions.start(found.account_id, str(_address()))
 
         try:
@@ -93,8 +98,12 @@ class _Views:
             # One who has to wait is counted, not recorded one by one: a flood of tries must not fill the disk.
             self._parts.audit.count_denial(facts, error.code or "login_throttled")
             raise
-        _, _, pair = recorded(
-            self._parts.audit, facts, act, details=lambda done: {"account": done[0], "started_session": done[1]}
+        _, _, pair = recorded_attempt(
+            self._parts.audit,
+            facts,
+            check,
+            enter,
+            details=lambda done: {"account": done[0], "started_session": done[1]},
         )
         return token_answer(pair)
 
@@ -187,6 +196,40 @@ def recorded(
         return done
     finally:
         record.end(result)
+
+
+def recorded_attempt(
+    audit: AuditLog,
+    facts: Facts,
+    check: Callable[[], Who],
+    enter: Callable[[Who], Done],
+    details: Callable[[Done], Mapping[str, Any]],
+) -> Done:
+    """As :func:`recorded`, for somebody whom ``check`` finds out and ``enter`` lets in.
+
+    From an address that fails often nothing is recorded before ``check``, and a failure is only counted: a flood of
+    guesses with fresh names must not fill the disk. Nobody is let in without a begin, and nothing is checked while the
+    log cannot be written.
+
+    Raises:
+        AuditUnavailable: nothing was checked.
+    """
+    if not audit.is_failing_often(facts):
+        try:
+            return recorded(audit, facts, lambda: enter(check()), details)
+        except AuditUnavailable:
+            raise
+        except ChatsvcError:
+            audit.count_failure(facts, is_recorded=True)
+            raise
+    if audit.problem() is not None:
+        raise AuditUnavailable
+    try:
+        who = check()
+    except ChatsvcError:
+        audit.count_failure(facts, is_recorded=False)
+        raise
+    return recorded(audit, facts, lambda: enter(who), details)
 
 
 def _result_of(error: ChatsvcError) -> Result:

@@ -23,7 +23,7 @@ from chatsvc.guard.principal import PUBLIC
 from chatsvc.guard.sessions import Sessions
 from chatsvc.guard.tokens import TokenPair
 from chatsvc.http import context
-from chatsvc.http.auth import recorded, token_answer
+from chatsvc.http.auth import recorded, recorded_attempt, token_answer
 from chatsvc.http.routing import requires
 
 _FLOW, _LOGIN = "chatsvc-oidc-flow", "chatsvc-oidc-login"
@@ -113,10 +113,11 @@ class _Views:
             self._parts.audit.count_denial(context.facts("auth.oidc"), error.reason)
             return _turned_away(error)
         try:
-            found = recorded(
+            found = recorded_attempt(
                 self._parts.audit,
                 context.facts("auth.oidc"),
                 lambda: self._take(code, flow),
+                lambda who: who,
                 details=lambda done: {"account": done.account_id},
             )
         except AuthenticationFailed as error:
