@@ -1,8 +1,8 @@
 """Logging in and out: ``/login``, ``/refresh``, ``/logout``, ``/password``, ``/me``, and the public keys.
 
 The audit record begins before a password is looked at and before a token is made; for an address that fails often, only
-before a token is made. A log that cannot be written means that nobody comes in (503). Knows nothing about how a password
-or a token is checked.
+before a token is made. A log that cannot be written means that nobody comes in (503). Knows nothing about how a
+password or a token is checked.
 """
 
 from __future__ import annotations
