@@ -32,11 +32,11 @@ _TEXT = [
 ]
 
 
-def tiny_qwen2(path: Path, seed: int = 0) -> Path:
-    """A Qwen2 of two layers with a small real byte-level BPE tokenizer."""
+def tiny_qwen2(path: Path, seed: int = 0, heads: int = 4) -> Path:
+    """A Qwen2 of two layers with a small real byte-level BPE tokenizer; with one head the native runner serves it."""
     tokenizer = trained_tokenizer(512)
     _write_tokenizer(path, tokenizer)
-    config = _config(tokenizer, hidden=64, layers=2, heads=4, intermediate=128, context=2048)
+    config = _config(tokenizer, hidden=64, layers=2, heads=heads, intermediate=128, context=2048)
     _write_weights(path, config, seed, torch.float32)
     return path
 

@@ -50,6 +50,7 @@ from chatsvc.observe.pulse import Pulse
 from chatsvc.settings import Settings
 from chatsvc.wiring import (
     audit_options,
+    examine_model,
     guard_options,
     ldap_directory,
     oidc_bearer,
@@ -234,7 +235,13 @@ def _audit_desk(running: Running) -> audit.AuditDesk:
 def _models_desk(running: Running) -> models.ModelsDesk:
     settings = running.settings
     store = ModelStore(settings.models_directory, settings.keys_directory)
-    return models.ModelsDesk(store, running.engine, running.audit, lambda: pidfile.tell_to_swap(settings.home))
+    return models.ModelsDesk(
+        store,
+        running.engine,
+        running.audit,
+        examine=lambda folder: examine_model(settings, folder),
+        tell_to_swap=lambda: pidfile.tell_to_swap(settings.home),
+    )
 
 
 def _auth_parts(running: Running) -> auth.AuthParts:

@@ -134,6 +134,7 @@ class EngineSection(Section):
     dynamic_quantization_group: Literal[0, 32, 64, 128] = 32
     num_threads: Annotated[int, Field(ge=0)] = 0
     stall_timeout_s: Seconds = 30
+    load_timeout_s: Seconds = 600
 
 
 class ModelsSection(Section):

@@ -28,6 +28,7 @@ from chatsvc.settings import Settings
 
 if TYPE_CHECKING:
     from chatsvc.guard.oidc import OidcProvider
+    from chatsvc.models.store import ModelFolder
 
 
 def _require_extra(key: str, package: str, extra: str) -> None:
@@ -204,3 +205,16 @@ def outbox_recorder(audit: AuditLog) -> Recorder:
         audit.event(Facts(request_id=uuid4().hex, action=action, actor=actor), Result("allowed", details=details))
 
     return record
+
+
+def examine_model(settings: Settings, folder: ModelFolder) -> None:
+    """Whether a model's template renders and a runner takes its weights, without loading them.
+
+    Raises:
+        OperatorError: it would not be served; the message says why.
+    """
+    from chatsvc.chat import trial  # noqa: PLC0415 - the template's machinery, only where a model is looked at
+
+    description = folder.description()
+    weights = None if description.sealed else folder.plain_weights()
+    trial.examine(folder.card(), weights, description.format, settings.engine.runner, settings.chat.system_prompt)

@@ -24,6 +24,7 @@ from chatsvc.cli import memory, preflight
 from chatsvc.cli.serve import require_free_port
 from chatsvc.errors import ChatsvcError, OperatorError
 from chatsvc.settings import Settings
+from chatsvc.wiring import examine_model
 
 Level = Literal["good", "warning", "fatal"]
 
@@ -214,6 +215,7 @@ def model(settings: Settings) -> Iterator[Finding]:
             yield Finding("model", "fatal", "none is active", remedy)
             return
         active.verify(full=False)
+        examine_model(settings, active)
     except (ChatsvcError, OSError) as error:
         yield Finding("model", "fatal", str(error), "`chatsvc model verify`, then import or fetch it again.")
     else:

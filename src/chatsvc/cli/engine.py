@@ -30,6 +30,7 @@ def command() -> None:
         model=model,
         runner=runner_options(settings),
         loop=LoopOptions(drain_timeout_s=settings.server.drain_timeout_s),
+        load_timeout_s=settings.engine.load_timeout_s,
     )
     raise click.exceptions.Exit(run(options))
 

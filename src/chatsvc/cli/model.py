@@ -11,6 +11,8 @@ import click
 
 from chatsvc.cli.progress import ShownProgress
 from chatsvc.cli.recording import recorded, recorded_long
+from chatsvc.cli.trial import activate as make_active
+from chatsvc.cli.trial import store_of, verified
 from chatsvc.errors import ModelRefused
 from chatsvc.settings import Settings, load
 
@@ -55,7 +57,7 @@ def fetch(
 
     settings = load()
     chosen = FetchOptions(**{**options, "offline": bool(options["offline"]) or settings.models.offline})  # type: ignore[arg-type]
-    store = _store(settings)
+    store = store_of(settings)
     with recorded_long(settings, "admin.model.fetch", {"source": model_id}) as details, ShownProgress() as progress:
         folder = fetch_model(store, model_id, name, chosen, progress)
         details.update(name=folder.name, digest=folder.card().digest)
@@ -71,7 +73,7 @@ def fetch(
 def import_(path: Path | None, name: str | None, is_embedded: bool, activate_it: bool, as_json: bool) -> None:
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
     settings = load()
-    store = _store(settings)
+    store = store_of(settings)
     if (path is None) != is_embedded:
         raise click.UsageError("Give either PATH or --embedded.")
     if path is None:
@@ -92,6 +94,7 @@ def bring_embedded(settings: Settings, store: ModelStore) -> ModelFolder:
         return found
     source: dict[str, object] = {"source": embedded.ORIGIN}
     with recorded_long(settings, "admin.model.import", source) as details, ShownProgress() as progress:
+        store = store_of(settings, is_tried=False)  # the very file is pinned and known to serve
         folder = embedded.bring(store, offline=settings.models.offline, progress=progress)
         details.update(name=folder.name, digest=folder.card().digest)
     return folder
@@ -101,7 +104,7 @@ def bring_embedded(settings: Settings, store: ModelStore) -> ModelFolder:
 @_json_option
 def list_(as_json: bool) -> None:
     """List the models of this store; a star marks the one that is served."""
-    store = _store(load())
+    store = store_of(load())
     active = store.active()
     found = [_describe(folder, active is not None and folder.name == active.name) for folder in store.list()]
     if as_json:
@@ -121,17 +124,16 @@ def list_(as_json: bool) -> None:
 @click.option("--full", is_flag=True, help="Read and hash every file; without it, unchanged size and times may vouch.")
 @_json_option
 def verify(name: str | None, full: bool, as_json: bool) -> None:
-    """Compare a model (all of them without NAME) with its signed manifest; exit code 1 if one differs."""
-    store = _store(load())
+    """Compare a model (all of them without NAME) with its signed manifest, and ask whether it would be served.
+
+    Exit code 1 if one differs or would not.
+    """
+    settings = load()
+    store = store_of(settings)
     results = {}
     with ShownProgress() as progress:
         for folder in [store.get(name)] if name else store.list():
-            try:
-                folder.verify(full=full, progress=progress)
-            except ModelRefused as error:
-                results[folder.name] = error.message
-            else:
-                results[folder.name] = "ok"
+            results[folder.name] = verified(settings, folder, full=full, progress=progress)
     if as_json:
         click.echo(json.dumps([{"name": key, "ok": value == "ok"} for key, value in results.items()]))
     else:
@@ -160,7 +162,7 @@ def convert(
     from chatsvc.models.convert import convert as convert_model
 
     settings = load()
-    store = _store(settings)
+    store = store_of(settings)
     with recorded_long(settings, "admin.model.convert", {"source": name}) as details, ShownProgress() as progress:
         folder = convert_model(store, name, weight_format, target, progress)
         details.update(name=folder.name, digest=folder.card().digest)
@@ -170,9 +172,9 @@ def convert(
 @command.command()
 @click.argument("name")
 def activate(name: str) -> None:
-    """Verify NAME and make it the model that is served."""
+    """Verify NAME, have it answer, and make it the model that is served."""
     settings = load()
-    click.echo(_activate(settings, _store(settings), name))
+    click.echo(make_active(settings, store_of(settings), name))
 
 
 @command.command()
@@ -180,7 +182,7 @@ def activate(name: str) -> None:
 def remove(name: str) -> None:
     """Remove NAME, which must not be the active model."""
     settings = load()
-    store = _store(settings)
+    store = store_of(settings)
     store.get(name)
     with recorded(settings, "admin.model.remove", {"name": name}):
         store.remove(name)
@@ -205,7 +207,7 @@ def seal(name: str, key_file: Path | None) -> None:
     from chatsvc.models import sealing
 
     settings = load()
-    kek, store = _kek(settings, key_file), _store(settings)
+    kek, store = _kek(settings, key_file), store_of(settings)
     store.get(name)
     with recorded_long(settings, "admin.model.seal", {"name": name, "kek_id": kek.id}), ShownProgress() as progress:
         sealing.seal(store, name, kek, progress)
@@ -224,7 +226,7 @@ def unseal_check(name: str, key_file: Path | None, as_json: bool) -> None:
     settings = load()
     kek = _kek(settings, key_file)
     try:
-        sealing.check(_store(settings), name, kek)
+        sealing.check(store_of(settings), name, kek)
     except ModelRefused as error:
         click.echo(json.dumps({"name": name, "ok": False}) if as_json else f"{name}: {error.message}")
         raise click.exceptions.Exit(1) from error
@@ -246,7 +248,7 @@ def rotate_key(name: str, key_file: Path | None, new_key_file: Path) -> None:
     from chatsvc.models.sealed import read_kek
 
     settings = load()
-    keys, store = (_kek(settings, key_file), read_kek(new_key_file)), _store(settings)
+    keys, store = (_kek(settings, key_file), read_kek(new_key_file)), store_of(settings)
     store.get(name)
     with recorded(settings, "admin.model.rotate_key", {"name": name, "before": keys[0].id, "after": keys[1].id}):
         sealing.rotate(store, name, keys)
@@ -267,31 +269,8 @@ def _kek(settings: Settings, key_file: Path | None) -> KeyEncryptionKey:
     return KeyEncryptionKey(secret)
 
 
-def _store(settings: Settings) -> ModelStore:
-    from chatsvc.models.store import ModelStore
-
-    return ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
-
-
-def _activate(settings: Settings, store: ModelStore, name: str) -> str:
-    """Make it the model that is served, tell whoever serves; what to say about it."""
-    from chatsvc.pidfile import tell_to_swap
-
-    store.get(name)
-    with recorded(settings, "admin.model.activate", {"before": _active_name(store), "after": name}):
-        store.activate(name)
-    if tell_to_swap(settings.home):
-        return f"{name} is active. The running service brings it up now; nobody is interrupted."
-    return f"{name} is active from the next start of the engine."
-
-
-def _active_name(store: ModelStore) -> str | None:
-    link = store.root / "current"
-    return link.readlink().name if link.is_symlink() else None
-
-
 def _arrived(settings: Settings, store: ModelStore, folder: ModelFolder, activate_it: bool, as_json: bool) -> None:
-    told = _activate(settings, store, folder.name) if activate_it else None
+    told = make_active(settings, store, folder.name, is_tried=True) if activate_it else None
     if as_json:
         click.echo(json.dumps(_describe(folder, activate_it), ensure_ascii=False))
     elif told:

@@ -52,12 +52,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Everything an engine process is told."""
+    """Everything an engine process is told. When loading takes longer than ``load_timeout_s`` SIGALRM ends it."""
 
     socket_path: Path
     model: Model
     runner: RunnerOptions = field(default_factory=RunnerOptions)
     loop: LoopOptions = field(default_factory=LoopOptions)
+    load_timeout_s: float = 600.0
 
 
 def run(options: EngineOptions) -> int:
@@ -97,11 +98,25 @@ def harden() -> None:
     libc.mallopt(_M_ARENA_MAX, 2)
 
 
-def _load(options: EngineOptions) -> Runner:
-    card = options.model.card()
-    with options.model.weights() as path:
-        runner = load_runner(path, options.model.format, card, options.runner)
+def load(model: Model, options: RunnerOptions) -> Runner:
+    """The model in memory, warm.
+
+    Raises:
+        OperatorError: it is refused, or no runner serves it.
+    """
+    card = model.card()
+    with model.weights() as path:
+        runner = load_runner(path, model.format, card, options)
         runner.warm_up()
+    return runner
+
+
+def _load(options: EngineOptions) -> Runner:
+    """Load, or end: a library that hangs holds the GIL, so only the kernel's default action for SIGALRM can help."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, options.load_timeout_s)
+    runner = load(options.model, options.runner)
+    signal.setitimer(signal.ITIMER_REAL, 0)
     return runner
 
 

@@ -23,11 +23,16 @@ from chatsvc.models.store import ModelFolder, ModelStore
 
 @dataclass(frozen=True, slots=True)
 class ModelsDesk:
-    """What the routes need. ``tell_to_swap`` asks whoever runs the engine; False where nobody listens."""
+    """What the routes need.
+
+    ``examine`` raises OperatorError for a model that would not be served. ``tell_to_swap`` asks whoever runs the
+    engine; False where nobody listens.
+    """
 
     store: ModelStore
     engine: EngineClient
     audit: AuditLog
+    examine: Callable[[ModelFolder], None]
     tell_to_swap: Callable[[], bool]
 
 
@@ -52,7 +57,7 @@ def blueprint(desk: ModelsDesk) -> Blueprint:
         recorded(
             desk.audit,
             context.facts("admin.model.activate"),
-            lambda: _activate(desk.store, name),
+            lambda: _activate(desk, name),
             details=lambda _: {"before": before, "after": name},
         )
         return {"active": name, "swapping": desk.tell_to_swap()}, 202
@@ -60,12 +65,13 @@ def blueprint(desk: ModelsDesk) -> Blueprint:
     return routes
 
 
-def _activate(store: ModelStore, name: str) -> None:
-    if name not in {folder.name for folder in store.list()}:
+def _activate(desk: ModelsDesk, name: str) -> None:
+    if name not in {folder.name for folder in desk.store.list()}:
         raise NotFound("There is no such model in the store; GET /admin/models lists them.")
     try:
-        store.activate(name)
-    except ModelRefused as error:
+        desk.examine(desk.store.get(name))
+        desk.store.activate(name)
+    except OperatorError as error:
         raise Conflict(error.message, code=error.code) from error
 
 

@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -103,6 +103,10 @@ class ModelFolder:
         manifest.check(self.path, signed, full=full, progress=progress)
         self._description(signed)
 
+    def plain_weights(self) -> Path:
+        """Where weights that are not sealed lie, for who only looks; :meth:`weights` verifies them."""
+        return self.path / GGUF_WEIGHTS if self.format == "gguf" else self.path
+
     @contextlib.contextmanager
     def weights(self) -> Iterator[Path]:
         """Verify, then give the path that a runner opens while the context lasts: the ``.gguf`` file, or a folder.
@@ -163,6 +167,9 @@ class ModelFolder:
         return decoded
 
 
+Trial = Callable[[ModelFolder, Progress], None]
+
+
 class ModelStore:
     """The folder of models.
 
@@ -170,12 +177,14 @@ class ModelStore:
         root: the folder; made when something is put in.
         keys: the folder of the signing key.
         kek_file: the key of sealed weights (``models.kek_file``); needed only to open them.
+        trial: raises OperatorError for a new model that would not be served; it is not taken in then.
     """
 
-    def __init__(self, root: Path, keys: Path, kek_file: Path | None = None) -> None:
+    def __init__(self, root: Path, keys: Path, kek_file: Path | None = None, trial: Trial | None = None) -> None:
         self.root = root
         self.keys = SigningKeys(keys)
         self._kek_file = kek_file
+        self._trial = trial
 
     def list(self) -> list[ModelFolder]:
         """All models by name; folders that are being made are not among them."""
@@ -253,9 +262,13 @@ class ModelStore:
         """
         self.check_free(name)
         make_private_folder(self.root)
-        with temporary_folder(self.root) as folder:
+        with temporary_folder(self.root) as work:
+            folder = work / name
+            make_private_folder(folder)
             yield folder
             manifest.write(folder, name, self.keys, progress)
+            if self._trial is not None:
+                self._trial(ModelFolder(folder, self.keys, self._kek_file), progress)
             self.check_free(name)
             folder.rename(self.root / name)
             sync_folder(self.root)
