@@ -7,6 +7,7 @@ does, so it belongs into a process of its own. Knows nothing about stores and pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from chatsvc.chat.prompt import PromptRenderer, with_system
@@ -17,6 +18,7 @@ from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import choose
 from chatsvc.errors import InvalidRequest, OperatorError
 from chatsvc.models.card import ModelCard
+from chatsvc.models.template_process import TemplateProcess
 
 _TURNS = (Message("user", "Hello"), Message("assistant", "Hello!"), Message("user", "What is the capital of France?"))
 _MAX_STEPS = 10_000
@@ -58,7 +60,18 @@ def _render(card: ModelCard, operators: str) -> list[list[int]]:
     A template may refuse system messages by ``raise_exception``: then callers are told so, and only an operator's own
     system message makes the model useless.
     """
-    renderer = PromptRenderer(card)
+    with closing(TemplateProcess()) as templates:
+        return _prompts(_renderer(card, templates), operators)
+
+
+def _renderer(card: ModelCard, templates: TemplateProcess) -> PromptRenderer:
+    try:
+        return PromptRenderer(card, templates)
+    except InvalidRequest as error:
+        raise OperatorError(f"{error.message} Give it another chat_template.jinja.") from error
+
+
+def _prompts(renderer: PromptRenderer, operators: str) -> list[list[int]]:
     conversations = [with_system(operators, _TURNS[:1]), with_system(operators, _TURNS)]
     prompts = [_prompt(renderer, conversation) for conversation in conversations]
     if not operators:
@@ -75,11 +88,10 @@ def _render(card: ModelCard, operators: str) -> list[list[int]]:
 def _prompt(renderer: PromptRenderer, conversation: Sequence[Message]) -> list[int]:
     try:
         return renderer.prompt_ids(conversation)
-    except Exception as error:  # a template is a program: it may raise anything
+    except InvalidRequest as error:
         roles = ", ".join(message.role for message in conversation)
-        why = error.message if isinstance(error, InvalidRequest) else type(error).__name__
         raise OperatorError(
-            f"The model's chat template does not render a conversation of {roles}: {why} Give it another "
+            f"The model's chat template does not render a conversation of {roles}: {error.message} Give it another "
             "chat_template.jinja."
         ) from error
 
