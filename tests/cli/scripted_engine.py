@@ -1,8 +1,10 @@
 """A program that is an engine in everything but the model: the real loop and socket around a scripted runner.
 
-    scripted_engine.py SOCKET HOME
+    CHATSVC_ENGINE__SOCKET=SOCKET scripted_engine.py HOME
 
-Files in HOME steer it: ``refuse`` makes it end with code 3 before it serves, ``hang`` makes its next step never end.
+Files in HOME steer it: ``refuse`` makes it end with code 3 before it serves, ``hang`` makes its next step never end,
+``mute`` (as it is when it starts) makes every sequence end with an error, ``unusable`` gives it a card that clients
+refuse.
 Each start adds a line to ``starts``.
 """
 
@@ -13,6 +15,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+import msgspec
 
 from chatsvc.engine.clients import Clients
 from chatsvc.engine.loop import Loop, LoopOptions
@@ -40,6 +44,7 @@ class ScriptedRunner:
         self.card = CARD
         self.max_num_seqs = 4
         self._home = home
+        self._is_mute = (home / "mute").exists()
         self._left: dict[int, int] = {}
 
     def warm_up(self) -> None:
@@ -57,6 +62,10 @@ class ScriptedRunner:
         time.sleep(0.02)
         outputs = []
         for sequence_id in list(self._left):
+            if self._is_mute:
+                outputs.append(StepOutput(sequence_id, [], 0, "error", detail="mute"))
+                del self._left[sequence_id]
+                continue
             self._left[sequence_id] -= 1
             last = self._left[sequence_id] == 0
             if last:
@@ -72,13 +81,14 @@ class ScriptedRunner:
 
 
 def main() -> int:
-    path, home = Path(sys.argv[1]), Path(sys.argv[2])
+    path, home = Path(os.environ["CHATSVC_ENGINE__SOCKET"]), Path(sys.argv[1])
     with (home / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\n")
     if (home / "refuse").exists():
         return 3
     runner = ScriptedRunner(home)
-    hello = Hello(card=CARD, max_num_seqs=4, pid=os.getpid())
+    card = msgspec.structs.replace(CARD, name="unusable") if (home / "unusable").exists() else CARD
+    hello = Hello(card=card, max_num_seqs=4, pid=os.getpid())
     loop = Loop(runner, Clients(Listener(path), hello), LoopOptions())
     signal.signal(signal.SIGTERM, lambda *_: loop.request_drain())
     loop.run()

@@ -18,6 +18,7 @@ from chatsvc.cli.supervisor import EXIT_COULD_NOT, EXIT_STOPPED, Plan, Superviso
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Finished, Sampling
 from chatsvc.errors import EngineUnavailable
+from chatsvc.models.card import ModelCard
 
 ENGINE = Path(__file__).with_name("scripted_engine.py")
 OVER = threading.Event()
@@ -42,7 +43,10 @@ class Service:
     def plan(self, web: str = "import time; time.sleep(600)") -> Plan:
         socket = self.home / "engine.sock"
         return Plan(
-            engine=command("engine", str(ENGINE), str(socket), str(self.home)),
+            engine=replace(
+                command("engine", str(ENGINE), str(self.home)),
+                environment={**os.environ, "CHATSVC_ENGINE__SOCKET": str(socket)},
+            ),
             web=command("web", "-c", web),
             engine_socket=socket,
             drain_timeout_s=8.0,
@@ -263,6 +267,64 @@ def test_a_new_engine_that_refuses_its_model_leaves_the_old_one_serving(service:
         assert alive(service.starts()[0])
 
     assert service.run(steps) == EXIT_STOPPED
+
+
+@pytest.mark.parametrize("fault", ["mute", "unusable"])
+def test_a_new_engine_that_does_not_answer_or_is_not_taken_leaves_the_old_one_serving(
+    service: Service, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It loads and listens; then it gives errors, or the web process cannot use its card. The old one is reachable."""
+    monkeypatch.setattr("chatsvc.cli.succession._ADOPTION_TIMEOUT_S", 1.0)
+
+    def prepare(card: ModelCard) -> None:
+        if card.name == "unusable":
+            raise ValueError("no such template")
+
+    def steps() -> None:
+        client = EngineClient(service.home / "engine.sock", stall_timeout_s=1.5)
+        client.start(prepare)
+        try:
+            assert service.ready.wait(20)
+            until(lambda: client.status().ready)
+            long = client.submit([1], Sampling(max_tokens=150), "")
+            (service.home / fault).touch()
+            service.hang_up()
+            until(lambda: len(service.starts()) == 2)
+            until(lambda: not alive(service.starts()[1]))
+            assert alive(service.starts()[0])
+            assert client.status().ready
+            assert read_to_end(long) == [7] * 150
+            (service.home / fault).unlink()
+            service.hang_up()  # another try succeeds
+            until(lambda: len(service.starts()) == 3 and not alive(service.starts()[0]))
+            assert read_to_end(client.submit([1], Sampling(max_tokens=2), "")) == [7, 7]
+        finally:
+            client.close()
+        assert {path.name for path in service.home.glob("engine.sock*")} == {"engine.sock"}
+
+    assert service.run(steps) == EXIT_STOPPED
+
+
+def test_without_a_web_process_that_takes_it_a_new_engine_waits(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatsvc.cli.succession._ADOPTION_TIMEOUT_S", 1.0)
+
+    def steps() -> None:
+        assert service.ready.wait(20)
+        service.hang_up()
+        until(lambda: len(service.starts()) == 2)
+        until(lambda: not alive(service.starts()[1]))
+        assert alive(service.starts()[0])
+
+    assert service.run(steps) == EXIT_STOPPED
+
+
+def test_an_engine_that_hangs_while_it_loads_is_ended_by_its_own_clock(service: Service) -> None:
+    """What the engine arms while it loads: the kernel's default action, which needs no Python."""
+    code = "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.2); time.sleep(600)"
+    plan = replace(service.plan(), engine=command("engine", "-c", code))
+    assert Supervisor(plan).run() == EXIT_COULD_NOT
 
 
 def test_a_stop_lets_running_sequences_finish(service: Service, client: EngineClient) -> None:

@@ -5,8 +5,9 @@ children are, and how to tell that the service answers, comes in as a :class:`Pl
 
 1. SIGTERM, SIGINT: drain and end. The engine announces the draining and the web refuses new work; when the running
    streams have finished, or shortly before the deadline, the web process is told to end. A second signal hurries.
-2. SIGHUP: bring up an engine with the model that is active now beside the old one; when it has answered, the old one
-   finishes what it runs. Where memory does not allow two, the old one finishes first.
+2. SIGHUP: bring up an engine with the model that is active now beside the old one; when it has answered and the web
+   process has taken the new model, the old one finishes what it runs (:mod:`chatsvc.cli.succession`). Where memory does
+   not allow two, the old one finishes first.
 3. A child that ends is started again, at once the first time, then with growing pauses.
 4. An engine that hangs is killed, which is the case above.
 5. A child that fails before the service ever answered ends the service: weights that are refused are no reason to wait.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatsvc.cli.child import Child, Command
-from chatsvc.cli.watch import EngineWatch
+from chatsvc.cli.succession import Engine, Successor, ending
 
 _log = logging.getLogger(__name__)
 
@@ -77,31 +78,15 @@ class _Pauses:
         return pause_s
 
 
-class _Engine:
-    """An engine process and what is known of it."""
-
-    def __init__(self, plan: Plan, now: float) -> None:
-        self.child = Child(plan.engine, now)
-        self.watch = EngineWatch(plan.engine_socket, self.child.pid, plan.stall_timeout_s)
-
-    def end_gently(self) -> None:
-        self.watch.close()
-        self.child.send(signal.SIGTERM)
-
-    def end_now(self) -> None:
-        self.watch.close()
-        self.child.kill()
-
-
 class Supervisor:
     """Runs a plan until it is told to stop."""
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
         self._plan = plan
         self._clock = clock
-        self._engine: _Engine | None = None
-        self._successor: _Engine | None = None
-        self._finishing: list[_Engine] = []
+        self._engine: Engine | None = None
+        self._successor: Successor | None = None
+        self._finishing: list[Engine] = []
         self._one_at_a_time = False
         self._web: Child | None = None
         self._engine_pauses, self._web_pauses = _Pauses(), _Pauses()
@@ -144,7 +129,8 @@ class Supervisor:
         if self._engine is None:
             if now >= self._engine_start_at and not (self._one_at_a_time and self._finishing):
                 self._one_at_a_time = False
-                self._engine = _Engine(self._plan, now)
+                plan = self._plan
+                self._engine = Engine(plan.engine, plan.engine_socket, plan.stall_timeout_s, now)
             return
         code = self._engine.child.exit_code()
         if code is not None:
@@ -160,20 +146,18 @@ class Supervisor:
     def _look_after_successor(self, now: float) -> None:
         if self._successor is None:
             return
-        code = self._successor.child.exit_code()
-        if code is not None:
-            _log.error("the new engine ended with code %d: the old one goes on with its model", code)
-            self._successor.watch.close()
+        successor = self._successor
+        takes_over = successor.advance(now)
+        if successor.failure:
+            _log.error("the new engine %s: the old one goes on with its model", successor.failure)
+            successor.end_now()
             self._successor = None
-            return
-        self._successor.watch.poll(now)
-        if self._successor.watch.ready:
-            _log.info(
-                "the new engine (process %d) answers; the old one finishes what it runs", self._successor.child.pid
-            )
+        elif takes_over:
+            _log.info("the new engine (process %d) takes over; the old one finishes what it runs", successor.child.pid)
+            successor.take_over()
             if self._engine is not None:
                 self._let_finish(self._engine)
-            self._engine, self._successor = self._successor, None
+            self._engine, self._successor = successor, None
 
     def _look_after_web(self, now: float) -> None:
         if self._web is None:
@@ -187,14 +171,15 @@ class Supervisor:
 
     def _note_end(self, what: str, code: int, ran_s: float, pauses: _Pauses) -> float:
         """Say that a child ended; before the service ever answered that is the end. Returns the pause."""
-        if not self._has_answered and code < 0:
+        is_killed = code < 0 and code != -signal.SIGALRM
+        if not self._has_answered and is_killed:
             self._num_killed_early += 1
-        if not self._has_answered and (code >= 0 or self._num_killed_early >= _MAX_KILLED_EARLY):
-            _log.error("the %s ended with code %d before the service was ready", what, code)
+        if not self._has_answered and (not is_killed or self._num_killed_early >= _MAX_KILLED_EARLY):
+            _log.error("the %s %s before the service was ready", what, ending(code))
             self._failure = EXIT_COULD_NOT
             return 0.0
         pause_s = pauses.after(ran_s)
-        _log.error("the %s ended with code %d; it is started again in %.1f s", what, code, pause_s)
+        _log.error("the %s %s; it is started again in %.1f s", what, ending(code), pause_s)
         return pause_s
 
     def _swap(self) -> None:
@@ -208,14 +193,15 @@ class Supervisor:
             return
         if self._plan.two_engines_fit(self._engine.child.pid):
             _log.info("bringing up a new engine beside the old one")
-            self._successor = _Engine(self._plan, self._clock())
+            plan = self._plan
+            self._successor = Successor(plan.engine, plan.engine_socket, plan.stall_timeout_s, self._clock())
         else:
             _log.warning("memory does not allow two engines: the old one finishes first, new work is refused meanwhile")
             self._let_finish(self._engine)
             self._engine, self._engine_start_at = None, 0.0
             self._one_at_a_time = True
 
-    def _let_finish(self, engine: _Engine) -> None:
+    def _let_finish(self, engine: Engine) -> None:
         engine.end_gently()
         self._finishing.append(engine)
 

@@ -7,8 +7,18 @@ longer than the limit. Knows nothing about starting or ending processes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from chatsvc.engine.protocol import Delta, Finished, Heartbeat, Hello, ProtocolError, decode_to_web
+from chatsvc.engine.protocol import (
+    Finished,
+    Heartbeat,
+    Hello,
+    ProtocolError,
+    Sampling,
+    Submit,
+    decode_to_web,
+    encode_frame,
+)
 from chatsvc.engine.sockets import Connection, connect
 
 _MAX_UNSENT_BYTES = 4096
@@ -19,7 +29,9 @@ class EngineWatch:
 
     def __init__(self, socket_path: Path, pid: int, stall_timeout_s: float) -> None:
         self.ready = False
+        self.is_adopted = False
         self.num_running = 0
+        self.answer: Literal["", "right", "wrong"] = ""
         self._socket_path = socket_path
         self._pid = pid
         self._stall_timeout_s = stall_timeout_s
@@ -45,6 +57,16 @@ class EngineWatch:
         """Whether an engine that was ready has stopped making progress."""
         return self.ready and now - min(self._heard_at, self._progress_at) > self._stall_timeout_s
 
+    def ask(self) -> None:
+        """Have it say one token; :attr:`answer` becomes ``right`` or ``wrong`` with a later :meth:`poll`."""
+        if self._connection is not None:
+            question = Submit(sequence_id=1, prompt_ids=[0], sampling=Sampling(max_tokens=1, temperature=0))
+            self._connection.send(encode_frame(question))
+
+    def move(self, socket_path: Path) -> None:
+        """From now on it is reached under another name; a connection that is open stays."""
+        self._socket_path = socket_path
+
     def close(self) -> None:
         """Give the connection back."""
         if self._connection is not None:
@@ -69,6 +91,7 @@ class EngineWatch:
                 self._progress_at = now
             self._num_steps = frame.num_steps
             self.num_running = frame.num_running
-        else:
-            assert isinstance(frame, Delta | Finished), "nothing was submitted here"
+            self.is_adopted = frame.is_adopted
+        elif isinstance(frame, Finished):
+            self.answer = "wrong" if frame.reason == "error" else "right"
         self._heard_at = now

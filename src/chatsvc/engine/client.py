@@ -19,7 +19,7 @@ from pathlib import Path
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.link import Link
 from chatsvc.engine.protocol import Heartbeat, Sampling
-from chatsvc.engine.sockets import connect
+from chatsvc.engine.sockets import connect, identity_of, next_path
 from chatsvc.errors import Draining, EngineUnavailable
 from chatsvc.models.card import ModelCard
 
@@ -73,6 +73,7 @@ class EngineClient:
         self._retiring: list[Link] = []
         self._back_off_s = _MIN_BACK_OFF_S
         self._next_attempt = 0.0
+        self._seen: tuple[int, int] | None = None
 
     def start(self, prepare: Callable[[ModelCard], None] = lambda _card: None) -> None:
         """Begin to connect. Returns at once.
@@ -197,20 +198,28 @@ class EngineClient:
         return min(_POLL_S, max(0.0, self._next_attempt - self._clock())) if needs_engine else _POLL_S
 
     def _try_to_connect(self) -> None:
-        current = self._current
-        if self._candidate is not None or (current is not None and current.draining_since is None):
-            return
-        now = self._clock()
-        if now < self._next_attempt:
+        path, now = self._where_to_connect(), self._clock()
+        if path is None or now < self._next_attempt:
             return
         self._next_attempt = now + self._back_off_s
         self._back_off_s = min(2 * self._back_off_s, _MAX_BACK_OFF_S)
+        self._seen = identity_of(path)
         try:
-            sock = connect(self._path)
+            sock = connect(path)
         except OSError:
             return
         self._candidate = Link(sock, self._clock, self._wake)
         self._selector.register(sock, selectors.EVENT_READ, self._candidate)
+
+    def _where_to_connect(self) -> Path | None:
+        """The usual name where no engine serves; else that of one that waits to replace it and was not seen before."""
+        current = self._current
+        if self._candidate is not None:
+            return None
+        if current is None or current.draining_since is not None:
+            return self._path
+        offered = next_path(self._path)
+        return offered if identity_of(offered) not in (None, self._seen) else None
 
     def _sort_links(self) -> None:
         """Decide on every link: keep, promote, retire or drop."""
@@ -245,6 +254,7 @@ class EngineClient:
 
     def _promote(self, link: Link) -> None:
         before, self._current = self._current, link
+        link.adopt()
         self._back_off_s = _MIN_BACK_OFF_S
         if before is not None:
             self._retiring.append(before)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.protocol import (
+    Adopt,
     Cancel,
     Delta,
     Finished,
@@ -20,6 +21,7 @@ from chatsvc.engine.protocol import (
     ProtocolError,
     Sampling,
     Submit,
+    ToEngine,
     decode_to_web,
     encode_frame,
 )
@@ -87,6 +89,10 @@ class Link:
         )
         return generation
 
+    def adopt(self) -> None:
+        """Tell the engine that its model has been taken."""
+        self._send(Adopt())
+
     def receive(self) -> None:
         """Take in what has arrived. A connection that ended or sent nonsense is broken afterwards."""
         try:
@@ -117,7 +123,7 @@ class Link:
         for generation in generations:
             generation.put(why)
 
-    def _send(self, message: Submit | Cancel) -> None:
+    def _send(self, message: ToEngine) -> None:
         self.connection.send(encode_frame(message))
         if self.connection.wants_write or self.connection.broken:
             self._wake()

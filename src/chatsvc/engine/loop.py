@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from chatsvc.engine.clients import Client, Clients
 from chatsvc.engine.protocol import (
     HEARTBEAT_INTERVAL_S,
+    Cancel,
     Delta,
     Finished,
     FinishReason,
@@ -89,6 +90,7 @@ class Loop:
         self._last_step_s = 0.0
         self._next_heartbeat = 0.0
         self._has_rested = False
+        self._is_adopted = False
         self._drain_requested = False
         self._draining_since: float | None = None
 
@@ -135,8 +137,11 @@ class Loop:
         for client, message in messages:
             if isinstance(message, Submit):
                 self._submit(client, message)
-            else:
+            elif isinstance(message, Cancel):
                 self._cancel(client, message.sequence_id)
+            else:
+                self._is_adopted = True
+                self._next_heartbeat = 0.0
         for client in self._clients.drop_broken():
             for sequence in [one for (owner, _), one in self._by_wire_id.items() if owner is client]:
                 self._forget(sequence)
@@ -262,6 +267,7 @@ class Loop:
             last_step_s=self._last_step_s,
             num_generated_tokens=self._num_generated_tokens,
             cache_usage=self._runner.cache_usage(),
+            is_adopted=self._is_adopted,
         )
 
     # the end

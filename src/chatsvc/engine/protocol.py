@@ -13,6 +13,10 @@ A sequence's life on the wire::
 Draining: the engine sends a heartbeat with status ``draining`` and goes on accepting for a moment, because a submit may
 be on its way. A client that sees it connects to the same path again (another engine may be there by then) and submits
 no more here.
+
+Taking over: an engine that is to replace another listens beside it, under ``PATH.next``. A client that finds one there
+connects, makes what it needs for the new model's card, sends :class:`Adopt` and gives it all new work; one that cannot
+use the card hangs up. The supervisor sees the adoption in the heartbeat, and only then drains the old engine.
 """
 
 from __future__ import annotations
@@ -108,6 +112,10 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     sequence_id: int
 
 
+class Adopt(msgspec.Struct, frozen=True, kw_only=True, tag="adopt"):
+    """web -> engine: its model's card has been taken, and new work goes to it."""
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """engine -> web, first frame of a connection: a model has answered and this is it."""
 
@@ -138,7 +146,10 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
-    """engine -> web. ``num_steps`` only grows; sequences running with no growth for long means a hung step."""
+    """engine -> web. ``num_steps`` only grows; sequences running with no growth for long means a hung step.
+
+    ``is_adopted``: a client has sent :class:`Adopt`.
+    """
 
     status: Literal["serving", "draining"]
     num_steps: int
@@ -147,9 +158,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
     last_step_s: float
     num_generated_tokens: int
     cache_usage: float = 0.0
+    is_adopted: bool = False
 
 
-ToEngine = Submit | Cancel
+ToEngine = Submit | Cancel | Adopt
 ToWeb = Hello | Delta | Finished | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()

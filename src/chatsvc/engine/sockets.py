@@ -52,6 +52,25 @@ def connect(path: Path) -> socket.socket:
         return sock
 
 
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """What tells a socket at ``path`` from one before it; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns
+
+
+def trial_path(path: Path) -> Path:
+    """Where an engine listens that is to replace the one at ``path`` and has not answered yet."""
+    return path.with_name(f"{path.name}.trial")
+
+
+def next_path(path: Path) -> Path:
+    """Where an engine listens that has answered, and waits to replace the one at ``path``."""
+    return path.with_name(f"{path.name}.next")
+
+
 class Listener:
     """A listening socket: bound under a name of its own, then renamed over whatever was at ``path``.
 
@@ -86,11 +105,13 @@ class Listener:
         return sock
 
     def close(self) -> None:
-        """Stop listening; the name goes too unless a successor has taken it."""
+        """Stop listening; the name goes too, under whichever it is reached now, unless a successor has taken it."""
         self.sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
+        main = self.path.with_name(self.path.name.removesuffix(".trial"))
+        for name in {self.path, main, next_path(main)}:
+            with contextlib.suppress(FileNotFoundError):
+                if name.stat().st_ino == self._inode:
+                    name.unlink()
 
 
 def _mode_in(folder: Path) -> int:
