@@ -105,6 +105,17 @@ def test_after_a_rotation_both_work_for_the_grace_and_then_only_the_new_one(guar
     assert guard.api_keys.check(new)
 
 
+def test_a_clock_that_was_years_ahead_keeps_no_old_secret_alive(guard, key, clock):
+    clock.advance(126_144_000)
+    new, _ = guard.api_keys.rotate(id_of(key), grace_s=60)
+    assert guard.api_keys.check(key)
+    clock.advance(-126_144_000)
+    refused(guard, key)
+    assert guard.api_keys.check(new)  # and its use is noted from now on
+    with guard.database.reading() as session:
+        assert session.scalar(select(ApiKey.last_used_at)) == clock()
+
+
 def test_a_key_that_is_not_there_cannot_be_changed(guard):
     with pytest.raises(NotFound):
         guard.api_keys.revoke("nothere")

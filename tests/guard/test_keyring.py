@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
@@ -71,6 +72,26 @@ def test_a_key_is_dropped_once_no_token_can_need_it(tmp_path, clock):
     assert ring.find(first) is None
     assert ring.find(second) is not None
     assert ring.find(third) is not None
+
+
+def test_a_clock_that_was_years_ahead_hides_no_rotation_and_keeps_no_old_key(tmp_path, clock):
+    here, there = a_ring(tmp_path, clock), a_ring(tmp_path, clock)
+    first = here.current().kid
+    clock.advance(126_144_000)
+    there.find("another")  # it has looked at the directory, in the future
+    ahead = here.rotate()
+    in_the_future = clock()
+    os.utime(tmp_path / "keys" / f"signing-{ahead}.hs256", (in_the_future, in_the_future))
+    clock.advance(-126_144_000)
+    assert there.current().kid == ahead
+    newest = here.rotate()
+    clock.advance(1)
+    assert there.current().kid == here.current().kid == newest
+    assert there.find(first) is None
+    assert there.find(ahead) is not None  # it was replaced a second ago
+    clock.advance(KEEP_S + 10)
+    here.rotate()
+    assert here.find(ahead) is None
 
 
 def test_a_kid_from_the_wire_never_becomes_a_path(tmp_path, clock):

@@ -21,6 +21,33 @@ def test_so_many_are_taken_and_no_more():
     assert rates.hit([("account:bob", 3)]).remaining == 2
 
 
+def test_a_clock_that_is_put_right_changes_no_window_in_memory(monkeypatch):
+    rates = Rates()
+    monkeypatch.setattr(time, "time", lambda: 2e9 + 126_144_000)
+    for _ in range(3):
+        rates.hit([("account:ada", 3)])
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    with pytest.raises(LimitExceeded) as caught:
+        rates.hit([("account:ada", 3)])
+    assert 0 < caught.value.retry_after_s <= 60
+    assert 0 < rates.state([("account:ada", 3)]).reset_s <= 60
+
+
+def test_the_window_moves_on(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    rates = Rates()
+    rates.hit([("account:ada", 2)])
+    now[0] += 40
+    rates.hit([("account:ada", 2)])
+    now[0] += 19
+    with pytest.raises(LimitExceeded) as caught:
+        rates.hit([("account:ada", 2)])
+    assert caught.value.retry_after_s == pytest.approx(1)
+    now[0] += 2
+    assert rates.hit([("account:ada", 2)]).remaining == 0
+
+
 def test_the_tightest_limit_is_the_one_that_is_told():
     state = Rates().hit([("key:ci", 2), ("account:ada", 100)])
     assert (state.limit, state.remaining) == (2, 1)

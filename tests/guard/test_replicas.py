@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
+from redis import Redis as RedisClient
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
 
@@ -275,6 +276,19 @@ def test_requests_a_minute_are_counted_over_both_in_redis(redis):
     in_parallel([lambda number=number: hit(number) for number in range(40)])
     assert len(taken) == 20
     assert replicas[0].state([("account:ada", 20)]).remaining == 0
+
+
+def test_a_clock_that_was_years_ahead_closes_a_window_in_redis_for_a_minute_at_most(redis, monkeypatch):
+    rates, now = Rates(redis.url), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 126_144_000)
+    for _ in range(3):
+        rates.hit([("account:ada", 3)])
+    monkeypatch.setattr(time, "time", lambda: now)
+    with pytest.raises(LimitExceeded) as caught:
+        rates.hit([("account:ada", 3)])
+    assert 0 < caught.value.retry_after_s <= 60
+    with RedisClient.from_url(redis.url) as client:
+        assert all(0 < client.ttl(key) <= 60 for key in client.scan_iter())
 
 
 def test_redis_stopped_is_503_and_comes_back_by_itself(redis):

@@ -50,6 +50,26 @@ def test_a_retry_from_the_same_address_within_ten_seconds_gets_the_same_successo
     assert again == first
 
 
+def test_a_clock_that_was_ahead_does_not_lengthen_the_grace(guard, pair, clock):
+    claims = claims_of(guard, pair)
+    clock.advance(100_000)  # the refresh token itself is good for a day
+    guard.sessions.refresh(claims, "127.0.0.1")
+    clock.advance(-100_000)
+    with pytest.raises(RefreshTokenReused):
+        guard.sessions.refresh(claims, "127.0.0.1")
+
+
+def test_tokens_from_the_future_are_refused_until_then(guard, ada, clock):
+    clock.advance(126_144_000)
+    _, ahead = guard.sessions.start(ada["id"], "127.0.0.1")
+    clock.advance(-126_144_000)
+    for token, kind in ((ahead.access_token, "access"), (ahead.refresh_token, "refresh")):
+        with pytest.raises(AuthenticationFailed):
+            guard.tokens.check(token, kind)
+    _, now = guard.sessions.start(ada["id"], "127.0.0.1")
+    assert guard.tokens.check(now.access_token, "access")
+
+
 def test_a_second_use_from_another_address_ends_the_family(guard, pair):
     guard.sessions.refresh(claims_of(guard, pair), "127.0.0.1")
     with pytest.raises(RefreshTokenReused) as caught:

@@ -7,6 +7,7 @@ import pytest
 from chatsvc.app import running_in
 from chatsvc.chat.answering import Answer
 from chatsvc.chat.types import Message
+from chatsvc.guard.api_keys import NewKey
 
 
 @pytest.fixture
@@ -49,12 +50,32 @@ def test_anothers_is_404_like_one_that_is_not_there(bare_client, login, conversa
     assert bare_client.get("/conversations", headers=bob).json["data"] == []
 
 
-def test_ones_own_need_a_token_but_no_scope(bare_app, bare_client):
-    running_in(bare_app).guard.accounts.add("nobody", "nobody's long password", [])
-    answer = bare_client.post("/login", json={"username": "nobody", "password": "nobody's long password"})
+def test_who_may_not_chat_has_no_conversations(bare_app, bare_client):
+    running_in(bare_app).guard.accounts.add("viewer", "a viewer's long password", ["viewer"])
+    answer = bare_client.post("/login", json={"username": "viewer", "password": "a viewer's long password"})
     headers = {"Authorization": f"Bearer {answer.json['access_token']}"}
-    assert bare_client.get("/conversations", headers=headers).status_code == 200
+    assert bare_client.get("/conversations", headers=headers).status_code == 403
     assert bare_client.get("/conversations").status_code == 401
+
+
+@pytest.mark.parametrize("scope", ["metrics", "audit", "admin"])
+def test_a_key_for_something_else_reads_and_deletes_nothing_of_its_account(bare_app, bare_client, login, scope):
+    guard = running_in(bare_app).guard
+    account = bare_client.get("/me", headers=login("admin", at=bare_client)).json["account_id"]
+    kept = Answer(account, "d" * 32, is_new=True)
+    running_in(bare_app).conversations.append(kept, [Message("user", "private")], complete=True)
+    path = f"/conversations/{'d' * 32}"
+    headers = {"X-Api-Key": guard.api_keys.create(NewKey("admin", scope, [scope]))[0]}
+    for answer in (
+        bare_client.get("/conversations", headers=headers),
+        bare_client.get(path, headers=headers),
+        bare_client.patch(path, json={"title": "x"}, headers=headers),
+        bare_client.delete(path, headers=headers),
+    ):
+        assert answer.status_code == 403
+        assert "private" not in answer.text
+    chatting = {"X-Api-Key": guard.api_keys.create(NewKey("admin", "chat", ["chat"]))[0]}
+    assert bare_client.get(path, headers=chatting).json["messages"][0]["content"] == "private"
 
 
 def test_pages_are_as_long_as_asked(bare_app, bare_client, alice):

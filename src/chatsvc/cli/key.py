@@ -95,7 +95,7 @@ def change(key_id: str, expires_days: float | None, without: tuple[str, ...], as
 @command.command()
 @click.argument("key_id", metavar="ID")
 @click.option(
-    "--grace-hours", type=click.FloatRange(min=0), default=24, show_default=True, help="The old one works on."
+    "--grace-hours", type=click.FloatRange(min=0, max=2160), default=24, show_default=True, help="The old one works on."
 )
 @_AS_JSON
 def rotate(key_id: str, grace_hours: float, as_json: bool) -> None:

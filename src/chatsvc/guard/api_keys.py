@@ -30,6 +30,8 @@ LIMITS = frozenset({"expires_at", "requests_per_minute", "tokens_per_day", "max_
 _KEY = re.compile(r"csk_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,128})")
 _MAX_NAME_LENGTH = 128
 _NOTE_USE_EVERY_S = 60.0
+# The longest that the old secret of a rotated key may work on.
+MAX_GRACE_S = 90 * 86_400
 
 _LOOK_UP = Statement(
     select(
@@ -152,9 +154,9 @@ class ApiKeys:
             raise AuthenticationFailed("no such API key")
         digest = _digest(matched[2])
         is_current = hmac.compare_digest(digest, row.secret_sha256)
-        is_old = hmac.compare_digest(digest, row.old_secret_sha256 or "") and self._clock() < (
-            row.old_secret_until or 0
-        )
+        # Further ahead than any grace: it was stored by a clock that was ahead, and must not keep the old secret alive.
+        is_in_grace = 0 < (row.old_secret_until or 0) - self._clock() <= MAX_GRACE_S
+        is_old = hmac.compare_digest(digest, row.old_secret_sha256 or "") and is_in_grace
         if not is_current and not is_old:
             raise AuthenticationFailed("wrong secret of an API key")
         if not self.is_alive(row):
@@ -240,7 +242,7 @@ class ApiKeys:
     def _note_use(self, row: AnyRow) -> None:
         """Remember when it was last used, to the minute: a write with every request would be too many."""
         now = self._clock()
-        if row.last_used_at is None or now - row.last_used_at >= _NOTE_USE_EVERY_S:
+        if row.last_used_at is None or abs(now - row.last_used_at) >= _NOTE_USE_EVERY_S:
             with self._database.session() as session:
                 session.execute(update(ApiKey).where(ApiKey.id == row.id).values(last_used_at=now))
 

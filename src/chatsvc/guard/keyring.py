@@ -109,7 +109,8 @@ class KeyRing:
 
     def _rescan_if_older_than(self, age_s: float) -> None:
         # Two threads that find it due both look: that is cheaper than to wait for each other.
-        if self._clock() - self._scanned_at >= age_s:
+        # A clock that was put right may be years away in either direction.
+        if abs(self._clock() - self._scanned_at) >= age_s:
             self._scan()
 
     def _scan(self) -> None:
@@ -132,16 +133,26 @@ class KeyRing:
         newest = max((key.made_at + 1 for key in self._keys.values()), default=0)
         kid = f"{max(int(self._clock()), newest):010d}-{secrets.token_hex(4)}"
         data = secrets.token_bytes(32) if self.algorithm == "HS256" else _new_ed25519()
-        write_secret(self._directory / f"signing-{kid}{self._suffix}", data)
+        write_secret(self._path(kid), data)
         return kid
 
     def _drop_old(self) -> None:
-        """A key is needed until the lifetime after its successor began to sign has passed."""
+        """A key is needed until the lifetime after its successor began to sign has passed.
+
+        A name from the future is of a clock that was ahead, or follows such a name; then the file says when it was made.
+        Where that is in the future as well, nobody knows, and a key that was replaced must not verify for years.
+        """
         ordered = sorted(self._keys.values(), key=lambda key: key.kid)
         for key, successor in itertools.pairwise(ordered):
-            if self._clock() - successor.made_at > self._keep_s:
-                (self._directory / f"signing-{key.kid}{self._suffix}").unlink(missing_ok=True)
+            made_at: float = successor.made_at
+            if made_at > self._clock():
+                made_at = self._path(successor.kid).stat().st_mtime
+            if abs(self._clock() - made_at) > self._keep_s:
+                self._path(key.kid).unlink(missing_ok=True)
         self._scan()
+
+    def _path(self, kid: str) -> Path:
+        return self._directory / f"signing-{kid}{self._suffix}"
 
     @contextmanager
     def _directory_lock(self) -> Iterator[None]:

@@ -239,7 +239,8 @@ class Sessions:
         ).first()
         if spent is None or spent.spent_at is None:
             return None
-        if spent.spent_from != address or self._clock() - spent.spent_at > _GRACE_S:
+        # A moment in the future was stored by a clock that has been put right since: the grace is not lengthened by it.
+        if spent.spent_from != address or abs(self._clock() - spent.spent_at) > _GRACE_S:
             return None
         row = session.execute(
             select(RefreshToken.issued_at, RefreshToken.expires_at).where(RefreshToken.jti == spent.successor)

@@ -9,11 +9,13 @@ from flask import Blueprint, Request, request
 from pydantic import Field
 
 from chatsvc.chat.conversations import MAX_TITLE_CHARS, Conversations, Summary
-from chatsvc.guard.principal import ANY_PRINCIPAL
+from chatsvc.guard.principal import scope
 from chatsvc.http import arguments, context
 from chatsvc.http.routing import requires
 from chatsvc.http.schema import Body, Text, parse_json
 
+# A key that was made for something else must not read what its account has asked.
+_CHAT = scope("chat")
 MAX_PAGE = 200
 MAX_OFFSET = 1_000_000
 
@@ -30,14 +32,14 @@ def blueprint(conversations: Conversations) -> Blueprint:
     path = "/<string(maxlength=64):conversation_id>"
 
     @routes.get("")
-    @requires(ANY_PRINCIPAL)
+    @requires(_CHAT)
     def list_own() -> dict[str, Any]:
         limit, offset = page(request)
         found = conversations.summaries(context.principal().account_id, limit=limit + 1, offset=offset)
         return {"data": [summary(one) for one in found[:limit]], "has_more": len(found) > limit}
 
     @routes.get(path)
-    @requires(ANY_PRINCIPAL)
+    @requires(_CHAT)
     def read(conversation_id: str) -> dict[str, Any]:
         found, turns = conversations.read(context.principal().account_id, conversation_id)
         messages = [
@@ -52,13 +54,13 @@ def blueprint(conversations: Conversations) -> Blueprint:
         return {**summary(found), "messages": messages}
 
     @routes.patch(path)
-    @requires(ANY_PRINCIPAL)
+    @requires(_CHAT)
     def rename(conversation_id: str) -> dict[str, Any]:
         body = parse_json(request, RenameBody)
         return summary(conversations.rename(context.principal().account_id, conversation_id, body.title))
 
     @routes.delete(path)
-    @requires(ANY_PRINCIPAL)
+    @requires(_CHAT)
     def delete(conversation_id: str) -> tuple[str, int]:
         conversations.delete(context.principal().account_id, conversation_id)
         return "", 204
