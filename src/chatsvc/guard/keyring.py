@@ -139,7 +139,7 @@ class KeyRing:
     def _drop_old(self) -> None:
         """A key is needed until the lifetime after its successor began to sign has passed.
 
-        A name from the future is of a clock that was ahead, or follows such a name; then the file says when it was made.
+        A name from the future is of a clock that was ahead, or follows such a name; then the file tells its age.
         Where that is in the future as well, nobody knows, and a key that was replaced must not verify for years.
         """
         ordered = sorted(self._keys.values(), key=lambda key: key.kid)
