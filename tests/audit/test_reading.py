@@ -48,11 +48,11 @@ def test_filters(chosen, takes):
 
 
 def test_a_line_tells_who_did_what_from_where_and_how_it_ended():
-    line = describe_line(record(reason="because", suppressed=9))
+    line = describe_line(record(reason="because", suppressed=9), {})
     for word in ("2026-11-22 12:00:00.000", "7", "<", "chat.generate", "allowed", "alice", "10.0.0.1", "200", "12 ms"):
         assert word in line
     assert "3+4 tokens | and 9 more | because | r1" in line
-    assert describe_line({}).strip()
+    assert describe_line({}, {}).strip()
 
 
 def test_a_tail_goes_over_segments_and_on_with_what_is_new(options, time):

@@ -18,6 +18,9 @@ from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.replay import known_keys
 from chatsvc.cli import audit
 from chatsvc.cli.main import main
+from chatsvc.store.database import Database
+from chatsvc.store.migrate import migrate
+from chatsvc.store.tables import Account
 from tests.audit.logs import DAY_US, NOON_US, Time, last_segment, write_segments, write_some
 
 
@@ -106,12 +109,47 @@ def test_witness_key_and_seal_key_are_taken(options, time, home, tmp_path):
 
 def test_show_filters_and_prints(options, time):
     write_some(options, time)
-    assert run("show").count("\n") == 9
-    assert run("show", "--action", "chat.*", "-n", "2").count("\n") == 2
+    header, *lines = run("show").splitlines()
+    assert header.split()[:2] == ["time", "(UTC)"]
+    assert len(lines) == 9
+    assert next(line for line in lines if "alice" in line).index("alice") == header.index("actor")
+    assert run("show", "--action", "chat.*", "-n", "2").count("\n") == 3
     record = json.loads(run("show", "--json", "--outcome", "allowed", "--actor", "alice", "-n", "1"))
     assert (record["stage"], record["seq"]) == ("end", 7)
     assert run("show", "--since", "2027") == ""
-    assert run("show", "-n", "0", "--actor", "alice").count("\n") == 6
+    assert run("show", "-n", "0", "--actor", "alice").count("\n") == 7
+
+
+def test_show_prints_accounts_by_name_and_finds_them_by_it(options, time, home):
+    database = Database(f"sqlite:///{home / 'chatsvc.db'}")
+    migrate(database)
+    with database.session() as session:
+        given = {"password_hash": "", "roles": "", "created_at": 0, "password_changed_at": 0, "source": "local"}
+        session.add(Account(id="alice", name="王小明", **given))
+        session.add(Account(id="b" * 32, name="bob", **given))
+    database.close()
+    write_some(options, time)
+    assert run("show").count("王小明") == 6
+    assert "alice" not in run("show")
+    for actor in ("王小明", "王*", "alice", "al*"):
+        assert run("show", "-n", "0", "--actor", actor).count("王小明") == 6
+    assert run("show", "--actor", "bob") == ""  # an account that has done nothing
+    assert json.loads(run("show", "--json", "--actor", "王小明", "-n", "1"))["actor"] == "alice"
+
+
+@pytest.mark.parametrize("actor", ["nobody", "no*", ""])
+def test_show_says_that_an_actor_is_unknown(options, time, actor):
+    write_some(options, time)
+    assert "user list" in run("show", "--actor", actor, code=2)
+
+
+def test_show_does_not_make_a_database_and_manages_without_a_good_one(options, time, home):
+    write_some(options, time)
+    run("show")
+    assert not (home / "chatsvc.db").exists()
+    (home / "chatsvc.db").write_bytes(b"no database, but as long as one could be " * 100)
+    assert "by their ids" in run("show")
+    assert "alice" in run("show")
 
 
 def test_show_follows(options, time, home):
@@ -126,6 +164,7 @@ def test_show_follows(options, time, home):
         log = AuditLog.open(options)
         log.event(Facts("follow-me", "auth.login", "alice"), Result("allowed"))
         log.close()
+        assert "actor" in process.stdout.readline()
         assert "follow-me" in process.stdout.readline()
     finally:
         guard.cancel()

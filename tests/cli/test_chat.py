@@ -107,6 +107,53 @@ def _read_until(terminal: int, text: str, timeout_s: float = 60) -> str:
     return seen
 
 
+def test_without_a_url_it_asks_where_make_run_would_listen(server, password_file: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PORT", str(server.port))
+    options = ["chat", "--user", "alice", "--password-file", str(password_file), "--max-tokens", "4", "--once", "Hi"]
+    for host in ("", "127.0.0.1", "0.0.0.0"):
+        monkeypatch.setenv("HOST", host)
+        result = CliRunner().invoke(main, options)
+        assert result.exit_code == 0, result.output
+    monkeypatch.setenv("CHATSVC_SERVER__SOCKET", str(tmp_path / "web.sock"))
+    assert CliRunner().invoke(main, options).exit_code == 2
+
+
+def test_lines_are_edited_and_remembered_but_not_on_the_disk(server, password_file: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    arguments = ["chat", "--url", server.url, "--user", "alice", "--password-file", str(password_file)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(HOME=str(home), TERM="xterm", PYTHON_HISTORY=str(home / "history"))
+        os.chdir(home)
+        os.execv(sys.executable, [sys.executable, "-m", "chatsvc.cli.main", *arguments, "--max-tokens", "4"])
+    with httpx.Client(base_url=server.url, headers=server.headers, timeout=60) as http:
+
+        def questions() -> list[str]:
+            (latest,) = http.get("/conversations?limit=1").json()["data"]
+            found = http.get(f"/conversations/{latest['id']}").json()["messages"]
+            return [message["content"] for message in found if message["role"] == "user"]
+
+        try:
+            _read_until(terminal, "> ")
+            os.write(terminal, "Say ys, 世界x".encode() + b"\x7f" + b"\x1b[D" * 5 + b"e\r")  # back, and an e put in
+            _read_until(terminal, "\n> ")
+            assert questions() == ["Say yes, 世界"]
+            os.write(terminal, b"\x1b[A\r")  # up
+            _read_until(terminal, "\n> ")
+            assert questions() == ["Say yes, 世界"] * 2
+            os.write(terminal, b"\x04")
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            pid = 0
+        finally:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(terminal)
+    assert list(home.iterdir()) == []
+
+
 def test_at_a_terminal_ctrl_c_cancels_one_answer_and_ctrl_d_ends(server, password_file: Path) -> None:
     pid, terminal = pty.fork()
     if pid == 0:

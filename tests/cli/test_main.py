@@ -69,10 +69,23 @@ def test_an_unknown_command_is_wrong_usage() -> None:
     assert run("nothing").exit_code == 2
 
 
-def test_every_command_has_help() -> None:
-    for name in main.list_commands(click.Context(main)):
-        result = run(name, "--help")
+def paths_of(command: click.Command, *path: str):
+    """Every command and sub-command."""
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from paths_of(command.get_command(context, name), *path, name)
+
+
+def test_every_command_has_help_in_plain_text() -> None:
+    paths = list(paths_of(main))
+    assert ("audit", "verify") in paths
+    for path in paths:
+        result = run(*path, "--help")
         assert result.exit_code == 0, result.output
+        assert "\\" not in result.output, path  # an escape of the docstring that was left as it stands
+        assert all(char.isprintable() or char == "\n" for char in result.output), path
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from chatsvc.audit.record import MAX_LINE_BYTES, Record
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """What to show; None means all. Times are compared as written, so a prefix such as ``2026-11-22T12`` works."""
+    """What to show; None means all. Times are compared as written, so a prefix such as ``2026-11-22T12`` works.
+
+    ``accounts``: ids of accounts that ``actor`` stands for besides what it says.
+    """
 
     action: str | None = None
     actor: str | None = None
@@ -25,6 +28,7 @@ class Filter:
     request_id: str | None = None
     since: str | None = None
     until: str | None = None
+    accounts: frozenset[str] = frozenset()
 
     def takes(self, record: Record) -> bool:
         """Whether a record is to be shown. ``action`` and ``actor`` may end in ``*``."""
@@ -35,14 +39,15 @@ class Filter:
         )
         if any(value is not None and record.get(name) != value for name, value in wanted):
             return False
-        patterns = (self.action, record.get("action")), (self.actor, record.get("actor"))
-        return all(_fits(pattern, value) for pattern, value in patterns) and self._takes_time(str(record.get("ts")))
+        is_actor = record.get("actor") in self.accounts or fits(self.actor, record.get("actor"))
+        return is_actor and fits(self.action, record.get("action")) and self._takes_time(str(record.get("ts")))
 
     def _takes_time(self, ts: str) -> bool:
         return (self.since is None or ts >= self.since) and (self.until is None or ts < self.until)
 
 
-def _fits(pattern: str | None, value: object) -> bool:
+def fits(pattern: str | None, value: object) -> bool:
+    """Whether a value is what was asked for; None asks for nothing, a ``*`` at the end takes all that begin so."""
     if pattern is None or value == pattern:
         return True
     return pattern.endswith("*") and isinstance(value, str) and value.startswith(pattern[:-1])
@@ -107,8 +112,19 @@ def merged(records: Iterable[Iterable[Record]]) -> Iterator[Record]:
     yield from heapq.merge(*records, key=lambda record: str(record.get("ts")))
 
 
-def describe_line(record: Record) -> str:
-    """A record in one line for a terminal: time, number, what, who, from where, how it ended."""
+_ACTOR_WIDTH = 20
+HEADER = (
+    f"{'time (UTC)':<23} {'record':>8}   {'action':<20} {'outcome':<8} {'actor':<{_ACTOR_WIDTH}} "
+    f"{'address':<15} | details"
+)
+
+
+def describe_line(record: Record, names: Mapping[str, str]) -> str:
+    """A record in one line for a terminal, below :data:`HEADER`; ``names`` are those of accounts by their ids.
+
+    The sign in front of the action: ``>`` it begins, ``<`` it ends, ``#`` a new segment.
+    """
+    actor = str(record.get("actor") or "-")
     stage = {"begin": ">", "end": "<", "segment": "#"}.get(str(record.get("stage")), "-")
     outcome = str(record.get("outcome") or "")
     parts = [
@@ -117,10 +133,15 @@ def describe_line(record: Record) -> str:
         stage,
         f"{record.get('action')!s:<20}",
         f"{outcome:<8}",
-        f"{str(record.get('actor') or '-')[:14]:<14}",  # an id is long; --json shows all of it
+        f"{_shortened(names.get(actor, actor)):<{_ACTOR_WIDTH}}",
         f"{record.get('address') or '-'!s:<15}",
     ]
-    return " ".join(parts) + _rest(record)
+    # A record may be forged, and a name come from a directory: neither moves the cursor.
+    return "".join(char if char.isprintable() else "?" for char in " ".join(parts) + _rest(record))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _ACTOR_WIDTH else text[: _ACTOR_WIDTH - 1] + "…"  # --json shows all of it
 
 
 def _rest(record: Record) -> str:

@@ -14,23 +14,25 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chatsvc.cli.audit_show import show
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from chatsvc.audit.prune import Pruned
-    from chatsvc.audit.record import Record
     from chatsvc.audit.verdict import Verdict
     from chatsvc.audit.verify import Trust
     from chatsvc.settings import Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_COLOURS = {"allowed": "green", "denied": "red", "error": "red", "aborted": "yellow"}
-_FOLLOW_S = 0.3
 
 
 @click.group()
 def command() -> None:
     """The audit log: verify, show, export, prune; the auditor's keys."""
+
+
+command.add_command(show)
 
 
 @command.command()
@@ -49,7 +51,7 @@ def verify(
     seal_key: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    r"""Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
+    """Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
 
     The keys of CHATSVC_HOME/keys are believed, or those of --key; never those beside the log or in an export.
 
@@ -57,7 +59,7 @@ def verify(
     Exit codes: 0 clean; 1 tampered, or audit.vkey names a key that nobody vouches for;
     4 the last line was not written to its end; 5 fewer records than a checkpoint or witness says;
     6 signed by an unknown key (also an export that nobody vouches for); 3 could not do it.
-    """
+    """  # noqa: D301  (\b, the character, keeps click from joining the lines)
     from chatsvc.audit.verdict import worst
 
     verdicts = _verdicts(file, _trust(witness, key, seal_key or _own_seal_keys(file)))
@@ -114,47 +116,6 @@ def _verdicts(file: Path | None, trust: Trust) -> list[Verdict]:
     if not logs(directory) and trust.witness is None:
         raise OperatorError(f"There is no audit log in {directory}; set CHATSVC_HOME or name the log.")
     return verify_tree(directory, trust)
-
-
-@command.command()
-@click.option("--action", help="Such as chat.generate; a * at the end takes all that begin so.")
-@click.option("--actor", help="An account's id (`chatsvc user list --json`) or cli:NAME; a * at the end as above.")
-@click.option("--outcome", type=click.Choice(["allowed", "denied", "error", "aborted"]))
-@click.option("--address", help="A client address.")
-@click.option("--request-id", help="An X-Request-Id.")
-@click.option("--since", help="From this time on, e.g. 2026-11-22T12:00.")
-@click.option("--until", help="Before this time.")
-@click.option("-n", "--last", type=click.IntRange(min=0), default=50, show_default=True, help="So many; 0 shows all.")
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
-@click.option("--json", "as_json", is_flag=True, help="Print records as they are, one a line.")
-def show(last: int, follow: bool, as_json: bool, **wanted: str | None) -> None:
-    """Show records, oldest first; all logs of CHATSVC_HOME merged by time."""
-    from chatsvc import settings as configuration
-    from chatsvc.audit.layout import logs
-    from chatsvc.audit.reading import Filter, Tail, merged
-
-    tails = [Tail(each) for each in logs(configuration.load().audit_directory)]
-    chosen = Filter(**wanted)
-    if last:
-        for record in list(merged(tail.last(chosen, last) for tail in tails))[-last:]:
-            _show(record, as_json=as_json)
-    while follow or not last:
-        for record in merged(tail.read() for tail in tails):
-            if chosen.takes(record):
-                _show(record, as_json=as_json)
-        if not follow:
-            return
-        time.sleep(_FOLLOW_S)
-
-
-def _show(record: Record, *, as_json: bool) -> None:
-    from chatsvc.audit.reading import describe_line
-    from chatsvc.audit.record import encode
-
-    if as_json:
-        click.echo(encode(record).decode())
-    else:
-        click.secho(describe_line(record), fg=_COLOURS.get(str(record.get("outcome"))))
 
 
 @command.command()

@@ -1,4 +1,4 @@
-"""``chatsvc chat``: a terminal client of any chatsvc over HTTP. Knows nothing about this machine's own service.
+"""``chatsvc chat``: a terminal client of any chatsvc over HTTP; of this machine's own it knows the address.
 
 Ctrl-C cancels one answer, Ctrl-D ends. The conversation is the server's: it is continued by its id.
 """
@@ -6,6 +6,7 @@ Ctrl-C cancels one answer, Ctrl-D ends. The conversation is the server's: it is 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 from collections.abc import Generator, Iterator
@@ -22,7 +23,7 @@ _TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so lon
 
 
 @click.command("chat")
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="Where the service is.")
+@click.option("--url", help="Where the service is; default: where that of CHATSVC_HOME listens (PORT and HOST count).")
 @click.option("--user", "name", default="admin", show_default=True, help="The account's name.")
 @click.option(
     "--password-file",
@@ -37,12 +38,14 @@ _TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so lon
     "--cacert", type=click.Path(exists=True, dir_okay=False), help="The authority of the server's certificate."
 )
 def command(
-    url: str, name: str, password_file: Path | None, once: str | None, max_tokens: int | None, cacert: str | None
+    url: str | None, name: str, password_file: Path | None, once: str | None, max_tokens: int | None, cacert: str | None
 ) -> None:
     """Chat in the terminal.
 
-    Ctrl-C cancels the answer that is running, Ctrl-D ends.
+    Ctrl-C cancels the answer that is running, Ctrl-D ends. Lines can be edited; the arrow keys bring back earlier
+    ones of this run, which are kept nowhere else.
     """
+    url = url or _own_url()
     password = _read_password(password_file) if password_file else click.prompt("Password", hide_input=True)
     with _connection(url, cacert) as http:
         talk = Talk(http, max_tokens)
@@ -51,6 +54,7 @@ def command(
             _show(talk.ask(once))
             return
         click.echo("Ctrl-C cancels an answer, Ctrl-D ends.", err=True)
+        _edit_lines()
         while (text := _read_line()) is not None:
             if text.strip():
                 _show_until_cancelled(talk.ask(text))
@@ -69,6 +73,21 @@ def _context(cacert: str | None) -> Any:
     import ssl
 
     return ssl.create_default_context(cafile=cacert) if cacert else True
+
+
+def _own_url() -> str:
+    from chatsvc.cli.probe import base_url, settings_as_run
+
+    settings = settings_as_run()
+    if settings.server.socket:
+        raise click.UsageError("Say with --url where the service is: it listens on a socket, behind a proxy.")
+    return base_url(settings)
+
+
+def _edit_lines() -> None:
+    """Let input() edit lines and remember them. Nothing here reads or writes a file of earlier lines."""
+    with contextlib.suppress(ImportError):  # a Python that was built without it: lines are as the terminal gives them
+        importlib.import_module("readline")
 
 
 def _read_password(path: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from chatsvc.settings import Settings
+from chatsvc.settings import Settings, child_environment, environment_value, load
 
 _TIMEOUT_S = 2.0
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104  (to connect, not to listen)
@@ -19,6 +19,12 @@ class Answer:
 
     status: int
     text: str
+
+
+def settings_as_run() -> Settings:
+    """The configuration, with PORT and HOST in front of it, as `make run` takes them."""
+    given = {"CHATSVC_SERVER__PORT": environment_value("PORT"), "CHATSVC_SERVER__HOST": environment_value("HOST")}
+    return load(child_environment({name: value for name, value in given.items() if value is not None}))
 
 
 def base_url(settings: Settings) -> str:

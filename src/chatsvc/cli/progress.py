@@ -1,4 +1,4 @@
-"""Shows how far long work has come: a bar on a terminal, a plain line about every tenth of the way elsewhere."""
+"""Shows how far long work has come: a bar on a terminal; elsewhere one line when it begins and one when it is done."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ class ShownProgress:
         self._stream = sys.stderr  # as it is now: a library's own chatter is sent elsewhere while we show ours
         console = Console(file=self._stream)
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        # isatty() as well: FORCE_COLOR makes rich take a pipe for a terminal.
+        can_move = self._stream.isatty() and console.is_terminal and not console.is_dumb_terminal
+        self._bar = Progress(*columns, console=console, transient=True) if can_move else None
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, int] = {}
+        self._begun: list[str] = []
+        self._done: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         if self._bar:
             self._bar.stop()
+        elif failed is None:
+            for what in self._begun:
+                self._say_done(what)
 
     def __call__(self, what: str, num_done: int, num_total: int) -> None:
         """``num_done`` of ``num_total`` is done."""
@@ -40,7 +46,13 @@ class ShownProgress:
                 self._tasks[what] = self._bar.add_task(what, total=num_total or None)
             self._bar.update(self._tasks[what], completed=num_done)
             return
-        tenth = num_done * 10 // num_total if num_total else 0
-        if tenth > self._told.get(what, -1):
-            self._told[what] = tenth
-            click.echo(f"{what}: {tenth * 10} %" if num_total else f"{what} …", file=self._stream)
+        if what not in self._begun:
+            self._begun.append(what)
+            click.echo(f"{what} …", file=self._stream)
+        if num_total and num_done >= num_total:
+            self._say_done(what)
+
+    def _say_done(self, what: str) -> None:
+        if what not in self._done:
+            self._done.add(what)
+            click.echo(f"{what}: done", file=self._stream)

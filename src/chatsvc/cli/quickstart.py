@@ -20,7 +20,7 @@ import click
 
 from chatsvc.cli.serve import make_home, require_free_port, supervise
 from chatsvc.errors import Conflict, OperatorError
-from chatsvc.settings import Settings, child_environment, environment_value, load
+from chatsvc.settings import Settings, environment_value
 
 if TYPE_CHECKING:
     from chatsvc.models.store import ModelStore
@@ -102,8 +102,9 @@ def _settings() -> Settings:
     if not configuration.exists() and not environment_value("CHATSVC_CONFIG"):
         configuration.write_text(_CONFIGURATION, encoding="utf-8")
         click.echo(f"Wrote {configuration}: only this machine may connect.")
-    given = {"CHATSVC_SERVER__PORT": environment_value("PORT"), "CHATSVC_SERVER__HOST": environment_value("HOST")}
-    return load(child_environment({name: value for name, value in given.items() if value is not None}))
+    from chatsvc.cli.probe import settings_as_run
+
+    return settings_as_run()
 
 
 def prepare(settings: Settings) -> None:
