@@ -186,7 +186,7 @@ def _speed(client: EngineClient, num_tokens: int) -> float:
 def _finish(generation: Generation) -> int:
     count = 0
     while not isinstance(piece := generation.read(1), Finished):
-        count += len(piece or [])
+        count += len(piece.ids if piece else [])
     return count
 
 

@@ -221,6 +221,16 @@ class IdentityUnavailable(StoreUnavailable):
     message = "The service that checks logins cannot be reached; try again."
 
 
+class ModelFailed(ChatsvcError):
+    """500: the model's numbers were not finite; no other request is touched."""
+
+    code = "model_failed"
+    message = (
+        "The model computed numbers that are not finite, so there is no answer to this prompt; "
+        "another prompt may have one. Tell your administrator to run: chatsvc model verify"
+    )
+
+
 class DeadlineExceeded(Unavailable):
     """503: the generation ran into its wall-clock limit."""
 

@@ -120,7 +120,7 @@ def alive(pid: int) -> bool:
 def read_to_end(generation) -> list[int]:
     tokens: list[int] = []
     while not isinstance(piece := generation.read(10), Finished):
-        tokens += piece or []
+        tokens += piece.ids if piece else []
     assert piece.reason == "length"
     return tokens
 

@@ -92,7 +92,7 @@ def read_all(generation: Generation, timeout_s: float = 60) -> tuple[list[int], 
         got = generation.read(0.2)
         if isinstance(got, Finished):
             return ids, got
-        ids += got or []
+        ids += got.ids if got else []
     raise AssertionError("it never finished")
 
 

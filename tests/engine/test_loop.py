@@ -318,4 +318,4 @@ def test_while_few_run_every_token_is_sent_at_once(start_loop: StartLoop, client
     pieces = []
     while not isinstance(piece := generation.read(10), Finished):
         pieces.append(piece)
-    assert pieces == [[11], [12], [13], [14], [15]]
+    assert [piece.ids for piece in pieces] == [[11], [12], [13], [14], [15]]

@@ -145,7 +145,7 @@ BAD = [
     ("prompt", {"prompt": "x\0"}),
     ("suffix", {"prompt": "x", "suffix": "y"}),
     ("best_of", {"prompt": "x", "best_of": 2}),
-    ("logprobs", {"prompt": "x", "logprobs": 1}),
+    ("logprobs", {"prompt": "x", "logprobs": 6}),
     ("echo", {"prompt": "x", "echo": "yes"}),
     ("max_tokens", {"prompt": "x", "max_tokens": 5000}),
     ("prompt", {"prompt": "many words " * 10_000}),
@@ -159,3 +159,39 @@ def test_what_cannot_be_done_is_400_and_named(client, alice):
         if answer.status_code != 400 or answer.json["error"]["param"] != param:
             found.append((param, body, answer.status_code, answer.json))
     assert found == []
+
+
+def test_several_choices_and_log_probabilities_of_several_prompts(complete):
+    fields = {"max_tokens": 4, "temperature": 1, "seed": 3, "logprobs": 2}
+    answer = complete(prompt=[PROMPT, "One, two,"], n=2, echo=True, **fields)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    alone = [
+        complete(prompt=prompt, **{**fields, "seed": seed})["choices"][0]
+        for prompt in (PROMPT, "One, two,")
+        for seed in (3, 4)
+    ]
+    assert [choice["text"] for choice in answer["choices"]] == [
+        prompt + choice["text"] for prompt, choice in zip([PROMPT, PROMPT, *["One, two,"] * 2], alone, strict=True)
+    ]
+    for choice, other in zip(answer["choices"], alone, strict=True):
+        scored = choice["logprobs"]
+        assert scored["token_logprobs"] == other["logprobs"]["token_logprobs"]
+        assert len(scored["tokens"]) == len(scored["top_logprobs"]) == 4
+        start = len(choice["text"]) - len(other["text"])
+        assert scored["text_offset"] == [start + offset for offset in other["logprobs"]["text_offset"]]
+        assert "".join(scored["tokens"]) == other["text"]
+    assert answer["usage"]["completion_tokens"] == 16
+
+
+def test_streamed_choices_and_log_probabilities_are_those_of_the_whole_answer(complete, client, alice, events):
+    fields = {"prompt": [PROMPT, "One, two,"], "n": 2, "max_tokens": 4, "seed": 3, "logprobs": 1, "echo": True}
+    whole = complete(**{**fields, "temperature": 1})
+    stream = client.post(URL, json={**fields, "temperature": 1, "stream": True}, headers=alice)
+    chunks = [data["choices"][0] for _, data in events(stream.data) if data != "[DONE]"]
+    for choice in whole["choices"]:
+        own = [chunk for chunk in chunks if chunk["index"] == choice["index"]]
+        assert "".join(chunk["text"] for chunk in own) == choice["text"]
+        assert [chunk["finish_reason"] for chunk in own if chunk["finish_reason"]] == [choice["finish_reason"]]
+        scored = [chunk["logprobs"] for chunk in own if chunk["logprobs"]]
+        for key, values in choice["logprobs"].items():
+            assert [value for part in scored for value in part[key]] == values

@@ -6,18 +6,32 @@ from collections.abc import Sequence
 
 from chatsvc.chat.detokenize import Detokenizer
 from chatsvc.chat.stopping import StopMatcher
+from chatsvc.chat.token_texts import TokenTexts
+from chatsvc.chat.types import ScoredToken
+from chatsvc.engine.protocol import TokenLogprobs
 
 
 class Completion:
     """Counts and joins what one generation gives.
 
+    Args:
+        detokenizer: for its ids.
+        stop: strings that end it and are not part of its text.
+        min_tokens: in so many tokens no stop string is looked for.
+        texts: of single tokens; where log-probabilities are wanted.
+
     Attributes:
         num_tokens: ids that made the text, those of a stop string included; an end-of-sequence id is not among them.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str]) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, stop: Sequence[str], *, min_tokens: int = 0, texts: TokenTexts | None = None
+    ) -> None:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stop)
+        self._min_tokens = min_tokens
+        self._texts = texts
+        self._scored: list[ScoredToken] = []
         self._pieces: list[str] = []
         self.num_tokens = 0
 
@@ -31,15 +45,23 @@ class Completion:
         """All pieces that were given out, joined."""
         return "".join(self._pieces)
 
-    def feed(self, token_ids: Sequence[int]) -> str:
+    def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> str:
         """The piece that these ids add; may be empty. Ids behind a stop string are left out, and not counted."""
         piece = ""
-        for token_id in token_ids:
+        for place, token_id in enumerate(token_ids):
             if self.is_stopped:
                 break
             self.num_tokens += 1
-            piece += self._matcher.feed(self._detokenizer.feed(token_id))
+            text = self._detokenizer.feed(token_id)
+            piece += text if self.num_tokens <= self._min_tokens else self._matcher.feed(text)
+            if logprobs and self._texts is not None:
+                self._scored.append(self._texts.scored(token_id, logprobs[place]))
         return self._give(piece)
+
+    def take_scored(self) -> tuple[ScoredToken, ...]:
+        """The tokens that were fed since the last call, where they came with log-probabilities."""
+        scored, self._scored = tuple(self._scored), []
+        return scored
 
     def flush(self) -> str:
         """The piece that was held back, at the end."""

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from chatsvc.chat.choices import Growing
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.prompt import PromptRenderer, with_system
-from chatsvc.chat.sampling import sampling_of
+from chatsvc.chat.sampling import check_supported, sampling_of, sampling_of_choice
 from chatsvc.chat.types import ChatRequest, Message
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
@@ -39,15 +40,27 @@ class Plan:
     stop: tuple[str, ...]
     turns: tuple[Message, ...]
     conversation_id: str | None
+    num_choices: int = 1
 
     @property
     def cost_tokens(self) -> int:
-        """What it uses at most; reserved before, settled after."""
-        return len(self.prompt_ids) + self.sampling.max_tokens
+        """What it uses at most; reserved before, settled after. The prompt counts once, every choice for itself."""
+        return len(self.prompt_ids) + self.num_choices * self.sampling.max_tokens
 
-    def completion(self) -> Completion:
-        """An empty completion for this plan."""
-        return Completion(self.renderer.detokenizer(), self.stop)
+    def samplings(self) -> list[Sampling]:
+        """One for each choice. Choice ``i`` is what ``seed + i`` gives alone, so the first is as without others."""
+        return [sampling_of_choice(self.sampling, index) for index in range(self.num_choices)]
+
+    def choices(self) -> list[Growing]:
+        """Empty completions for this plan."""
+        texts = self.renderer.token_texts if self.sampling.num_logprobs is not None else None
+        return [
+            Growing(
+                index,
+                Completion(self.renderer.detokenizer(), self.stop, min_tokens=self.sampling.min_tokens, texts=texts),
+            )
+            for index in range(self.num_choices)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +109,14 @@ class Planner:
 
         Raises:
             NotFound: another model was asked for, or a conversation that is not the caller's.
+            InvalidRequest: the model's runner cannot choose tokens as the request wants it.
             ContextLengthExceeded: prompt and completion do not fit the model's context.
             EngineUnavailable: no model is ready.
         """
         renderer, beginning = self._renderer_for(self._engine.card())
         if request.model is not None and request.model != renderer.card.name:
             raise ModelNotFound
+        check_supported(request.sampling, renderer.card, renderer.num_ids)
         conversation_id = request.conversation_id
         history: list[Message] = []
         if conversation_id is not None:
@@ -118,6 +133,7 @@ class Planner:
             stop=request.stop,
             turns=turns,
             conversation_id=conversation_id,
+            num_choices=request.num_choices,
         )
 
     def text_of(self, prompt: str | Sequence[int]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from chatsvc.chat.detokenize import Detokenizer
+from chatsvc.chat.token_texts import TokenTexts
 from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message
 from chatsvc.errors import InvalidRequest
@@ -54,6 +55,11 @@ class PromptRenderer:
         self._finder = MarkerFinder(self._markers)
         self._joins_markers = probed.joins_markers(self._markers)
         self._looked_for = tuple(text for text in self._markers if text in card.chat_template)
+
+    @property
+    def num_ids(self) -> int:
+        """Token ids that there are, from 0 on."""
+        return int(self._tokenizer.get_vocab_size())
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the conversation, ending where the assistant's turn begins.
@@ -118,6 +124,11 @@ class PromptRenderer:
     def _separate(self) -> SeparateTokenizer:
         """Made when first needed: it is as large as the other one, and most never need it."""
         return SeparateTokenizer(self._tokenizer, self._markers)
+
+    @functools.cached_property
+    def token_texts(self) -> TokenTexts:
+        """Of single ids; made when first needed."""
+        return TokenTexts(self._tokenizer)
 
     def detokenizer(self) -> Detokenizer:
         """For the ids of one completion."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
+
 from chatsvc.chat.types import SamplingRequest
 from chatsvc.engine.protocol import Sampling
-from chatsvc.models.card import SamplingDefaults
+from chatsvc.errors import InvalidRequest
+from chatsvc.models.card import ModelCard, SamplingDefaults
 
 # Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
 # these only the most probable token is ever chosen, so nothing is lost.
@@ -44,6 +47,37 @@ def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDef
         ignore_eos=wanted.ignore_eos,
         num_logprobs=wanted.num_logprobs,
     )
+
+
+def sampling_of_choice(sampling: Sampling, index: int) -> Sampling:
+    """For one of several choices of a request: a seed counts on from choice to choice, modulo 2^64."""
+    if sampling.seed is None or index == 0:
+        return sampling
+    seed = (sampling.seed + index + 2**63) % 2**64 - 2**63
+    return msgspec.structs.replace(sampling, seed=seed)
+
+
+def check_supported(wanted: SamplingRequest, card: ModelCard, num_ids: int) -> None:
+    """Whether the model's runner can do it.
+
+    Raises:
+        InvalidRequest: it cannot, or a bias is for an id that the model does not have.
+    """
+    asked = {"logit_bias": bool(wanted.logit_bias), "logprobs": wanted.num_logprobs is not None}
+    for name in card.unsupported:
+        if asked[name]:
+            raise InvalidRequest(
+                f"{name}: the runner {card.runner!r}, which serves this model here, cannot do that; leave it out.",
+                param=name,
+                code="unsupported_parameter",
+            )
+    unknown = next((token for token in wanted.logit_bias if token >= num_ids), None)
+    if unknown is not None:
+        raise InvalidRequest(
+            f"logit_bias: the model has no token {unknown}; its ids end at {num_ids - 1}.",
+            param="logit_bias",
+            code="invalid_value",
+        )
 
 
 def _first(fallback: Value, *values: Value | None) -> Value:

@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.chat.answering import Answer
-from chatsvc.chat.completion import Completion
+from chatsvc.chat.choices import Growing, grow
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Plan, Planner
-from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, Start, Usage, Waiting
+from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, ScoredToken, Start, Usage, Waiting
 from chatsvc.chat.watch import Watch
 from chatsvc.engine.client import EngineClient
 from chatsvc.engine.generation import Generation
-from chatsvc.engine.protocol import Finished
 from chatsvc.errors import (
     AuditUnavailable,
     ChatsvcError,
@@ -58,16 +57,43 @@ class Call:
 
 
 @dataclass(slots=True)
+class Whole:
+    """One choice, whole; ``scored`` where log-probabilities were asked for."""
+
+    text: str = ""
+    scored: tuple[ScoredToken, ...] = ()
+
+    def take(self, piece: Delta) -> None:
+        """Add a piece."""
+        self.text += piece.text
+        self.scored += piece.scored
+
+
+@dataclass(slots=True)
 class _Progress:
-    """How far one generation is; what its records and counters are made from."""
+    """How far a request is; what its records and counters are made from."""
 
     started_at: float
     answer: Answer
-    completion: Completion
+    choices: list[Growing]
     num_prompt_tokens: int
-    num_cached_tokens: int = 0
     first_token_at: float | None = None
     reason: str = "error"
+
+    @property
+    def text(self) -> str:
+        """What was answered so far; of several choices one after the other."""
+        return "\n".join(choice.completion.text for choice in self.choices)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Of all choices."""
+        return sum(choice.completion.num_tokens for choice in self.choices)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the first choice found in the cache."""
+        return self.choices[0].num_cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +112,19 @@ class ChatService:
     streak: Streak = field(default_factory=Streak)
 
     def complete(self, call: Call, request: ChatRequest) -> tuple[str, Finish]:
-        """The whole completion at once."""
-        pieces: list[str] = []
+        """The whole text of a request for one choice, and the end."""
+        wholes, finish = self.complete_all(call, request)
+        return wholes[0].text, finish
+
+    def complete_all(self, call: Call, request: ChatRequest) -> tuple[list[Whole], Finish]:
+        """All choices, whole, and the end."""
+        wholes = [Whole() for _ in range(request.num_choices)]
         event: Event = Waiting()
         for event in self.stream(call, request):
             if isinstance(event, Delta):
-                pieces.append(event.text)
+                wholes[event.index].take(event)
         assert isinstance(event, Finish), "a stream ends with Finish or an error"
-        return "".join(pieces), event
+        return wholes, event
 
     def stream(self, call: Call, request: ChatRequest) -> Iterator[Event]:
         """What happens, as it happens; the last event is Finish. Close the iterator to cancel.
@@ -124,7 +155,7 @@ class ChatService:
                         watch.check()
                         answer.check()
                         yield Waiting(call.admission.position(), call.admission.estimate_s())
-                    progress = _Progress(started_at, answer, plan.completion(), len(plan.prompt_ids))
+                    progress = _Progress(started_at, answer, plan.choices(), len(plan.prompt_ids))
                     yield from self._recorded(call, request, plan, progress, watch)
         finally:
             # (9) whatever happened, the slot is free
@@ -175,14 +206,14 @@ class ChatService:
             raise
         finally:
             # (9) the end record, also of what was cut off
-            num_completion_tokens = progress.completion.num_tokens
+            num_completion_tokens = progress.num_completion_tokens
             call.admission.settle(progress.num_prompt_tokens + num_completion_tokens)
             record.end(
                 dataclasses.replace(
                     result,
                     num_prompt_tokens=progress.num_prompt_tokens,
                     num_completion_tokens=num_completion_tokens,
-                    content=_as_text(plan.turns, progress.completion.text),
+                    content=_as_text(plan.turns, progress.text),
                 )
             )
             self._count(progress)
@@ -194,66 +225,52 @@ class ChatService:
         try:
             yield from self._pieces(call, plan, progress, watch)
         except Draining:
-            if progress.completion.num_tokens or self.drain.has_begun:
+            if progress.num_completion_tokens or self.drain.has_begun:
                 raise
             again = self.planner.plan(call.account_id, request)
-            progress.completion = again.completion()
+            progress.choices = again.choices()
             progress.num_prompt_tokens = len(again.prompt_ids)
             yield from self._pieces(call, again, progress, watch)
 
     def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: Watch) -> Iterator[Event]:
-        completion = progress.completion
         if not plan.sampling.max_tokens:  # only the prompt is counted
-            progress.reason = "length"
+            progress.reason = progress.choices[0].end = "length"
             return
-        # (7) ids to the engine
-        generation = self.engine.submit(plan.prompt_ids, plan.sampling, call.account_id, plan.card, plan.num_public)
-        try:
-            while not completion.is_stopped:
-                watch.check()
-                progress.answer.check()
-                piece = self._next_piece(generation, progress)
-                if piece is None:
-                    break
-                # (8) ids -> text -> stop strings -> delta
-                yield Delta(piece) if piece else Waiting()
-        finally:
-            generation.cancel()
-        if completion.is_stopped:
-            progress.reason = "stop"
-        tail = completion.flush()
-        if tail:
-            yield Delta(tail)
 
-    def _next_piece(self, generation: Generation, progress: _Progress) -> str | None:
-        """The next piece, empty when nothing is certain yet; None at the end."""
-        got = generation.read(self.options.poll_s)
-        if got is None:
-            return ""
-        if isinstance(got, Finished):
-            if got.reason == "cancelled":  # not by us: we read no more after a cancel
-                raise Draining
-            progress.reason = got.reason
-            progress.num_cached_tokens = got.num_cached_tokens
-            return None
-        if progress.first_token_at is None:
-            progress.first_token_at = self.clock()
-        return progress.completion.feed(got)
+        def check() -> None:
+            watch.check()
+            progress.answer.check()
+
+        generations: list[Generation] = []
+        try:
+            # (7) ids to the engine
+            for sampling in plan.samplings():
+                generation = self.engine.submit(plan.prompt_ids, sampling, call.account_id, plan.card, plan.num_public)
+                generations.append(generation)  # one by one: where the next is refused, this one is cancelled
+            # (8) ids -> text -> stop strings -> delta
+            for event in grow(progress.choices, generations, self.options.poll_s, check):
+                if progress.first_token_at is None and progress.num_completion_tokens:
+                    progress.first_token_at = self.clock()
+                yield event
+        finally:
+            for generation in generations:
+                generation.cancel()
+        progress.reason = progress.choices[0].end or "stop"
 
     def _keep(self, plan: Plan, progress: _Progress, *, complete: bool) -> None:
         """Store the turn."""
         if plan.conversation_id is not None:
-            turns = [*plan.turns, Message("assistant", progress.completion.text)]
+            turns = [*plan.turns, Message("assistant", progress.text)]
             self.conversations.append(progress.answer, turns, complete=complete)
 
     def _keep_what_there_was(self, plan: Plan, progress: _Progress) -> None:
         """Store a turn that was cut off, unless nothing of the answer was there yet."""
-        if progress.completion.text:
+        if progress.text:
             with suppress(StoreUnavailable):  # what ended it is on its way to the caller, if there still is one
                 self._keep(plan, progress, complete=False)
 
     def _count(self, progress: _Progress) -> None:
-        num_tokens = progress.completion.num_tokens
+        num_tokens = progress.num_completion_tokens
         self.metrics.observe_generation(
             progress.reason, progress.num_prompt_tokens, num_tokens, progress.num_cached_tokens
         )
@@ -265,8 +282,8 @@ class ChatService:
 def _finish(start: Start, progress: _Progress) -> Finish:
     return Finish(
         id=start.id,
-        reason="length" if progress.reason == "length" else "stop",
-        usage=Usage(progress.num_prompt_tokens, progress.completion.num_tokens, progress.num_cached_tokens),
+        reasons=tuple(choice.end or "stop" for choice in progress.choices),
+        usage=Usage(progress.num_prompt_tokens, progress.num_completion_tokens, progress.num_cached_tokens),
         model=start.model,
         conversation_id=start.conversation_id,
     )

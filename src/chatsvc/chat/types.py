@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+Reason = Literal["stop", "length"]
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -128,21 +129,43 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token with the natural logarithm of its probability; ``data`` may end inside a character."""
+
+    data: bytes
+    logprob: float
+    alternatives: tuple[ScoredToken, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of the completion; never ends inside a character, never empty."""
+    """A piece of a completion; never ends inside a character.
+
+    Attributes:
+        text: empty only where there are scored tokens at the end of a completion.
+        index: of which choice, where there are several.
+        scored: the tokens since the last piece, where log-probabilities were asked for.
+    """
 
     text: str
+    index: int = 0
+    scored: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of a completion."""
+    """The end of all completions. ``reasons`` has one entry for each choice; ``reason`` is the first one's."""
 
     id: str
-    reason: Literal["stop", "length"]
+    reasons: tuple[Reason, ...]
     usage: Usage
     model: str
     conversation_id: str | None
+
+    @property
+    def reason(self) -> Reason:
+        """How the first, and mostly only, choice ended."""
+        return self.reasons[0]
 
 
 Event = Start | Waiting | Delta | Finish

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from chatsvc.engine.protocol import Finished
-from chatsvc.errors import Unavailable
+from chatsvc.engine.protocol import Delta, Finished, TokenLogprobs
+from chatsvc.errors import ChatsvcError
 from chatsvc.models.card import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New ids; ``logprobs`` has one entry for each where they were asked for, and is empty otherwise."""
+
+    ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 class Generation:
@@ -20,29 +29,32 @@ class Generation:
     def __init__(self, card: ModelCard, cancel: Callable[[], None]) -> None:
         self.card = card
         self._cancel = cancel
-        self._queue: queue.SimpleQueue[list[int] | Finished | Unavailable] = queue.SimpleQueue()
-        self._end: Finished | Unavailable | None = None
+        self._queue: queue.SimpleQueue[Delta | Finished | ChatsvcError] = queue.SimpleQueue()
+        self._end: Finished | ChatsvcError | None = None
 
-    def read(self, timeout_s: float) -> Sequence[int] | Finished | None:
-        """All ids that have come since the last call, or how it ended; None when nothing came within the time.
+    def read(self, timeout_s: float) -> Tokens | Finished | None:
+        """All that has come since the last call, or how it ended; None when nothing came within the time.
 
         Raises:
+            ModelFailed: its logits were not finite.
             EngineUnavailable: the engine died, hung or ended with this sequence unfinished.
             Draining: the engine was going down when the submit arrived; submit again.
         """
         ids: list[int] = []
+        logprobs: list[TokenLogprobs] = []
         while self._end is None:
             try:
                 item = self._queue.get(timeout=timeout_s) if not ids and timeout_s > 0 else self._queue.get_nowait()
             except queue.Empty:
-                return ids or None
-            if isinstance(item, list):
-                ids += item
+                break
+            if isinstance(item, Delta):
+                ids += item.token_ids
+                logprobs += item.logprobs
             else:
                 self._end = item
         if ids:
-            return ids
-        if isinstance(self._end, Unavailable):
+            return Tokens(ids, logprobs)
+        if isinstance(self._end, ChatsvcError):
             raise type(self._end)(self._end.message)
         return self._end
 
@@ -50,6 +62,6 @@ class Generation:
         """Stop it; a :class:`Finished` with reason ``cancelled`` follows. Harmless when it has ended."""
         self._cancel()
 
-    def put(self, item: list[int] | Finished | Unavailable) -> None:
+    def put(self, item: Delta | Finished | ChatsvcError) -> None:
         """For the client's thread: new ids, or the end."""
         self._queue.put(item)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.protocol import (
+    NOT_FINITE,
     Adopt,
     Cancel,
     Delta,
@@ -26,7 +27,7 @@ from chatsvc.engine.protocol import (
     encode_frame,
 )
 from chatsvc.engine.sockets import Connection
-from chatsvc.errors import Draining, EngineUnavailable, Unavailable
+from chatsvc.errors import ChatsvcError, Draining, EngineUnavailable, ModelFailed, Unavailable
 from chatsvc.models.card import ModelCard
 
 # The web side sends little; an engine inside a long step may leave some of it waiting.
@@ -132,7 +133,7 @@ class Link:
         if isinstance(message, Delta):
             generation = self._generations.get(message.sequence_id)
             if generation is not None:
-                generation.put(message.token_ids)
+                generation.put(message)
         elif isinstance(message, Finished):
             with self._lock:
                 generation = self._generations.pop(message.sequence_id, None)
@@ -152,8 +153,10 @@ class Link:
         self.heartbeat = heartbeat
 
 
-def _end_of(finished: Finished) -> Finished | Unavailable:
+def _end_of(finished: Finished) -> Finished | ChatsvcError:
     """What a reader gets: a failure is an exception, so that nobody takes it for an answer."""
     if finished.reason != "error":
         return finished
+    if finished.detail == NOT_FINITE:
+        return ModelFailed()
     return Draining() if finished.detail == "draining" else EngineUnavailable(f"The model failed: {finished.detail}.")

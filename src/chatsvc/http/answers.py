@@ -56,6 +56,13 @@ SCHEMAS: dict[str, Any] = {
         model=_TEXT,
         conversation_id=_TEXT,
     ),
+    "Token": _object(token=_TEXT, bytes=_list(_COUNT), logprob={"type": "number"}),
+    "Logprobs": _object(
+        content=_list(
+            _object(token=_TEXT, bytes=_list(_COUNT), logprob={"type": "number"}, top_logprobs=_list(_ref("Token")))
+        ),
+        refusal={"type": "null"},
+    ),
     "Completion": _object(
         id=_TEXT,
         object={"const": "chat.completion"},
@@ -65,7 +72,7 @@ SCHEMAS: dict[str, Any] = {
             _object(
                 index=_COUNT,
                 message=_object(role={"const": "assistant"}, content=_TEXT, refusal={"type": "null"}),
-                logprobs={"type": "null"},
+                logprobs={"anyOf": [{"type": "null"}, _ref("Logprobs")]},
                 finish_reason=_FINISH,
             )
         ),
@@ -76,7 +83,7 @@ SCHEMAS: dict[str, Any] = {
         object={"const": "text_completion"},
         created=_COUNT,
         model=_TEXT,
-        choices=_list(_object(index=_COUNT, text=_TEXT, logprobs={"type": "null"}, finish_reason=_FINISH)),
+        choices=_list(_object(index=_COUNT, text=_TEXT, logprobs=_or_null("object"), finish_reason=_FINISH)),
         usage=_object(**_COUNTS, prompt_tokens_details=_object(cached_tokens=_COUNT)),
     ),
     "Model": _object(id=_TEXT, object={"const": "model"}, created=_COUNT, owned_by=_TEXT, max_model_len=_COUNT),

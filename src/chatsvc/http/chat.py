@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from flask import Blueprint, Response, request
 
-from chatsvc.chat.service import Call, ChatService
+from chatsvc.chat.service import Call, ChatService, Whole
 from chatsvc.chat.several import together
 from chatsvc.chat.types import ChatRequest, Choice, Delta, Event, Finish, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
@@ -66,11 +66,11 @@ class ChatDesk:
         told = {**call.admission.limits_headers(), **headers}
         return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=told)
 
-    def complete(self, chat_request: ChatRequest) -> tuple[str, Finish, dict[str, str]]:
-        """The text, how it ended, and the headers of the limits."""
+    def complete(self, chat_request: ChatRequest) -> tuple[list[Whole], Finish, dict[str, str]]:
+        """All choices, how they ended, and the headers of the limits."""
         call = self.call()
-        text, finish = self.service.complete(call, chat_request)
-        return text, finish, call.admission.limits_headers()
+        wholes, finish = self.service.complete_all(call, chat_request)
+        return wholes, finish, call.admission.limits_headers()
 
     def stream_all(
         self, requests: Sequence[ChatRequest], encoder: sse.Encoder[Choice], headers: Mapping[str, str]
@@ -82,17 +82,17 @@ class ChatDesk:
         answer.headers.update(told)
         return answer
 
-    def complete_all(self, requests: Sequence[ChatRequest]) -> tuple[list[tuple[str, Finish]], dict[str, str]]:
-        """The text of each and how it ended, and the headers of the limits."""
+    def complete_all(self, requests: Sequence[ChatRequest]) -> tuple[list[tuple[list[Whole], Finish]], dict[str, str]]:
+        """The choices of each and how they ended, and the headers of the limits."""
         told: dict[str, str] = {}
-        texts = [""] * len(requests)
+        wholes = [[Whole() for _ in range(one.num_choices)] for one in requests]
         ends: dict[int, Finish] = {}
         for choice in self._together(requests, told):
             if isinstance(choice.event, Delta):
-                texts[choice.index] += choice.event.text
+                wholes[choice.index][choice.event.index].take(choice.event)
             elif isinstance(choice.event, Finish):
                 ends[choice.index] = choice.event
-        return [(text, ends[index]) for index, text in enumerate(texts)], told
+        return [(whole, ends[index]) for index, whole in enumerate(wholes)], told
 
     def _together(self, requests: Sequence[ChatRequest], headers: dict[str, str]) -> Iterator[Choice]:
         """What happens in each; when all have begun ``headers`` has those of the limits too."""
@@ -113,8 +113,8 @@ def blueprint(desk: ChatDesk) -> Blueprint:
     @requires(scope("chat"))
     def chat() -> tuple[dict[str, Any], int, dict[str, str]]:
         body = desk.read(ChatBody)
-        text, finish, headers = desk.complete(body.to_request(desk.bounds))
-        return {**ending(finish), "result": text, "model": finish.model}, 200, headers
+        wholes, finish, headers = desk.complete(body.to_request(desk.bounds))
+        return {**ending(finish), "result": wholes[0].text, "model": finish.model}, 200, headers
 
     @routes.post("/chat/stream")
     @requires(scope("chat"))

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 from chatsvc.chat.types import ChatRequest
 from chatsvc.http.chat_schema import Bounds, NonEmptyText, checked_max_tokens, stop_strings
 from chatsvc.http.openai_schema import GenerationBody
-from chatsvc.http.tolerance import Unsupported
 
 # How many prompts a request may bring: each is a request of its own to the limits and to the engine.
 MAX_PROMPTS = 64
@@ -53,7 +52,7 @@ class CompletionBody(GenerationBody):
     echo: bool | None = None
     suffix: Annotated[Any, AfterValidator(_no_suffix), WithJsonSchema({"enum": [None, ""]}), Field(default=None)]
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    logprobs: Unsupported = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One or several, each a text or token ids."""
@@ -72,7 +71,8 @@ class CompletionBody(GenerationBody):
             ChatRequest(
                 prompt=prompt,
                 max_tokens=min(_DEFAULT_MAX_TOKENS, bounds.max_tokens_cap) if wanted is None else wanted,
-                sampling=self.sampling(),
+                sampling=self.sampling(self.logprobs),
+                num_choices=self.n or 1,
                 stop=stop_strings(self.stop),
                 model=self.model,
                 keep=False,

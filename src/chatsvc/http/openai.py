@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flask import Blueprint, Response
 
-from chatsvc.chat.types import Delta, Event, Finish, Usage
+from chatsvc.chat.service import Whole
+from chatsvc.chat.types import Delta, Event, Finish, ScoredToken, Usage
 from chatsvc.engine.client import EngineClient
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
@@ -37,10 +38,10 @@ def blueprint(
         told = tolerance.headers(tolerance.ignored(body, refuses_unknown=refuses_unknown))
         chat_request = body.to_request(desk.bounds)
         if body.stream:
-            encoder = ChunkEncoder(engine.card().name, int(clock()), wants_usage=body.wants_usage)
+            encoder = ChunkEncoder(engine.card().name, int(clock()), body)
             return desk.stream(chat_request, encoder, told)
-        text, finish, headers = desk.complete(chat_request)
-        return completion(text, finish, int(clock())), 200, headers | told
+        wholes, finish, headers = desk.complete(chat_request)
+        return completion(wholes, finish, int(clock()), scored=body.logprobs), 200, headers | told
 
     @routes.get("/models")
     @requires(scope("chat"))
@@ -58,8 +59,8 @@ def blueprint(
     return routes
 
 
-def completion(text: str, finish: Finish, created: int) -> dict[str, Any]:
-    """``chat.completion``."""
+def completion(wholes: Sequence[Whole], finish: Finish, created: int, *, scored: bool | None) -> dict[str, Any]:
+    """``chat.completion``; ``scored``: log-probabilities were asked for."""
     return {
         "id": f"chatcmpl-{finish.id}",
         "object": "chat.completion",
@@ -67,14 +68,28 @@ def completion(text: str, finish: Finish, created: int) -> dict[str, Any]:
         "model": finish.model,
         "choices": [
             {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish.reason,
+                "index": index,
+                "message": {"role": "assistant", "content": whole.text, "refusal": None},
+                "logprobs": logprobs(whole.scored) if scored else None,
+                "finish_reason": reason,
             }
+            for index, (whole, reason) in enumerate(zip(wholes, finish.reasons, strict=True))
         ],
         "usage": usage(finish.usage),
     }
+
+
+def logprobs(scored: Sequence[ScoredToken]) -> dict[str, Any]:
+    """A choice's ``logprobs``: natural logarithms, of the model's distribution before temperature and penalties."""
+    content = [
+        {**_token(one), "top_logprobs": [_token(alternative) for alternative in one.alternatives]} for one in scored
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(one: ScoredToken) -> dict[str, Any]:
+    """``bytes`` joined are the text; ``token`` may show U+FFFD for a part of a character."""
+    return {"token": one.data.decode("utf-8", "replace"), "bytes": list(one.data), "logprob": one.logprob}
 
 
 def model(card: ModelCard) -> dict[str, Any]:
@@ -96,19 +111,24 @@ def usage(counts: Usage) -> dict[str, Any]:
 class ChunkEncoder:
     """``chat.completion.chunk`` events: the role, contents, an empty delta with the reason, usage if asked, [DONE]."""
 
-    def __init__(self, model_name: str, created: int, *, wants_usage: bool) -> None:
+    def __init__(self, model_name: str, created: int, body: OpenAIBody) -> None:
         self._id = f"chatcmpl-{secrets.token_hex(16)}"
         self._model = model_name
         self._created = created
-        self._wants_usage = wants_usage
-        self._has_begun = False
+        self._wants_usage = body.wants_usage
+        self._wants_logprobs = bool(body.logprobs)
+        self._begun: set[int] = set()
 
     def encode(self, event: Event) -> bytes:
-        """Chunks for an event; the first ones go out with the first piece."""
+        """Chunks for an event; the first one of a choice goes out with its first piece."""
         if isinstance(event, Delta):
-            return self._begin() + self._chunk({"content": event.text})
+            scored = logprobs(event.scored) if self._wants_logprobs else None
+            return self._begin(event.index) + self._chunk(event.index, {"content": event.text}, scored=scored)
         if isinstance(event, Finish):
-            end = self._begin() + self._chunk({}, finish_reason=event.reason)
+            end = b"".join(
+                self._begin(index) + self._chunk(index, {}, finish_reason=reason)
+                for index, reason in enumerate(event.reasons)
+            )
             if self._wants_usage:
                 end += sse.message({**self._frame([]), "usage": usage(event.usage)})
             return end + b"data: [DONE]\n\n"
@@ -118,14 +138,21 @@ class ChunkEncoder:
         """An error object, and no [DONE]."""
         return sse.message(problems.body_of(error))
 
-    def _begin(self) -> bytes:
-        if self._has_begun:
+    def _begin(self, index: int) -> bytes:
+        if index in self._begun:
             return b""
-        self._has_begun = True
-        return self._chunk({"role": "assistant", "content": ""})
+        self._begun.add(index)
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def _chunk(self, delta: dict[str, str], *, finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        *,
+        scored: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": scored, "finish_reason": finish_reason}
         # OpenAI: with include_usage every chunk has the key, null before the last.
         return sse.message({**self._frame([choice]), **({"usage": None} if self._wants_usage else {})})
 

@@ -6,9 +6,9 @@ answer and is not built is a 400 that names it. Knows nothing about routes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, StrictFloat, WithJsonSchema
+from pydantic import AfterValidator, Field, StrictFloat, WithJsonSchema, model_validator
 
 from chatsvc.chat.types import ChatRequest, SamplingRequest
 from chatsvc.http.chat_schema import (
@@ -24,7 +24,25 @@ from chatsvc.http.openai_messages import OpenAIMessage
 from chatsvc.http.schema import Text
 from chatsvc.http.tolerance import Hint, Tolerant, Unsupported
 
+
+def _keys_are_ids(value: dict[str, float]) -> dict[str, float]:
+    """A bias of 0 changes nothing, whatever its key."""
+    for key, bias in value.items():
+        if bias and not (key.isascii() and key.isdigit() and len(key) < 10):
+            raise ValueError('the keys are token ids, such as "1917"')
+    return value
+
+
 Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
+TopK = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0: no bound
+MinP = Annotated[StrictFloat, Field(ge=0, le=1)]
+RepetitionPenalty = Annotated[StrictFloat, Field(gt=0, le=10)]
+Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
+LogitBias = Annotated[dict[Text, Bias], Field(max_length=1024), AfterValidator(_keys_are_ids)]
+# So many sequences may a request have in the engine.
+MAX_CHOICES = 16
+TopLogprobs = Annotated[int, Field(ge=0, le=20)]
+MinTokens = Annotated[int, Field(ge=0, lt=2**31)]
 # 0: nothing is generated, the prompt is only counted.
 MaxTokens = Annotated[int, Field(ge=0)]
 StopList = Annotated[list[NonEmptyText], Field(max_length=4)]
@@ -69,8 +87,14 @@ class GenerationBody(Tolerant):
     frequency_penalty: Penalty | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None  # a Literal takes true too
-    logit_bias: Unsupported = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    logit_bias: LogitBias | None = None
+    # vLLM's and llama.cpp's
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    min_tokens: MinTokens | None = None
+    ignore_eos: bool | None = None
     # a hint: it changes nothing in the answer
     user: Hint = None
     # other servers' ways to bind the answer to a form
@@ -93,14 +117,21 @@ class GenerationBody(Tolerant):
         """Whether the stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self) -> SamplingRequest:
-        """How tokens are chosen."""
+    def sampling(self, num_logprobs: int | None) -> SamplingRequest:
+        """How tokens are chosen; ``num_logprobs`` as in :class:`SamplingRequest`."""
         return SamplingRequest(
             temperature=self.temperature,
             top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias={int(id_): bias for id_, bias in (self.logit_bias or {}).items() if bias},
             seed=self.seed,
+            min_tokens=self.min_tokens or 0,
+            ignore_eos=bool(self.ignore_eos),
+            num_logprobs=num_logprobs,
         )
 
 
@@ -113,8 +144,8 @@ class OpenAIBody(GenerationBody):
     modalities: TextOnly = None
     tool_choice: ToolChoice = None
     function_call: ToolChoice = None
-    logprobs: Unsupported = None
-    top_logprobs: Unsupported = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
     # answered in text until tools are built
     tools: Hint = None
     functions: Hint = None
@@ -134,6 +165,12 @@ class OpenAIBody(GenerationBody):
     verbosity: Hint = None
     web_search_options: Hint = None
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs: only together with 'logprobs': true")
+        return self
+
     def to_request(self, bounds: Bounds) -> ChatRequest:
         """The domain's request; it is not kept in a conversation.
 
@@ -148,7 +185,8 @@ class OpenAIBody(GenerationBody):
             messages=tuple(message.to_message() for message in self.messages),
             # the old name and the new one; of both the tighter holds
             max_tokens=min((number for number in given if number is not None), default=None),
-            sampling=self.sampling(),
+            sampling=self.sampling((self.top_logprobs or 0) if self.logprobs else None),
+            num_choices=self.n or 1,
             stop=stop_strings(self.stop),
             model=self.model,
             keep=False,

@@ -33,6 +33,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
         bos_token, eos_token: their texts, for templates that use them; may be empty.
         runner: which runner serves it (``native``, ``openvino``, ``torch`` …).
         sampling: what its authors recommend.
+        unsupported: fields of a request's sampling that its runner cannot do, by their names in ``/v1``.
     """
 
     name: str
@@ -47,3 +48,4 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     eos_token: str = ""
     runner: str = ""
     sampling: SamplingDefaults = SamplingDefaults()
+    unsupported: tuple[str, ...] = ()

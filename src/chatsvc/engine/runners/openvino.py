@@ -28,7 +28,7 @@ import msgspec
 from chatsvc.engine.memory import drop_file_mapping, private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
-from chatsvc.engine.runners.pipeline import Pipeline, Request
+from chatsvc.engine.runners.pipeline import UNSUPPORTED, Pipeline, Request
 from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, Tail, block_names
 from chatsvc.engine.runners.sizing import check_limit, num_kv_blocks, shape_of, weights_bytes
 from chatsvc.engine.runners.steering import Steering
@@ -75,7 +75,7 @@ class OpenVinoRunner:
     def __init__(
         self, path: Path, card: ModelCard, options: RunnerOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.card = msgspec.structs.replace(card, runner="openvino")
+        self.card = msgspec.structs.replace(card, runner="openvino", unsupported=UNSUPPORTED)
         self.max_num_seqs = options.max_num_seqs
         self._path = path
         self._eos = frozenset(card.eos_token_ids)

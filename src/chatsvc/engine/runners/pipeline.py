@@ -18,6 +18,8 @@ from chatsvc.engine.runners.sizing import value_bits_of
 from chatsvc.errors import OperatorError
 from chatsvc.models.quiet import import_openvino
 
+# The library's sampler takes no biases, and reports one log-probability, after it has changed the logits.
+UNSUPPORTED = ("logit_bias", "logprobs")
 _SEED_MASK = (1 << 64) - 1
 _FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 
