@@ -177,6 +177,20 @@ def test_the_last_token_that_is_allowed_ends_it_with_length(place):
     assert (text, finish.reason, finish.usage.num_completion_tokens) == ("Hello", "length", 5)
 
 
+def test_an_answer_cut_at_any_length_drops_a_character_that_was_cut_off(place):
+    for length in range(1, len(HELLO) + 1):
+        text, finish = place.service.complete(place.call(), ask(max_tokens=length))
+        pieces = [event for event in place.service.stream(place.call(), ask(max_tokens=length)) if is_delta(event)]
+        expected = "Hello, 世界!".encode()[:length].decode(errors="ignore")
+        assert text == "".join(piece.text for piece in pieces) == expected
+        kept = place.running.conversations.history(place.principal.account_id, finish.conversation_id)
+        assert kept[-1].content == expected
+
+
+def is_delta(event):
+    return isinstance(event, Delta)
+
+
 def test_a_stop_string_ends_it_and_the_engine_is_told(place, wait_until):
     place.script.step_s = 0.02
     text, finish = place.service.complete(place.call(), ask(stop=(", 世",)))

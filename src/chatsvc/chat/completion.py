@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chatsvc.chat.detokenize import Detokenizer
+from chatsvc.chat.detokenize import REPLACEMENT, Detokenizer
 from chatsvc.chat.stopping import StopMatcher
 from chatsvc.chat.token_texts import TokenTexts
 from chatsvc.chat.types import ScoredToken
@@ -13,6 +13,9 @@ from chatsvc.engine.protocol import TokenLogprobs
 
 class Completion:
     """Counts and joins what one generation gives.
+
+    The text never ends in U+FFFD: that is a character whose rest was cut off, by its length, by a stop string, or
+    because nobody listens any more. So U+FFFD is held back until more text shows that the model's bytes are no UTF-8.
 
     Args:
         detokenizer: for its ids.
@@ -33,6 +36,7 @@ class Completion:
         self._texts = texts
         self._scored: list[ScoredToken] = []
         self._pieces: list[str] = []
+        self._replaced = ""
         self.num_tokens = 0
 
     @property
@@ -64,13 +68,16 @@ class Completion:
         return scored
 
     def flush(self) -> str:
-        """The piece that was held back, at the end."""
+        """The piece that was held back, at the end; without a character that was cut off."""
         if self.is_stopped:
             return ""
         piece = self._matcher.feed(self._detokenizer.flush())
         return self._give(piece if self.is_stopped else piece + self._matcher.flush())
 
-    def _give(self, piece: str) -> str:
+    def _give(self, text: str) -> str:
+        text = self._replaced + text
+        piece = text.rstrip(REPLACEMENT)
+        self._replaced = text[len(piece) :]
         if piece:
             self._pieces.append(piece)
         return piece

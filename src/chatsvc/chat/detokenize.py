@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
@@ -28,7 +28,7 @@ class Detokenizer:
         """The text that is certain now; often empty."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        if len(text) <= len(self._given) or text.endswith(_REPLACEMENT):
+        if len(text) <= len(self._given) or text.endswith(REPLACEMENT):
             return ""
         piece = text[len(self._given) :]
         del self._window[: self._num_given]
@@ -37,7 +37,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What was held back, at the end. Half a character comes out as U+FFFD, as in the whole text."""
+        """What was held back, at the end. A character that was cut off comes out as U+FFFD, as in the whole text."""
         return self._decode(self._window)[len(self._given) :]
 
     def _decode(self, token_ids: list[int]) -> str:
