@@ -278,3 +278,49 @@ def test_probe_tells_the_heartbeat_or_that_nobody_is_there(socket_path: Path, st
         probe(socket_path, 1)
     start_loop()
     assert probe(socket_path, 5).status == "serving"
+
+
+def test_a_model_whose_preparation_hangs_stops_nobody(socket_path: Path, start_loop: StartLoop) -> None:
+    """What a model's chat template does must not keep the thread from reading the engines that work."""
+    hanging, release = threading.Event(), threading.Event()
+
+    def prepare(_card: object) -> None:
+        if hanging.is_set():
+            release.wait(30)
+
+    client = EngineClient(socket_path, stall_timeout_s=5)
+    client.start(prepare)
+    try:
+        old = start_loop(accept_while_draining_s=1.0)
+        wait_for(lambda: client.status().ready)
+        hanging.set()
+        running = client.submit([10], Sampling(max_tokens=200, temperature=0), "alice")
+        start_loop()
+        old.drain()
+        wait_for(lambda: client.status().draining)
+        _, finished = read_all(running)
+        assert finished.num_completion_tokens == 200
+        hanging.clear()
+        release.set()
+        wait_for(lambda: client.status().ready)
+    finally:
+        release.set()
+        client.close()
+
+
+def test_a_model_that_cannot_be_prepared_is_said_to_be_unusable(socket_path: Path, start_loop: StartLoop) -> None:
+    tries: list[float] = []
+
+    def prepare(_card: object) -> None:
+        tries.append(time.monotonic())
+        raise ValueError("unusable")
+
+    client = EngineClient(socket_path, stall_timeout_s=5)
+    client.start(prepare)
+    start_loop()
+    try:
+        wait_for(lambda: client.status().reason == "unusable model")
+        time.sleep(0.8)
+        assert len(tries) == 1  # not again and again without a pause
+    finally:
+        client.close()

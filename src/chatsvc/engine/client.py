@@ -18,6 +18,7 @@ from pathlib import Path
 
 from chatsvc.engine.generation import Generation
 from chatsvc.engine.link import Link
+from chatsvc.engine.preparation import Preparation
 from chatsvc.engine.protocol import Heartbeat, Sampling
 from chatsvc.engine.sockets import connect, identity_of, next_path
 from chatsvc.errors import Draining, EngineUnavailable
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 _POLL_S = 0.25
 _MIN_BACK_OFF_S = 0.05
 _MAX_BACK_OFF_S = 0.5
+_UNUSABLE_BACK_OFF_S = 5.0  # trying a model whose chat template is broken can take seconds of processor time
 # A draining engine still takes what arrives within a second of its announcement (LoopOptions.accept_while_draining_s);
 # half of it is left for the way.
 _DRAIN_GRACE_S = 0.5
@@ -70,6 +72,7 @@ class EngineClient:
         self._reason = "starting"
         self._current: Link | None = None
         self._candidate: Link | None = None
+        self._preparation: Preparation | None = None
         self._retiring: list[Link] = []
         self._back_off_s = _MIN_BACK_OFF_S
         self._next_attempt = 0.0
@@ -79,7 +82,7 @@ class EngineClient:
         """Begin to connect. Returns at once.
 
         ``prepare`` is called with every new model's card before work goes to it, so that no caller waits for what is
-        made once a model (a tokenizer, say).
+        made once a model (a tokenizer, say). It has a thread of its own: meanwhile other engines are read as ever.
         """
         self._prepare = prepare
         self._thread.start()
@@ -90,6 +93,8 @@ class EngineClient:
         self._wake()
         if self._thread.is_alive():
             self._thread.join()
+        if self._preparation is not None:
+            self._preparation.join()
         self._wake_in.close()
         self._wake_out.close()
         self._selector.close()
@@ -236,21 +241,23 @@ class EngineClient:
                     self._selector.modify(link.connection.sock, events, link)
         candidate = self._candidate
         if candidate is not None and candidate.is_greeted:
-            self._candidate = None
             if candidate.draining_since is not None:
                 self._drop(candidate, EngineUnavailable())
             else:
-                self._try_to_promote(candidate)
+                self._prepare_or_promote(candidate)
 
-    def _try_to_promote(self, link: Link) -> None:
-        try:
-            self._prepare(link.card)
-        except Exception:  # noqa: BLE001 - the thread's edge: a card that cannot be used must not end the client
-            _log.exception("the model %s cannot be served", link.card.name)
-            self._reason = "unusable model"
-            self._drop(link, EngineUnavailable())
-        else:
-            self._promote(link)
+    def _prepare_or_promote(self, link: Link) -> None:
+        preparation = self._preparation
+        if preparation is None or preparation.link is not link:
+            self._preparation = Preparation(link, self._prepare, self._wake)
+        elif preparation.is_done:
+            self._candidate = self._preparation = None
+            if preparation.failed:
+                self._reason = "unusable model"
+                self._next_attempt = self._clock() + _UNUSABLE_BACK_OFF_S
+                self._drop(link, EngineUnavailable())
+            else:
+                self._promote(link)
 
     def _promote(self, link: Link) -> None:
         before, self._current = self._current, link
