@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from chatsvc.chat.tool_turns import as_text, for_template
-from chatsvc.models.template_process import TemplateProcess
-from tests.chat.families import FAMILIES
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from chatsvc.chat.prompt import PromptRenderer
+from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message, ToolCall
+from chatsvc.models.template_process import TemplateProcess
+from tests.chat.families import FAMILIES
 
 CHATML = FAMILIES[0]
 # As Qwen2.5's, less its tools' descriptions.

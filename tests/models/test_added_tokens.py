@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import transformers
-from chatsvc.models.template_process import TemplateProcess
-from tests.chat.families import FAMILIES
 from tokenizers import Tokenizer
 
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.types import Message
 from chatsvc.errors import OperatorError
+from chatsvc.models.template_process import TemplateProcess
 from chatsvc.models.texts import read_texts
+from tests.chat.families import FAMILIES
 
 CHATML = FAMILIES[0]
 END, START, STOP = CHATML.markers
