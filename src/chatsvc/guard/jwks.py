@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from joserfc.errors import JoseError
 from joserfc.jwk import JWKRegistry, Key, KeySet
 
-_PUBLIC_KINDS = frozenset({"RSA", "EC", "OKP"})
+_PUBLIC_KINDS = ("RSA", "EC", "OKP")
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def _imported(entry: object, algorithms: Collection[str]) -> Key | None:
         return None
     operations = entry.get("key_ops", ["verify"])
     is_for_signatures = entry.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
-    if not is_for_signatures or entry.get("alg") not in {None, *algorithms}:
+    if not is_for_signatures or entry.get("alg") not in [None, *algorithms]:
         return None
     try:
         key = JWKRegistry.import_key(entry)

@@ -135,7 +135,13 @@ class OidcProvider:
         url = self._endpoint("token_endpoint")
         try:
             with self._client() as client, self._breaker.watch(requests.RequestException):
-                answer = client.fetch_token(url, code=code, code_verifier=flow.verifier, timeout=self.options.timeout_s)
+                answer = client.fetch_token(
+                    url,
+                    code=code,
+                    code_verifier=flow.verifier,
+                    timeout=self.options.timeout_s,
+                    verify=self._verify,  # not set on the session: there the environment's REQUESTS_CA_BUNDLE wins
+                )
         except OAuthError as error:
             raise AuthenticationFailed(f"the provider refuses the code: {error.error}") from None
         except (
@@ -257,7 +263,7 @@ class OidcProvider:
         return str(self.options.ca_file) if self.options.ca_file is not None else True
 
     def _client(self) -> Any:
-        session = OAuth2Session(
+        return OAuth2Session(
             self.options.client_id,
             self.options.client_secret or None,
             scope=" ".join(self.options.scopes),
@@ -265,8 +271,6 @@ class OidcProvider:
             code_challenge_method="S256",
             token_endpoint_auth_method="client_secret_basic" if self.options.client_secret else "none",
         )
-        session.verify = self._verify
-        return session
 
 
 def _check_url(url: str, what: str) -> None:
