@@ -29,9 +29,21 @@ from chatsvc.settings import load
 _settings = load()
 _SPARE_CONNECTIONS = 512
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-# As nginx's client_header_timeout, client_body_timeout and send_timeout, for where no nginx is in front.
+# As nginx's client_body_timeout and send_timeout, for where no nginx is in front; see also chatsvc.http.worker.
 _RECEIVE_TIMEOUT_S, _SEND_TIMEOUT_S = 10, 15
+# Descriptors of the database, the audit log and the engine, and of what comes and goes.
+_OTHER_DESCRIPTORS = 256
 _host = _settings.server.host
+
+
+def _connections() -> int:
+    """How many connections there may be, within the file descriptors that this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _settings.server_threads + _SPARE_CONNECTIONS + _OTHER_DESCRIPTORS
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return max(64, min(limit, wanted) - _OTHER_DESCRIPTORS)
+
 
 if _settings.server.socket:
     bind = f"unix:{_settings.server.socket}"
@@ -40,10 +52,10 @@ else:
 
 wsgi_app = "chatsvc.wsgi:app"
 proc_name = "chatsvc-web"
-worker_class = "gthread"
+worker_class = "chatsvc.http.worker.Worker"
 workers = 1
 threads = _settings.server_threads
-worker_connections = _settings.server_threads + _SPARE_CONNECTIONS  # idle kept-alive connections need no thread
+worker_connections = _connections()  # idle kept-alive connections need no thread
 backlog = 512
 max_requests = 0
 preload_app = False
@@ -81,7 +93,7 @@ class logger_class(glogging.Logger):  # noqa: N801  (gunicorn's name)
 
     def exception(self, msg: object, *args: object, **kwargs: object) -> None:
         """A client that neither sends nor reads is closed, and is no error of ours."""
-        if isinstance(sys.exc_info()[1], BlockingIOError):
+        if isinstance(sys.exc_info()[1], BlockingIOError | TimeoutError):
             self.debug("a client was too slow and was closed")
         else:
             super().exception(msg, *args, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -244,7 +245,7 @@ def test_a_body_that_breaks_off_in_chunks_is_a_4xx_or_a_close(server):
 def test_a_chunked_body_over_the_limit_is_413(server):
     def chunks():
         for _ in range(100):
-            yield b"x" * 1000
+            yield b"x" * 50_000
 
     with open_client(server) as client:
         answer = client.post("/chat", content=chunks(), headers={"Content-Type": "application/json"})
@@ -325,3 +326,28 @@ def test_a_request_that_is_never_finished_is_closed(server, body):
         line.sendall(f"POST /login HTTP/1.1\r\nHost: here\r\n{body}".encode())
         while line.recv(4096):  # an answer at most, then the end
             pass
+
+
+def test_a_malformed_chunk_gets_one_4xx_or_a_close_on_every_route(server):
+    with open_client(server) as client:
+        document = client.get("/openapi.json").json()
+    calls = [
+        (method, path) for path, methods in document["paths"].items() for method in methods if method != "parameters"
+    ]
+    assert len(calls) > 30
+    for method, path in calls:
+        path = re.sub("[{}]", "", path)  # noqa: PLW2901
+        bearer = server.key if path.startswith(("/chat", "/v1")) else admin_token(server)
+        head = (
+            f"{method.upper()} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\n"
+            "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        if path in {"/logout", "/admin/signing-keys/rotate"}:  # they take no body, and do what they are told
+            continue
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(head.encode() + b"zz\r\nabc")
+            connection.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert not received or received.split()[1][:1] in b"234", (method, path, received[:200])
+        assert received.count(b"HTTP/1.1 ") <= 1, (method, path, received[-200:])
+    assert '"code": "server_error"' not in server.log.read_text()
