@@ -214,7 +214,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         util.close(conn.sock)
 
     def _make_descriptors(self) -> None:
-        """No descriptor is left: what waits makes room. Where nothing waits, pause, or this would be called without end."""
+        """No descriptor is left: what waits makes room. Where nothing waits, accepting pauses for a moment."""
         self.log.warning("no file descriptor is left for another connection; raise the limit (ulimit -n)")
         for conn in [*self._lingering]:
             self._end_lingering(conn)
