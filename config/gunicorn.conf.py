@@ -23,8 +23,9 @@ from typing import Any
 
 from gunicorn import glogging
 
+from chatsvc.http.worker import Worker
 from chatsvc.logs import JsonLines
-from chatsvc.settings import load
+from chatsvc.settings import HEALTH_THREADS, load
 
 _settings = load()
 _SPARE_CONNECTIONS = 512
@@ -52,7 +53,6 @@ else:
 
 wsgi_app = "chatsvc.wsgi:app"
 proc_name = "chatsvc-web"
-worker_class = "chatsvc.http.worker.Worker"
 workers = 1
 threads = _settings.server_threads
 worker_connections = _connections()  # idle kept-alive connections need no thread
@@ -74,6 +74,13 @@ http_protocols = "h1"
 limit_request_line = 8190
 limit_request_fields = 64
 limit_request_field_size = 16384
+
+
+class worker_class(Worker):  # noqa: N801  (gunicorn's name)
+    """Our worker, which keeps some threads for health."""
+
+    num_reserved = HEALTH_THREADS
+
 
 accesslog = None  # the access line is the application's: it knows the principal
 errorlog = "-"

@@ -197,7 +197,7 @@ def test_a_wrong_secret_is_not_repeated_in_the_problem(home: Path) -> None:
         ("TOKENS__ACCESS_LIFETIME_S", "90000", "tokens.refresh_idle_s must be more than"),
         ("TOKENS__REFRESH_ABSOLUTE_S", "700", "tokens.refresh_absolute_s must be at least"),
         ("CHAT__MAX_TOKENS_CAP", "100", "chat.max_tokens_cap must be at least"),
-        ("SERVER__THREADS", "100", "server.threads must be 0 or at least 120"),
+        ("SERVER__THREADS", "100", "server.threads must be 0 or at least 210: as many requests may wait at once"),
         ("SERVER__KEEP_ALIVE_S", "80", "server.keep_alive_s must be at most 60"),
     ],
 )
@@ -207,7 +207,7 @@ def test_values_that_do_not_fit_together_are_refused(home: Path, variable: str, 
 
 
 def test_threads_follow_what_may_run_and_wait(home: Path) -> None:
-    assert load({"CHATSVC_HOME": str(home)}).server_threads == 96 + 16 + 48
+    assert load({"CHATSVC_HOME": str(home)}).server_threads == 96 + 16 + (2 + 64) + 24 + 8
     assert load({"CHATSVC_HOME": str(home), "CHATSVC_SERVER__THREADS": "500"}).server_threads == 500
 
 

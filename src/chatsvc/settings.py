@@ -43,9 +43,11 @@ from chatsvc.settings_sections import (
 )
 from chatsvc.settings_sources import PREFIX, read_environment, read_toml, sentence
 
-# Threads of the web process beyond one for each running and each waiting request: health, logins, refusals.
-_SPARE_THREADS = 48
-_LEAST_SPARE_THREADS = 8
+# Threads of the web process: what may wait has its number, and together they are fewer than there are.
+_WAITING_HASHES = 64  # logins that wait for their turn to hash; more are refused at once
+_DIRECTORY_LOGINS = 40  # at and before a directory (guard/login.py)
+_OTHER_THREADS = 24  # for everything else, which waits for the disk, a database or a provider at most
+HEALTH_THREADS = 8  # nothing but health gets the last ones
 _MAX_KEEP_ALIVE_S = 60  # nginx gives a silent upstream 75 s
 
 
@@ -73,7 +75,6 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Refuse values that fit one by one and not together."""
-        busy = self.limits.max_waiting + self.engine.max_num_seqs
         rules = (
             (
                 self.tokens.refresh_idle_s > self.tokens.access_lifetime_s,
@@ -88,8 +89,8 @@ class Settings(BaseSettings):
                 "chat.max_tokens_cap must be at least chat.default_max_tokens",
             ),
             (
-                not self.server.threads or self.server.threads >= busy + _LEAST_SPARE_THREADS,
-                f"server.threads must be 0 or at least {busy + _LEAST_SPARE_THREADS}",
+                not self.server.threads or self.server.threads >= self.least_threads,
+                f"server.threads must be 0 or at least {self.least_threads}: as many requests may wait at once",
             ),
             (
                 self.server.keep_alive_s <= _MAX_KEEP_ALIVE_S,
@@ -117,7 +118,20 @@ class Settings(BaseSettings):
     @property
     def server_threads(self) -> int:
         """Threads of the web process."""
-        return self.server.threads or self.limits.max_waiting + self.engine.max_num_seqs + _SPARE_THREADS
+        return self.server.threads or self.least_threads
+
+    @property
+    def least_threads(self) -> int:
+        """One for everything that may wait at once: answers, the queue, logins, the rest, and what health has alone."""
+        answers = self.engine.max_num_seqs + self.limits.max_waiting
+        logins = self.accounts.max_parallel_hashes + self.max_waiting_hashes
+        directory = _DIRECTORY_LOGINS if self.ldap.url else 0
+        return answers + logins + directory + _OTHER_THREADS + HEALTH_THREADS
+
+    @property
+    def max_waiting_hashes(self) -> int:
+        """Logins that may wait for their turn to hash."""
+        return _WAITING_HASHES
 
     # Where things are when the file does not say otherwise: everything below CHATSVC_HOME.
     @property

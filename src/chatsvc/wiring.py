@@ -126,6 +126,7 @@ def guard_options(settings: Settings) -> GuardOptions:
             time_cost=accounts.argon2_time_cost,
             parallelism=accounts.argon2_parallelism,
             max_parallel=accounts.max_parallel_hashes,
+            max_waiting=settings.max_waiting_hashes,
         ),
         roles=accounts.roles,
         redis_url=redis_url.get_secret_value() if redis_url else None,

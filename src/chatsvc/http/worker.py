@@ -4,7 +4,7 @@ Behind nginx a request arrives whole. Over TCP a client may send a byte now and 
 side, and gunicorn's own worker waits for it: in a thread for a request, in its main thread for the end of a connection.
 Here the main thread gathers a request's head without waiting, and a thread sees the request only then; a body has a
 least speed, and few threads at once may wait for one; what is closed lingers in the poller. Where connections run out,
-the oldest that has sent no whole request makes room.
+the oldest that has sent no whole request makes room. Where threads run out, whatever holds them, only health gets one.
 
 What is overridden is gunicorn 27's; a test compares the names. Knows nothing about the application.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 import socket
 import threading
 import time
@@ -39,6 +40,9 @@ _LINGER_BYTES = 65_536
 _MAX_LINGERING = 128
 _ACCEPT_PAUSE_S = 0.2
 _SPARE_CONNECTIONS = 8
+_TELL_EVERY_S = 10.0
+_HEALTH = {b"/livez", b"/healthz", b"/health", b"/readyz"}  # read from memory; metrics may wait for the database
+_MAX_HEALTH_LINE = 300
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (http_errors.LimitRequestLine, 414, "URI Too Long"),
@@ -50,7 +54,13 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """Everything here runs in the main thread, but for :meth:`handle_error` and what is below it."""
+    """Everything here runs in the main thread, but for :meth:`handle_error` and :meth:`_keepalive_after`.
+
+    Attributes:
+        num_reserved: threads that only health gets.
+    """
+
+    num_reserved = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,6 +72,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._heads: dict[Connection, None] = {}
         self._lingering: dict[Connection, None] = {}
         self._accept_at = 0.0
+        self._num_in_threads = 0
+        self._num_refused, self._told_at = 0, 0.0
 
     def accept(self, listener: socket.socket) -> None:
         """Take a connection; where there are too many, in place of one that waits."""
@@ -99,6 +111,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         """As in the base class, but a request that was sent early is waited for like every other."""
+        self._num_in_threads -= 1
         is_kept = not fs.cancelled() and fs.exception() is None and fs.result()
         early = conn.parser.unreader.take_buffered() if is_kept and conn.parser is not None else b""
         if early:
@@ -172,10 +185,25 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return len(conn.head) >= _HEAD_BYTES or conn.head.find(b"\r\n\r\n", max(0, num_seen - 3)) >= 0
 
     def _to_thread(self, conn: Connection) -> None:
+        if self._num_in_threads >= self.cfg.threads - self.num_reserved and not _is_health(conn.head):
+            self._refuse(conn)
+            return
+        self._num_in_threads += 1
         conn.sock.setblocking(True)
         conn.receive_in_thread()
         conn.data_ready = True
         super().enqueue_req(conn)
+
+    def _refuse(self, conn: Connection) -> None:
+        """Every thread but the reserved ones is taken: answered here, from the main thread, without waiting."""
+        self._num_refused += 1
+        if time.monotonic() - self._told_at > _TELL_EVERY_S:
+            self.log.warning("all threads are taken: %d requests were refused since the last line", self._num_refused)
+            self._num_refused, self._told_at = 0, time.monotonic()
+        with suppress(OSError):
+            conn.sock.send(_answer(503, "Service Unavailable"), socket.MSG_DONTWAIT)
+        self.nr_conns -= 1
+        conn.close(graceful=True)
 
     def _has_room(self, newest: Connection) -> bool:
         """Whether there is room for one more, or somebody has made it."""
@@ -235,14 +263,27 @@ def _expired(connections: Iterable[Connection], now: float) -> list[Connection]:
     return expired
 
 
+def _is_health(head: bytearray) -> bool:
+    """Whether a request may have one of the reserved threads."""
+    method, _, rest = bytes(head[:_MAX_HEALTH_LINE]).partition(b" ")
+    if method not in {b"GET", b"HEAD"} or rest.partition(b" ")[0].partition(b"?")[0] not in _HEALTH:
+        return False
+    fields = bytes(head).lower()
+    return b"\ncontent-length" not in fields and b"\ntransfer-encoding" not in fields  # a body may be slow
+
+
 def _answer(status: int, reason: str) -> bytes:
     """An error in the contract's shape, as bytes: there is no application to make it."""
-    kind = "server_error" if status == 500 else "invalid_request_error"
-    message = "The request is not valid HTTP for this service."
-    error = {"message": message, "type": kind, "param": None, "code": None}
+    error = {"message": "The request is not valid HTTP for this service.", "param": None, "code": None}
+    error["type"] = "server_error" if status == 500 else "invalid_request_error"
+    more = ""
+    if status == 503:
+        message = "Every thread is busy; try again after the time in Retry-After."
+        error |= {"message": message, "type": "overloaded_error", "code": "overloaded"}
+        more = "Retry-After: 1\r\n"
     body = json.dumps({"error": error}).encode()
     head = (
         f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"X-Request-Id: {secrets.token_hex(16)}\r\n{more}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
