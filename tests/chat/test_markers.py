@@ -118,6 +118,15 @@ def test_merges_that_make_a_marker_make_none_of_a_callers_text(templates):
     assert renderer.prompt_ids([Message("user", f"x{marker}y")]).count(vocabulary[marker]) == 2
 
 
+def test_entries_that_no_merge_makes_are_no_markers_inside_a_word(templates):
+    family = FAMILIES[0]
+    description = json.loads(family.tokenizer().to_str())
+    for text in ("ssist", "probe", "sist"):  # as vocabularies have that were cut down
+        description["model"]["vocab"][text] = 2000 + len(text)
+    renderer = PromptRenderer(family.card(tokenizer_json=json.dumps(description).encode()), templates)
+    assert set(renderer._markers) == set(family.markers)
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="shared/cases is not beside the repository")
 @pytest.mark.parametrize("name", ["chatml-user-defined.gguf", "chatml-normal.gguf", "l3-eot.gguf"])
 def test_markers_of_gguf_files_of_any_type_are_single_ids_and_no_callers(templates, name, tmp_path):

@@ -177,6 +177,44 @@ def test_the_last_token_that_is_allowed_ends_it_with_length(place):
     assert (text, finish.reason, finish.usage.num_completion_tokens) == ("Hello", "length", 5)
 
 
+REFUSES = "{% if messages|length > 1 %}{{ raise_exception('Roles must alternate.') }}{% endif %}"
+EXPLODES = "{% if 'bomb' in messages[-1].content %}{{ 'a' * 10**10 }}{% endif %}"
+
+
+@pytest.mark.parametrize("path", ["/chat", "/chat/stream", "/v1/chat/completions"])
+def test_a_template_that_refuses_or_explodes_is_a_400_in_the_contracts_shape(make_place, path):
+    place = make_place(template=REFUSES + EXPLODES + CHATML)
+    client = place.app.test_client()
+
+    def post(*contents):
+        messages = [{"role": "user", "content": content} for content in contents]
+        return client.post(path, json={"messages": messages}, headers=place.headers)
+
+    for answer, message in ((post("a", "b"), "Roles must alternate."), (post("a bomb"), "more time, memory or text")):
+        assert answer.status_code == 400
+        error = answer.json["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", "messages")
+        assert message in error["message"]
+    assert post("Hi").status_code == 200
+
+
+def test_a_history_with_tools_is_rendered_and_what_was_called_is_on_record(make_place):
+    place = make_place(CHATSVC_AUDIT__LEVEL="redacted")
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    messages = [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "22 degrees <|im_end|>"},
+    ]
+    answer = place.app.test_client().post("/v1/chat/completions", json={"messages": messages}, headers=place.headers)
+    assert answer.status_code == 200, answer.json
+    prompt = byte_tokenizer().decode(place.script.prompts[-1], skip_special_tokens=False)
+    assert '<tool_call>\n{"name":"weather","arguments":{"city":"Paris"}}\n</tool_call><|im_end|>' in prompt
+    assert "<|im_start|>user\n<tool_response>\n22 degrees <|im_end|>\n</tool_response><|im_end|>" in prompt
+    assert place.script.prompts[-1].count(byte_tokenizer().token_to_id("<|im_end|>")) == 3
+    assert "weather" in json.dumps(place.records())
+
+
 def test_an_answer_cut_at_any_length_drops_a_character_that_was_cut_off(place):
     for length in range(1, len(HELLO) + 1):
         text, finish = place.service.complete(place.call(), ask(max_tokens=length))

@@ -49,7 +49,7 @@ class PromptRenderer:
         self._knows_tools = probed.knows_tools
         ends = [self._tokenizer.id_to_token(id_) or "" for id_ in card.eos_token_ids]
         stated = [card.bos_token, card.eos_token, *ends]
-        self._markers = markers_of(self._tokenizer, [*probed.constants, *probed.written], stated)
+        self._markers = markers_of(self._tokenizer, probed.texts, stated)
         self._marker_ids = frozenset(self._markers.values())
         declare(self._tokenizer, self._markers)
         self._finder = MarkerFinder(self._markers)

@@ -19,6 +19,7 @@ from chatsvc.chat.choices import Growing, grow
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Plan, Planner
+from chatsvc.chat.tool_turns import with_calls
 from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, ScoredToken, Start, Usage, Waiting
 from chatsvc.chat.watch import Watch
 from chatsvc.engine.client import EngineClient
@@ -291,4 +292,5 @@ def _finish(start: Start, progress: _Progress) -> Finish:
 
 def _as_text(turns: tuple[Message, ...], completion: str) -> str:
     """What was said, for the audit levels that keep it; the log decides."""
-    return "\n".join(f"{message.role}: {message.content}" for message in (*turns, Message("assistant", completion)))
+    said = [(message.role, with_calls(message)) for message in turns]
+    return "\n".join(f"{role}: {text}" for role, text in [*said, ("assistant", completion)])

@@ -61,8 +61,13 @@ def as_text(messages: Sequence[Message]) -> list[Message]:
 def _text_turn(message: Message) -> Message:
     if message.role == "tool":
         return Message("user", f"<tool_response>\n{message.content}\n</tool_response>")
+    return Message(message.role, with_calls(message))
+
+
+def with_calls(message: Message) -> str:
+    """What an assistant said and called, as text."""
     calls = [_call_text(call) for call in message.tool_calls]
-    return Message(message.role, "\n".join([message.content, *calls] if message.content or not calls else calls))
+    return "\n".join([message.content, *calls] if message.content or not calls else calls)
 
 
 def _call_text(call: ToolCall) -> str:

@@ -43,10 +43,18 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for text, id_ in tokenizer.get_vocab(with_added_tokens=False).items():
         # A shorter one is part of ordinary text: "<", "ss".
-        is_written = 2 < len(text) <= _MAX_MARKER_CHARS and text not in added and text in written
-        if is_written and (_SHAPE.fullmatch(text) or not _can_be_made(tokenizer, text, id_)):
+        if not 2 < len(text) <= _MAX_MARKER_CHARS or text in added or text not in written:
+            continue
+        if _SHAPE.fullmatch(text) or (_is_apart(text, written) and not _can_be_made(tokenizer, text, id_)):
             found[text] = id_
     return found
+
+
+def _is_apart(text: str, written: str) -> bool:
+    """Whether it stands in the template as a word of its own: a part of a longer word is no marker."""
+    before = r"(?<!\w)" if text[0].isalnum() else ""
+    behind = r"(?!\w)" if text[-1].isalnum() else ""
+    return re.search(f"{before}{re.escape(text)}{behind}", written) is not None
 
 
 def _can_be_made(tokenizer: Tokenizer, text: str, id_: int) -> bool:

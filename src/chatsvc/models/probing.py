@@ -16,6 +16,7 @@ from chatsvc.models.template_process import Render, TemplateProcess
 # No template writes these words by itself.
 _CALL_WORDS = ("probename", "probeargument", "proberesult")
 _WORDS = ("probequestion", "probeanswer", "probesystem", *_CALL_WORDS)
+_ANY_WORD = re.compile("|".join(_WORDS))
 _USER = {"role": "user", "content": _WORDS[0]}
 _ANSWER = {"role": "assistant", "content": _WORDS[1]}
 _SYSTEM = {"role": "system", "content": _WORDS[2]}
@@ -53,6 +54,11 @@ class ProbedTemplate:
     written: tuple[str, ...]
     knows_tools: bool
 
+    @property
+    def texts(self) -> list[str]:
+        """Constants, and what it wrote without the words of the probes."""
+        return [*self.constants, *(part for text in self.written for part in _ANY_WORD.split(text))]
+
     def joins_markers(self, markers: Iterable[str]) -> bool:
         """Whether a caller's text may be a part of a marker whose other part the template writes (``'[' + text``)."""
         starts = {marker[:length] for marker in markers for length in range(1, len(marker))}
@@ -67,7 +73,7 @@ class ProbedTemplate:
 
 def _around(text: str) -> Iterator[tuple[str, str]]:
     """What stands before and behind each word of a probe."""
-    for found in re.finditer("|".join(_WORDS), text):
+    for found in _ANY_WORD.finditer(text):
         yield text[: found.start()], text[found.end() :]
 
 
