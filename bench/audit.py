@@ -18,12 +18,13 @@ from pathlib import Path
 from bench import page, program
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import Calls
-from chatsvc.audit.journal import Entry, Journal, system_clock
+from chatsvc.audit.journal import Entry, Journal
 from chatsvc.audit.keys import initial_seals
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.opening import open_journal, open_mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.seal import parse_seal_key
+from chatsvc.audit.timekeeping import system_clock
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import Trust, verify_log
 

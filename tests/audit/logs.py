@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,9 @@ import pytest
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.journal import Clock
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.timekeeping import Clock
 from chatsvc.audit.verify import Trust
 
 NOON_US = 1_795_348_800_000_000  # 2026-11-22T12:00:00Z
@@ -34,6 +35,7 @@ class Time:
     def __init__(self) -> None:
         self.wall_us = NOON_US
         self.mono_us = 5_000_000
+        self._ticks = itertools.count(1)  # no two looks at a clock see the same time
 
     def pass_us(self, microseconds: int) -> None:
         self.wall_us += microseconds
@@ -43,12 +45,10 @@ class Time:
         return Clock(self._wall, self._mono, "boot-1")
 
     def _wall(self) -> int:
-        self.wall_us += 1
-        return self.wall_us
+        return self.wall_us + next(self._ticks)
 
     def _mono(self) -> int:
-        self.mono_us += 1
-        return self.mono_us
+        return self.mono_us + next(self._ticks)
 
 
 def write_some(options: AuditOptions, time: Time, count: int = 3, action: str = "chat.generate") -> None:

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import rfc8785
@@ -56,7 +56,8 @@ class Log:
         self.keys = {(name, bytes.fromhex(key_id)): base64.b64decode(key)[1:] for name, key_id, key in lines}
         self.directory, self.seal = directory, seal_key.split() if seal_key else None
         self.due, self.covered, self.open = {}, 0, {}
-        self.size, self.tree, self.prev, self.ts, self.epoch, self.log_id = 0, [], sha(b"\x00"), "", 0, None
+        self.size, self.tree, self.prev, self.epoch, self.log_id = 0, [], sha(b"\x00"), 0, None
+        self.log_us, self.clock = 0, {"sum_us": 0, "num_steps": 0}
 
     def verify(self):
         segments = sorted(self.directory.glob("audit-*.jsonl"), key=lambda path: int(path.stem[6:]))
@@ -85,6 +86,7 @@ class Log:
         self.size, self.tree = record["seq"], [bytes.fromhex(each) for each in record["segment"]["tree"]]
         self.prev, self.epoch = bytes.fromhex(record["prev"]), record["epoch"]
         self.open = {each["seq"]: each for each in record["segment"]["open"]}
+        self.clock = record["segment"].get("clock", self.clock)
         if (self.size, root_of(self.tree).hex()) != (facts["size"], facts["root"]):
             raise Bad(1, self.size, "the tombstone is of something else")
 
@@ -100,7 +102,10 @@ class Log:
             self.open[self.size] = {name: record.get(name) for name in ("seq", "request_id", "action", "actor")}
         elif record["stage"] == "end":
             del self.open[record["begin"]]
-        self.log_id, self.ts, self.epoch = record["log_id"], record["ts"], record.get("next_epoch", record["epoch"])
+        self.log_id, self.epoch = record["log_id"], record.get("next_epoch", record["epoch"])
+        self.log_us = self.log_time(record)
+        if (step := record.get("clock_step_us")) is not None:
+            self.clock = {"sum_us": self.clock["sum_us"] + step, "num_steps": self.clock["num_steps"] + 1}
         self.prev = sha(b"\x00" + line)
         append(self.tree, self.size, self.prev)
         self.size += 1
@@ -116,21 +121,30 @@ class Log:
             opens = [self.open[seq] for seq in sorted(self.open)]
             if (header["tree"], header["open"]) != ([each.hex() for each in self.tree], opens):
                 return False
+            if header.get("clock", {"sum_us": 0, "num_steps": 0}) != self.clock:
+                return False
             head = [str(self.size), base64.b64encode(root_of(self.tree)).decode()]
             if self.size and opened(header["checkpoint"], self.keys, self.size)[1:3] != head:
                 return False
-        moment = datetime.strptime(record["ts"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()
-        now = (moment - self.epochs["start"]) // self.epochs["length"]
+        log_us, step = self.log_time(record), record.get("clock_step_us")
+        tells_step = record["action"] == "audit.clock" and abs(step) >= 60_000_000
+        now = (log_us - self.epochs["start"] * 1_000_000) // (self.epochs["length"] * 1_000_000)
         turns = record["action"] == "audit.epoch"
         right_epoch = record["next_epoch"] == now > record["epoch"] if turns else record["epoch"] == now
         stage, log_id = record["stage"], self.log_id or record["log_id"]
         return (
             [record[name] for name in ("v", "seq", "prev", "log_id")] == [1, self.size, self.prev.hex(), log_id]
-            and (record["ts"] >= self.ts and (stage == "segment") == first)
+            and (tells_step or step is None)
+            and (log_us >= self.log_us and (stage == "segment") == first)
             and (stage != "end" or record["begin"] in self.open)
             and (right_epoch and record["epoch"] == self.epoch and (turns or "next_epoch" not in record))
             and (self.seal is None or self.mac_is_right(record))
         )
+
+    def log_time(self, record):
+        moment = datetime.strptime(record["ts"], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+        wall_us = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+        return wall_us - self.clock["sum_us"] - record.get("clock_step_us", 0)
 
     def mac_is_right(self, record):
         key = bytes.fromhex(self.seal[5])

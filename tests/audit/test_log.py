@@ -19,7 +19,7 @@ from chatsvc.audit.tree import leaf_hash
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import verify_log
 from chatsvc.errors import AuditUnavailable
-from tests.audit.logs import home_trust, last_segment, lines_of, write_some
+from tests.audit.logs import home_trust, last_segment, lines_of
 
 CHAT = Facts("r1", "chat.generate", "alice", sid="s1", jti="token-1", address="10.0.0.1", method="POST", route="/chat")
 
@@ -212,13 +212,6 @@ def test_a_writer_that_fails_in_an_unknown_way_stops_the_log(options, caplog):
     assert "ZeroDivisionError" in caplog.text
     assert log.problem()
     log.close()
-
-
-def test_time_that_goes_back_does_not_go_back_in_the_log(options, time):
-    write_some(options, time)
-    time.wall_us -= 3_600_000_000
-    write_some(options, time)
-    assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
 
 
 def test_a_start_tells_the_version_and_the_configuration(options):

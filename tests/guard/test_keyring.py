@@ -94,6 +94,15 @@ def test_a_clock_that_was_years_ahead_hides_no_rotation_and_keeps_no_old_key(tmp
     assert here.find(ahead) is None
 
 
+def test_what_was_removed_is_forgotten_at_once_also_after_the_clock_was_set_back(tmp_path, clock):
+    here, there = a_ring(tmp_path, clock), a_ring(tmp_path, clock)
+    old = here.current().kid
+    here.rotate()
+    (tmp_path / "keys" / f"signing-{old}.hs256").unlink()
+    clock.advance(-86_400)
+    assert there.find(old) is None
+
+
 def test_a_kid_from_the_wire_never_becomes_a_path(tmp_path, clock):
     ring = a_ring(tmp_path, clock)
     for kid in ("../../etc/passwd", "/dev/null", "", "*", "' OR 1=1 --", "\0", ring.current().kid + "/.."):

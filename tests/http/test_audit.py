@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chatsvc.app import running_in
-from chatsvc.http.openapi import template
+from chatsvc.http.routing import template
 from chatsvc.models import embedded
 from chatsvc.models.store import ModelStore
 from tests.conftest import PASSWORDS
@@ -20,6 +20,7 @@ RECORDED = {
     ("POST", "/chat"): ("chat.generate", CHAT),
     ("POST", "/chat/stream"): ("chat.generate", CHAT),
     ("POST", "/v1/chat/completions"): ("chat.generate", OPENAI),
+    ("POST", "/v1/completions"): ("chat.generate", {"prompt": "Hi", "max_tokens": 1}),
     ("POST", "/admin/accounts"): ("admin.account.create", {"name": "carol", "password": PASSWORD, "roles": ["user"]}),
     ("PATCH", "/admin/accounts/{name}"): ("admin.account.change", {"roles": ["viewer"]}),
     ("DELETE", "/admin/accounts/{name}"): ("admin.account.remove", None),
@@ -162,6 +163,8 @@ def test_a_secret_of_the_configuration_does_not_change_its_digest(make_app):
 def test_tools_are_refused_so_none_is_called_without_a_record(bare_client, login):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     answer = bare_client.post(
-        "/v1/chat/completions", json=OPENAI | {"tools": tools}, headers=login("alice", at=bare_client)
+        "/v1/chat/completions",
+        json=OPENAI | {"tools": tools, "tool_choice": "required"},
+        headers=login("alice", at=bare_client),
     )
-    assert (answer.status_code, answer.json["error"]["param"]) == (400, "tools")
+    assert (answer.status_code, answer.json["error"]["param"]) == (400, "tool_choice")

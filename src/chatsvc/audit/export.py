@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
 from chatsvc.audit.files import make_durable
@@ -95,23 +97,24 @@ class _Stretch:
     """One log's part of an export."""
 
     def __init__(self, directory: Path, known: Sequence[VerifierKey], signer: Signer, span: Span) -> None:
-        self._segments = _from(layout.segments(directory), span.start_us)
+        self._extent = _extent(layout.segments(directory), span)
+        self._segments = _from(layout.segments(directory), self._extent[0] if self._extent else 0)
         self.signer = signer
         self.keys = [*known, *({signer.verifier_key} - set(known))]
-        self._span = span
         self._notes: dict[int, str] = {}
         with self._segments[0].open("rb") as file:
             self._replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
 
     def lines(self) -> Iterator[bytes]:
         """The log's lines; none if no record is in the span."""
-        end_us, size, behind = self._span.end_us, 0, []
-        for line, seq, before in self._records():
+        if self._extent is None:
+            return
+        first_seq, last_seq = self._extent
+        size, behind = 0, []
+        for line, seq, before in self._records(first_seq):
             if before is not None:
-                if self._replay.walk.position.last_us >= end_us:
-                    return
                 yield self._head(before)
-            if self._replay.walk.position.last_us >= end_us:
+            if seq > last_seq:
                 behind.append(leaf_hash(line))
                 if seq + 1 in self._notes:
                     break
@@ -120,11 +123,10 @@ class _Stretch:
             size = seq + 1
             if size in self._notes:
                 yield encode({"checkpoint": self._notes[size]})
-        if size:
-            yield self._end(size, behind)
+        yield self._end(size, behind)
 
-    def _records(self) -> Iterator[tuple[bytes, int, Position | None]]:
-        """Lines from the span's start on, each checked; with the first, the position in front of it."""
+    def _records(self, first_seq: int) -> Iterator[tuple[bytes, int, Position | None]]:
+        """Lines from a record on, each checked; with the first, the position in front of it."""
         walk, started = self._replay.walk, False
         for segment in self._segments:
             notes = read_notes(segment, self.keys)
@@ -133,7 +135,7 @@ class _Stretch:
             for line in whole_lines(segment):
                 before = None if started else walk.position.copy()
                 self._replay.line(line, first=is_header(line))
-                if started or walk.position.last_us >= self._span.start_us:
+                if started or walk.position.seq > first_seq:
                     yield line, walk.position.seq - 1, before
                     started = True
 
@@ -163,16 +165,65 @@ class _Stretch:
         return encode({"end": {"size": frontier.size, "checkpoint": note, "right": right}})
 
 
-def _from(segments: list[Path], start_us: int) -> list[Path]:
-    """From the last segment that begins before the span."""
-    begun = [each for each in segments if begins(each) <= start_us]
-    return segments[segments.index(begun[-1]) :] if begun else segments
+class _Dated(msgspec.Struct):
+    """What tells whether a record is in a span."""
+
+    seq: int
+    ts: str
 
 
-def begins(segment: Path) -> int:
-    """The time of a segment's first record."""
+_decoder = msgspec.json.Decoder(_Dated)
+
+
+def _dated(line: bytes) -> _Dated:
+    try:
+        return _decoder.decode(line)
+    except msgspec.DecodeError:
+        return _Dated(-1, "")  # in no span; where it matters, the rules find it
+
+
+def _extent(segments: Sequence[Path], span: Span) -> tuple[int, int] | None:
+    """The first and the last record of the span; None if there is none.
+
+    The wall clock may have been set back, so that a record of an earlier time follows; what lies between is in it too.
+    """
+    start, end = format_time(span.start_us), format_time(span.end_us)
+    found: list[int] = []
+    for segment, following in itertools.zip_longest(segments, segments[1:]):
+        if following is not None and not _may_hold(header_times(segment), header_times(following), span):
+            continue
+        found += [each.seq for each in map(_dated, whole_lines(segment)) if start <= each.ts < end]
+        found = [found[0], found[-1]] if found else []
+    return (found[0], found[-1]) if found else None
+
+
+def _may_hold(header: HeaderTimes, following: HeaderTimes, span: Span) -> bool:
+    """Between two headers without a step of the clock the time only goes on."""
+    is_within = header.wall_us < span.end_us and following.wall_us >= span.start_us
+    return is_within or header.num_steps != following.num_steps
+
+
+def _from(segments: list[Path], seq: int) -> list[Path]:
+    """From the segment that holds a record."""
+    begun = [each for each in segments if (layout.first_seq(each) or 0) <= seq]
+    return segments[len(begun) - 1 :] if begun else segments
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderTimes:
+    """When a segment began, by the wall clock of then and by log time; ``num_steps`` of the clock were before it."""
+
+    wall_us: int
+    log_us: int
+    num_steps: int
+
+
+def header_times(segment: Path) -> HeaderTimes:
+    """The times of a segment's first record."""
     with segment.open("rb") as file:
-        return parse_time(decode(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))["ts"])
+        line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
+    position, wall_us = position_at(line), parse_time(decode(line)["ts"])
+    return HeaderTimes(wall_us, wall_us - position.clock_us, position.num_steps)
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

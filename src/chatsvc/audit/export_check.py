@@ -130,12 +130,15 @@ class _Reading:
         if self._replay is not None:
             raise RecordInvalid
         segment = head["segment"]
+        clock = segment.get("clock", {"sum_us": 0, "num_steps": 0})
         position = Position(
             head["log_id"],
             Epochs(segment["seal"]["start"], segment["seal"]["length"]),
             head["epoch"],
             Frontier(head["first_seq"], [bytes.fromhex(each) for each in segment["tree"]]),
             bytes.fromhex(head["prev"]),
+            clock_us=int(clock["sum_us"]),
+            num_steps=int(clock["num_steps"]),
             open={each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in segment["open"]},
         )
         self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))

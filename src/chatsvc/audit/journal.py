@@ -6,10 +6,9 @@ position and becomes the position only when it is durable.
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from chatsvc.audit import keys
@@ -18,27 +17,13 @@ from chatsvc.audit.contents import Contents
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.record import Pseudonyms, Record, describe, format_time, seal
+from chatsvc.audit.record import Pseudonyms, Record, describe, format_time, parse_time, seal
 from chatsvc.audit.seal import EPOCH_ACTION, SealKey
+from chatsvc.audit.timekeeping import CLOCK_ACTION, Clock, Moment, Timekeeper
 from chatsvc.audit.walk import Position, header_of
 
 _MICRO = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Clock:
-    """Time, passed in. ``boot_id`` says which start of the machine ``mono_us`` counts from."""
-
-    wall_us: Callable[[], int]
-    mono_us: Callable[[], int]
-    boot_id: str
-
-
-def system_clock() -> Clock:
-    """The machine's own."""
-    path = Path("/proc/sys/kernel/random/boot_id")
-    boot_id = path.read_text(encoding="ascii").strip() if path.exists() else "unknown"
-    return Clock(lambda: time.time_ns() // 1000, lambda: time.monotonic_ns() // 1000, boot_id)
+_ALARM_US = 3600 * _MICRO
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +31,7 @@ class Entry:
     """A record on its way: ``seq`` is set when it is durable; ``abandoned`` when nobody waits for that any more."""
 
     fields: Record
-    wall_us: int
-    mono_us: int
+    moment: Moment
     seq: int | None = None
     abandoned: bool = False
 
@@ -78,10 +62,11 @@ class Journal:
 
     def __init__(self, options: AuditOptions, clock: Clock, mirror: Mirror, secrets: Secrets) -> None:
         self.options = options
-        self.clock = clock
+        self.time = Timekeeper(clock)
         self.pseudonyms = secrets.pseudonyms
         self.mirror = mirror
         self._on_note: Callable[[str], None] = lambda _: None
+        self._steps: deque[tuple[int, str]] = deque(maxlen=16)  # when, since the machine's start, and what
         self._contents = secrets.contents
         self._signer = secrets.signer
         self._sealing = secrets.sealing
@@ -94,7 +79,7 @@ class Journal:
         fields = describe(stage, facts, result, self.pseudonyms) | more
         if result is not None and result.content is not None:
             fields |= self._contents.fields(result.content, self.position.log_id)
-        return Entry(fields, self.clock.wall_us(), self.clock.mono_us())
+        return Entry(fields, self.time.now())
 
     def end_of(self, begin: Entry, result: Result) -> Entry:
         """The end of a committed begin, told by the log itself."""
@@ -104,12 +89,15 @@ class Journal:
     # -- what the writer thread does, in this order
 
     def keep_up(self) -> None:
-        """Turn the epoch and rotate the segment, if it is time."""
-        now = max(self.clock.wall_us(), self.position.last_us)
+        """Turn the epoch, tell of a step of the clock, and rotate the segment, if it is time."""
+        moment = self.time.now()
+        now = self._log_time(self.position, moment)
         if self._kept_epoch < self.position.epoch:
             self.leave_epoch()
         if self.position.epochs.at(now) > self.position.epoch:
             self._turn_epoch(now)
+        if self.time.step(moment):
+            self._tell_step(moment)
         since = self._since
         is_due = (
             self.mirror.segment_bytes >= self.options.segment_bytes
@@ -139,7 +127,7 @@ class Journal:
     def checkpoint_is_due(self) -> bool:
         """Enough records, or enough time with at least one."""
         since, options = self._since, self.options
-        waited_us = self.clock.mono_us() - since.checkpoint_us
+        waited_us = self.time.now().mono_us - since.checkpoint_us
         return since.num_records >= options.checkpoint_records or (
             since.num_records > 0 and waited_us >= options.checkpoint_interval_s * _MICRO
         )
@@ -153,7 +141,7 @@ class Journal:
         checkpoint = Checkpoint(self._signer.verifier_key.name, frontier.size, frontier.root())
         note = self._signer.sign(format_checkpoint(checkpoint))
         self.mirror.append_note(note)
-        since.num_records, since.checkpoint_us, since.last_note = 0, self.clock.mono_us(), note
+        since.num_records, since.checkpoint_us, since.last_note = 0, self.time.now().mono_us, note
         self._on_note(note)
 
     def tell_notes_to(self, on_note: Callable[[str], None]) -> None:
@@ -162,9 +150,15 @@ class Journal:
         assert self._since.last_note is not None, "a log is opened with a checkpoint"
         on_note(self._since.last_note)
 
-    def continue_from(self, position: Position, since: Since) -> None:
-        """Take up a log where it was left."""
+    def continue_from(self, position: Position, since: Since, last: Record) -> None:
+        """Take up a log where it was left, with its last record."""
         self.position, self._since = position, since
+        self.time.resume(Moment(parse_time(last["ts"]), last["mono"]), last["boot_id"])
+
+    def alarms(self) -> list[str]:
+        """A sentence for every step of the wall clock in the last hour."""
+        since = self.time.now().mono_us - _ALARM_US
+        return [what for when, what in list(self._steps) if when >= since]
 
     def close(self) -> None:
         """Let go of the files."""
@@ -173,29 +167,49 @@ class Journal:
     # -- parts
 
     def _compose(self, position: Position, entry: Entry) -> bytes:
-        microseconds = _moment(position, entry)
+        action, log_time = entry.fields["action"], self._log_time(position, entry.moment)
+        if action != EPOCH_ACTION:  # the clock may have entered the next epoch since the writer looked at it
+            log_time = max(position.last_us, min(log_time, position.epochs.last_us(position.epoch)))
+        wall = log_time + position.clock_us + entry.fields.get("clock_step_us", 0)
         record = entry.fields | {
             "log_id": position.log_id,
             "seq": position.seq,
-            "ts": format_time(microseconds),
-            "mono": entry.mono_us,
-            "boot_id": self.clock.boot_id,
+            "ts": format_time(wall),
+            "mono": entry.moment.mono_us,
+            "boot_id": self.time.clock.boot_id,
             "prev": position.prev.hex(),
             "epoch": position.epoch,
         }
         line = seal(record, self._sealing.mac_key)
-        position.take(record, line, microseconds)
+        position.take(record, line)
         return line
+
+    def _log_time(self, position: Position, moment: Moment) -> int:
+        """The log time of a moment: not before the last record, whatever the clock says within a minute."""
+        return max(self.time.wall_of(moment) - position.clock_us, position.last_us)
 
     def own(self, action: str, **details: object) -> Entry:
         """A record about the log itself."""
         return self.entry("event", Facts("", action), Result("allowed", details=details))
 
+    def _tell_step(self, moment: Moment) -> None:
+        """A record of its own: what comes behind it has the wall time of after the step, and log time goes on."""
+        step_us = self.time.step(moment)
+        before = self.time.wall_of(moment)
+        details = {"before": format_time(before), "after": format_time(moment.wall_us)}
+        reason = f"the wall clock was set {'forward' if step_us > 0 else 'back'} by {abs(step_us) // _MICRO} s"
+        entry = self.entry("event", Facts("", CLOCK_ACTION), Result("error", reason=reason, details=details))
+        entry.moment = moment
+        entry.fields["clock_step_us"] = step_us
+        self.commit([entry])
+        self.time.take_step(moment)
+        self._steps.append((moment.mono_us, f"{reason}: look at what sets it"))
+
     def _turn_epoch(self, now: int) -> None:
         """First a record under the old key that names the next epoch, then the old key goes (seal.py)."""
         entry = self.own(EPOCH_ACTION)
         entry.fields["next_epoch"] = self.position.epochs.at(now)
-        entry.wall_us = now
+        entry.moment = replace(entry.moment, wall_us=now + self.position.clock_us)
         self.commit([entry])
         self.leave_epoch()
 
@@ -220,13 +234,3 @@ class Journal:
         self._since.segment_us, self._since.segment_seq = position.last_us, self.position.seq
         self._since.num_records += 1
         self.position = position
-
-
-def _moment(position: Position, entry: Entry) -> int:
-    """When a record happened: not before the one before it, and not after its sealing epoch has ended.
-
-    The clock may have gone back, or have entered the next epoch since the writer looked at it.
-    """
-    if entry.fields["action"] == EPOCH_ACTION:
-        return entry.wall_us
-    return max(position.last_us, min(entry.wall_us, position.epochs.last_us(position.epoch)))

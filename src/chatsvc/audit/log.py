@@ -18,10 +18,11 @@ from chatsvc.audit.condition import PROBLEMS, SILENT, Condition
 from chatsvc.audit.denials import Denials
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
-from chatsvc.audit.journal import Clock, Entry, Journal, system_clock
+from chatsvc.audit.journal import Entry, Journal
 from chatsvc.audit.opening import open_journal, open_mirror, witnesses_of
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.publishing import Publisher
+from chatsvc.audit.timekeeping import Clock, system_clock
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)
@@ -154,12 +155,19 @@ class AuditLog:
         return PROBLEMS[self._state]
 
     def alarms(self) -> list[str]:
-        """What needs somebody: that nothing can be written, a device, a witness, space."""
+        """What needs somebody: that nothing can be written, a flood, the clock, a device, a witness, space."""
         cause = self._cause  # the writer thread replaces it as a whole
         stopped = [f"nothing can be written: {cause}"] if cause else []
         with self._lock:
             floods = self._failures.alarms(time.monotonic())
-        return [*stopped, *floods, *self._journal.mirror.alarms(), *self._publisher.alarms(), *self._tight()]
+        return [
+            *stopped,
+            *floods,
+            *self._journal.alarms(),
+            *self._journal.mirror.alarms(),
+            *self._publisher.alarms(),
+            *self._tight(),
+        ]
 
     def _tight(self) -> list[str]:
         fills = {each: fill_of(each) for each in self._journal.mirror.directories}
@@ -188,7 +196,7 @@ class AuditLog:
     def finish(self, facts: Facts, begin: Entry, result: Result) -> None:
         """Write the end of ``begin``."""
         entry = self._journal.entry("end", facts, result, begin=begin.seq)
-        entry.fields["duration_ms"] = (entry.mono_us - begin.mono_us) // 1000
+        entry.fields["duration_ms"] = (entry.moment.mono_us - begin.moment.mono_us) // 1000
         with self._wake:
             if self._state == "full":
                 self._owed.append(entry)

@@ -19,13 +19,14 @@ from chatsvc.audit.contents import Contents
 from chatsvc.audit.device import Device
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.files import Calls
-from chatsvc.audit.journal import Clock, Entry, Journal, Secrets, Since
+from chatsvc.audit.journal import Entry, Journal, Secrets, Since
 from chatsvc.audit.mirror import Mirror
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.publishing import FileWitness, SyslogWitness, Witness
 from chatsvc.audit.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
 from chatsvc.audit.replay import Notes, Replay, check_header_note, known_keys, read_notes
 from chatsvc.audit.seal import Epochs, SealKey
+from chatsvc.audit.timekeeping import Clock
 from chatsvc.audit.walk import Tampered, Walk, position_at
 from chatsvc.audit.witness_database import DatabaseWitness
 from chatsvc.audit.witness_peer import PeerWitness
@@ -115,7 +116,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     sealing = keys.seal_key(options.keys, header["log_id"])
     signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
     pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=False))
-    replay, notes = _replayed(segment, signer, sealing, keys.vouched(options.keys))  # (2) (3)
+    replay, notes, last = _replayed(segment, signer, sealing, keys.vouched(options.keys))  # (2) (3)
     position = replay.walk.position
     if sealing.epoch > position.epoch:  # (3)
         raise OperatorError(
@@ -129,7 +130,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
         segment_seq=header["seq"],
         last_note=notes.notes[-1] if notes.notes else header["segment"]["checkpoint"],
     )
-    journal.continue_from(position, since)
+    journal.continue_from(position, since, last)
     mirror.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
     if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
         journal.leave_epoch()
@@ -159,8 +160,13 @@ def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
         )
 
 
-def _replayed(segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]) -> tuple[Replay, Notes]:
-    """Read the last segment again, with all its checkpoints and with the seal of the present epoch."""
+def _replayed(
+    segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]
+) -> tuple[Replay, Notes, Record]:
+    """Read the last segment again, with all its checkpoints and with the seal of the present epoch.
+
+    With it comes the last record.
+    """
     num_unsealed = 0  # so many records are of epochs whose key is gone
     try:
         _require_vouched(segment.parent, vouched)
@@ -171,7 +177,9 @@ def _replayed(segment: Path, signer: Signer, sealing: SealKey, vouched: frozense
         replay = Replay(Walk(position, sealing, only_from_its_epoch=True))
         notes = read_notes(segment, believed)
         replay.expect(notes.checkpoints)
+        last: Record = {}
         for record in replay.segment(segment):
+            last = record
             if record["stage"] == "segment":
                 check_header_note(record, believed)
             if record["epoch"] < sealing.epoch:
@@ -184,7 +192,7 @@ def _replayed(segment: Path, signer: Signer, sealing: SealKey, vouched: frozense
             f"The audit log in {segment.parent} has {replay.walk.position.seq} records, but a checkpoint of "
             f"{replay.due[0].size} was signed. {_REMEDY}"
         )
-    return replay, notes
+    return replay, notes, last
 
 
 def _require_covered(num_unsealed: int, num_covered: int) -> None:

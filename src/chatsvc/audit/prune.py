@@ -17,7 +17,7 @@ from pathlib import Path
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import Signer
-from chatsvc.audit.export import begins, whole_lines
+from chatsvc.audit.export import header_times, whole_lines
 from chatsvc.audit.files import sync_directory, write_whole
 from chatsvc.audit.record import MAX_LINE_BYTES, decode, format_time
 from chatsvc.audit.tombstone import Tombstone, format_tombstone
@@ -69,8 +69,11 @@ def prunable(directory: Path, days: int, now_us: int) -> list[Path]:
     """The segments whose records are all older than so many days, oldest first; never the last segment (4)."""
     assert days >= MIN_DAYS, "the policy was read by read_policy"  # (1)
     segments, limit = layout.segments(directory), now_us - days * _DAY_US
-    # A segment's records are not later than the header of the next one.
-    return [segment for segment, following in itertools.pairwise(segments) if begins(following) < limit]
+    # A segment's records are not later than the header of the next one, by log time. The wall clock may have been set
+    # back, or have been years behind for a while: what is not old by both stays.
+    headers = [(segment, header_times(following)) for segment, following in itertools.pairwise(segments)]
+    old = [segment for segment, times in headers if max(times.wall_us, times.log_us) < limit]
+    return old if old == segments[: len(old)] else []
 
 
 def prune(directory: Path, keys_directory: Path, days: int, now_us: int) -> Pruned | None:

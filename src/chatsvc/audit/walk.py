@@ -3,8 +3,9 @@
 1. A line is a record in canonical JSON, of a known version.
 2. ``seq`` counts from 0 without a gap; ``log_id`` never changes.
 3. ``prev`` is the RFC 6962 leaf hash of the line before.
-4. ``ts`` never goes back.
-5. ``epoch`` is the epoch of ``ts``; it changes only by an ``audit.epoch`` record that names the next one.
+4. Log time never goes back: it is ``ts`` less all steps of the wall clock so far. Only an ``audit.clock`` record may
+   say that the clock was set (``clock_step_us``, at least a minute), and it must; its ``ts`` is the time after that.
+5. ``epoch`` is the epoch of the log time; it changes only by an ``audit.epoch`` record that names the next one.
 6. A segment begins with a ``segment`` record, which repeats the tree's frontier and the requests that are open.
 7. An ``end`` names (``begin``) a begin that is open, and closes it.
 8. With the sealing key: ``mac`` is right for the epoch.
@@ -27,6 +28,7 @@ from chatsvc.audit.record import (
     parse_time,
 )
 from chatsvc.audit.seal import EPOCH_ACTION, Epochs, SealKey
+from chatsvc.audit.timekeeping import CLOCK_ACTION, LEAST_STEP_US
 from chatsvc.audit.tree import Frontier, ProofInvalid, leaf_hash
 from chatsvc.errors import ChatsvcError
 
@@ -56,7 +58,9 @@ class Position:
     epoch: int
     frontier: Frontier = field(default_factory=Frontier)
     prev: bytes = FIRST_PREV
-    last_us: int = 0
+    last_us: int = 0  # log time of the last record
+    clock_us: int = 0  # wall time less log time: the sum of all steps of the wall clock
+    num_steps: int = 0  # of the wall clock
     next_epoch: int | None = None
     open: dict[int, Record] = field(default_factory=dict)
 
@@ -74,11 +78,17 @@ class Position:
             self.frontier.copy(),
             self.prev,
             self.last_us,
+            self.clock_us,
+            self.num_steps,
             self.next_epoch,
             dict(self.open),
         )
 
-    def take(self, record: Record, line: bytes, microseconds: int) -> None:
+    def log_time(self, record: Record) -> int:
+        """The record's log time, microseconds."""
+        return parse_time(record["ts"]) - self.clock_us - int(record.get("clock_step_us", 0))
+
+    def take(self, record: Record, line: bytes) -> None:
         """The record is in the log: go on behind it."""
         stage = record["stage"]
         if stage == "begin":
@@ -87,14 +97,17 @@ class Position:
             del self.open[record["begin"]]
         self.prev = leaf_hash(line)
         self.frontier.append(self.prev)
-        self.last_us = microseconds
+        self.last_us = self.log_time(record)
+        if "clock_step_us" in record:
+            self.clock_us, self.num_steps = self.clock_us + record["clock_step_us"], self.num_steps + 1
         self.next_epoch = record.get("next_epoch")
         self.epoch = record["epoch"] if self.next_epoch is None else self.next_epoch
 
 
 def header_of(position: Position, origin: str, checkpoint: str | None) -> dict[str, Any]:
     """What a segment's first record says about everything before it."""
-    return {
+    clock = {"clock": {"sum_us": position.clock_us, "num_steps": position.num_steps}} if position.num_steps else {}
+    return clock | {
         "origin": origin,
         "checkpoint": checkpoint,
         "tree": [each.hex() for each in position.frontier.hashes],
@@ -111,15 +124,16 @@ def position_at(line: bytes) -> Position:
     try:
         record = decode(line)
         header, seal = record["segment"], record["segment"]["seal"]
+        clock = header.get("clock", {"sum_us": 0, "num_steps": 0})
         return Position(
             record["log_id"],
             Epochs(seal["start"], seal["length"]),
             record["epoch"],
             Frontier(record["seq"], [bytes.fromhex(each) for each in header["tree"]]),
             bytes.fromhex(record["prev"]),
-            0,
-            None,
-            {each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in header["open"]},
+            clock_us=int(clock["sum_us"]),
+            num_steps=int(clock["num_steps"]),
+            open={each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in header["open"]},
         )
     except (RecordInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         raise RecordInvalid("The first line of a segment is not a segment record.") from None
@@ -147,16 +161,15 @@ class Walk:
         position = self.position
         try:
             record = decode(line)  # (1)
-            microseconds = parse_time(record["ts"])
-            self._check_sequence(record, microseconds)
+            self._check_sequence(record)
             self._check_meaning(record, first=first)
             self._check_seal(record, line)
-            position.take(record, line, microseconds)
+            position.take(record, line)
         except (RecordInvalid, KeyError, TypeError, ValueError, AttributeError):
             raise Tampered(position.seq, "the line is not a record in canonical JSON") from None  # (1)
         return record
 
-    def _check_sequence(self, record: Record, microseconds: int) -> None:
+    def _check_sequence(self, record: Record) -> None:
         position = self.position
         if record["v"] != VERSION:  # (1)
             raise Tampered(position.seq, "its version is unknown")
@@ -164,9 +177,12 @@ class Walk:
             raise Tampered(position.seq, f"record {record['seq']} of log {record['log_id']} is in its place")
         if record["prev"] != position.prev.hex():  # (3)
             raise ChainBroken(position.seq, "it does not follow from the record before it")
-        if microseconds < position.last_us:  # (4)
+        if not _clock_fits(record):  # (4)
+            raise Tampered(position.seq, "a step of the clock is not told as one")
+        log_time = position.log_time(record)
+        if log_time < position.last_us:  # (4)
             raise Tampered(position.seq, "it is earlier than the record before it")
-        if not self._epoch_fits(record, microseconds):  # (5)
+        if not self._epoch_fits(record, log_time):  # (5)
             raise Tampered(position.seq, "its sealing epoch does not fit its time")
 
     def _check_meaning(self, record: Record, *, first: bool) -> None:
@@ -181,9 +197,9 @@ class Walk:
     def _header_fits(self, header: Record) -> bool:
         return header_of(self.position, header["origin"], header["checkpoint"]) == header
 
-    def _epoch_fits(self, record: Record, microseconds: int) -> bool:
+    def _epoch_fits(self, record: Record, log_time: int) -> bool:
         position, epoch = self.position, record["epoch"]
-        now = position.epochs.at(microseconds)
+        now = position.epochs.at(log_time)
         if record["action"] == EPOCH_ACTION:
             return bool(epoch == position.epoch and epoch < record["next_epoch"] == now)
         return bool(epoch == position.epoch == now and "next_epoch" not in record)
@@ -197,3 +213,10 @@ class Walk:
             self._mac_key, self._mac_epoch = self._seal.mac_key, epoch
         if epoch != self._mac_epoch or not mac_fits(line, record["mac"], self._mac_key):  # (8)
             raise Tampered(self.position.seq, "its seal is not right for its epoch")
+
+
+def _clock_fits(record: Record) -> bool:
+    step = record.get("clock_step_us")
+    if record["action"] != CLOCK_ACTION:
+        return step is None
+    return type(step) is int and abs(step) >= LEAST_STEP_US

@@ -1,7 +1,8 @@
 """The ring of signing keys: files in a directory, the newest signs, older ones verify until no token can need them.
 
 A key is one file ``signing-<kid>.<algorithm>``, mode 0600: 32 random bytes for HS256, a PKCS 8 PEM for EdDSA. A ``kid``
-is the second it was made and eight random characters, so names sort by age. A key is only ever looked up in the map of
+is the second it was made and eight random characters, so names sort by age, also when the clock was set back: a new key
+is never named older than what is there. A key is only ever looked up in the map of
 files read before: no ``kid`` from the wire becomes a path. Knows nothing about tokens.
 """
 
@@ -52,11 +53,16 @@ class KeyRing:
         directory: where the files are; made with mode 0700 when missing, and the first key too.
         algorithm: ``HS256`` or ``EdDSA``; files of the other are not looked at.
         keep_s: how long a superseded key can still be needed: the longest lifetime of a token, and the leeway.
-        clock: Unix seconds.
+        clock: Unix seconds; which key signs does not go by it.
     """
 
     def __init__(
-        self, directory: Path, algorithm: str, *, keep_s: float, clock: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        algorithm: str,
+        *,
+        keep_s: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.algorithm = algorithm
         self._directory = directory
