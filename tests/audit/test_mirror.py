@@ -229,7 +229,7 @@ def test_a_device_that_was_pruned_alone_still_leads(two, time):
     write_segments(two, time, 5, days_between=60)
     assert prune(two.directory, two.keys, 180, time.wall_us)
     time.pass_us(-60 * DAY_US)
-    log = AuditLog.open(two)
+    log = AuditLog.open(two, clock=time.clock())
     assert not log.alarms()
     log.close()
     assert is_clean(two.directory)

@@ -79,7 +79,7 @@ def vouch(directory: Path, key: VerifierKey) -> None:
     known = _signed_with(directory)
     if key not in known:
         lines = [format_vkey(each) + "\n" for each in (*known, key)]
-        write_whole(directory / _SIGNED_WITH, "".join(lines).encode(), 0o444, replace=True)
+        write_whole(directory / _SIGNED_WITH, "".join(lines).encode(), _SECRET, replace=True)
 
 
 def _signed_with(directory: Path) -> list[VerifierKey]:
