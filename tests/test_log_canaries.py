@@ -182,7 +182,7 @@ def test_what_a_database_refuses_is_logged_without_its_values(database: Database
         assert CANARY not in str(caught.value) or not database.is_sqlite  # hidden by SQLAlchemy already
     with pytest.raises(Exception) as caught:
         twice()
-    assert ("SQLITE_CONSTRAINT_UNIQUE" if database.is_sqlite else "23505") in logged(caught.value)
+    assert ("IntegrityError: SQLITE_CONSTRAINT_UNIQUE" if database.is_sqlite else "23505") in logged(caught.value)
 
 
 def test_what_redis_refuses_is_logged_without_its_values(redis) -> None:

@@ -65,13 +65,28 @@ def describe(error: BaseException) -> str:
         return f"{kind}: {os.strerror(error.errno)}" + (f": {error.filename}" if error.filename else "")
     if isinstance(error, NameError | AttributeError | ImportError):  # names in code
         return f"{kind}: {error}"
+    return f"{kind}{_database_code(error)}"
+
+
+def _database_code(error: BaseException) -> str:
+    """What a database says of itself: its code and the constraint; empty for errors of anything else."""
+    cause = getattr(error, "orig", None)  # SQLAlchemy's errors wrap a driver's
+    if isinstance(cause, BaseException):
+        return f": {describe(cause)}"
     if isinstance(error, sqlite3.Error):
-        return f"{kind}: {getattr(error, 'sqlite_errorname', 'of the driver')}"
+        return f": {getattr(error, 'sqlite_errorname', 'of the driver')}"
     state = getattr(error, "sqlstate", None)  # psycopg's
-    if isinstance(state, str):
-        constraint = getattr(getattr(error, "diag", None), "constraint_name", None)
-        return f"{kind}: SQLSTATE {state}" + (f", constraint {constraint}" if constraint else "")
-    return kind
+    if not isinstance(state, str):
+        return ""
+    constraint = getattr(getattr(error, "diag", None), "constraint_name", None)
+    return f": SQLSTATE {state}" + (f", constraint {constraint}" if constraint else "")
+
+
+def _in_a_sentence(value: object) -> object:
+    """An exception as a part of a message: our own are sentences; whatever else it is stays."""
+    if isinstance(value, ChatsvcError):
+        return value.message
+    return describe(value) if isinstance(value, BaseException) else value
 
 
 def _traceback(error: BaseException, num_left: int = 8) -> str:
@@ -104,8 +119,8 @@ class JsonLines(logging.Formatter):
         arguments = record.args if isinstance(record.args, tuple) else ()
         if isinstance(record.msg, BaseException) or any(isinstance(each, BaseException) for each in arguments):
             record = copy(record)
-            record.msg = describe(record.msg) if isinstance(record.msg, BaseException) else record.msg
-            record.args = tuple(describe(each) if isinstance(each, BaseException) else each for each in arguments)
+            record.msg = _in_a_sentence(record.msg)
+            record.args = tuple(_in_a_sentence(each) for each in arguments)
         return record.getMessage()
 
 

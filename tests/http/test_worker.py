@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import resource
 import socket
 import sqlite3
@@ -73,6 +74,7 @@ ATTACKS = {
     "slow bodies": (HEAD + b"Content-Length: 60000\r\n\r\n{", b" "),
     "slow chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{", b" "),
     "slow bodies that nobody reads": (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n", b" "),
+    "answers that nobody reads": (b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20, b""),
     "bodies that are waited for": (HEAD + b"Expect: 100-continue\r\nContent-Length: 60000\r\n\r\n", b""),
 }
 
@@ -140,6 +142,17 @@ def test_what_is_not_http_is_refused_in_our_shape_and_never_logged(target, sent,
     assert received.count(b"HTTP/1.1 ") == 1
     assert b'"error"' in received
     assert b"canary" not in received
+    assert "canary" not in target.log.read_text()
+
+
+def test_a_chat_that_cannot_be_stored_leaves_its_reason_in_the_log_and_none_of_its_words(target):
+    with closing(sqlite3.connect(target.settings.home / "chatsvc.db")) as operator:
+        operator.execute("ALTER TABLE conversation_messages RENAME TO elsewhere")
+        assert status_of(target, "/chat", {"query": "canary of a prompt", "max_tokens": 4}) == 503
+        operator.execute("ALTER TABLE elsewhere RENAME TO conversation_messages")
+    told = [json.loads(line) for line in target.log.read_text().splitlines() if '"the database failed"' in line]
+    assert "OperationalError: SQLITE_ERROR" in told[-1]["traceback"]
+    assert "conversations.py" in told[-1]["traceback"]
     assert "canary" not in target.log.read_text()
 
 

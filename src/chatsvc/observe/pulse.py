@@ -6,9 +6,12 @@ no traffic. Knows nothing about what is asked.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+
+_log = logging.getLogger(__name__)
 
 # An answer that takes longer is none.
 _SLOW_S = 2.5
@@ -56,8 +59,12 @@ class Pulse:
             self._asking = name, self._clock()
             try:
                 check()
-            except Exception:  # noqa: BLE001  (whatever it was, it was no answer, and the thread must go on)
+            except Exception as error:  # noqa: BLE001  (whatever it was, it was no answer, and the thread must go on)
+                if problem is None and name != self._problem:
+                    _log.error("%s: %s", name, error)
                 problem = problem or name
+        if problem is None and self._problem is not None:
+            _log.info("no longer: %s", self._problem)
         self._problem, self._asking = problem, None
 
     def close(self) -> None:

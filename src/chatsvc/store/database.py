@@ -12,6 +12,7 @@ request asks (``first()``, ``counting()``) goes to the driver itself; see ``stor
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -33,12 +34,15 @@ from chatsvc.store.statement import AnyRow, PlainConnection, Statement
 
 __all__ = ["AnyRow", "Database", "Statement", "insert_if_missing"]
 
+_log = logging.getLogger(__name__)
+
 _OUR_MISTAKES = (IntegrityError, DataError, ProgrammingError)
 _OUR_MISTAKES_IN_SQLITE = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError)
 _BUSY_TIMEOUT_MS = 5000
 _WRITER_TIMEOUT_S = 10.0
 _CHECK_TIMEOUT_MS = 1000
 _TOUCH_EVERY_S = 10.0
+_TELL_EVERY_S = 10.0
 
 
 class Database:
@@ -58,6 +62,7 @@ class Database:
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._writer = threading.Lock()
         self._touch_at = 0.0
+        self._tell_at = 0.0
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -152,7 +157,15 @@ class Database:
         except (*_OUR_MISTAKES, *_OUR_MISTAKES_IN_SQLITE):
             raise
         except (DBAPIError, PoolTimeout, sqlite3.Error) as error:
+            self._tell(error)
             raise StoreUnavailable from error
+
+    def _tell(self, error: Exception) -> None:
+        """Log why, now and then: while the database is down, every request fails with it."""
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + _TELL_EVERY_S
+            _log.warning("the database failed", exc_info=error)
 
     @contextmanager
     def _plain(self) -> Iterator[PlainConnection]:
