@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from chatsvc.errors import ModelRefused, OperatorError
+from chatsvc.models.rollback import OlderModel
 from chatsvc.models.store import ModelFolder, ModelStore
 
 
@@ -332,3 +333,24 @@ def test_code_and_pickles_are_never_signed(store: ModelStore, name: str):
 def test_a_pickle_under_an_innocent_name_is_never_signed(store: ModelStore):
     with pytest.raises(ModelRefused), store.new_folder("bad") as folder:
         (folder / "openvino_model.bin").write_bytes(b"\x80\x04\x95")
+
+
+def test_an_older_model_of_a_source_becomes_active_only_by_its_version(
+    store: ModelStore, gguf_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, moment in (("old", 1_000), ("new", 2_000)):
+        monkeypatch.setattr("chatsvc.models.store.time.time", lambda moment=moment: moment)
+        store.import_path(gguf_file, name, origin=f"modelscope some/model@{name}")
+    other = store.import_path(gguf_file, "other", origin="modelscope another/model@v1")
+    store.activate("old")
+    store.activate("new")
+    revision = store.get("old").description().revision
+    for version in (None, "", "sha256:", revision[:11], "sha256:0000000000000"):
+        with pytest.raises(OlderModel, match=f"--version {revision[:23]}"):
+            store.activate("old", version)
+    assert store.active() == store.get("new")
+    assert store.activate("old", revision[:23]) == store.active()
+    store.activate("new")
+    assert store.activate("old", revision) == store.active()
+    store.activate(other.name)
+    store.activate("new")

@@ -171,10 +171,11 @@ def convert(
 
 @command.command()
 @click.argument("name")
-def activate(name: str) -> None:
+@click.option("--version", help="The revision of NAME; needed to go back to an older model of the same source.")
+def activate(name: str, version: str | None) -> None:
     """Verify NAME, have it answer, and make it the model that is served."""
     settings = load()
-    click.echo(make_active(settings, store_of(settings), name))
+    click.echo(make_active(settings, store_of(settings), name, version))
 
 
 @command.command()

@@ -43,7 +43,7 @@ def try_model(settings: Settings, folder: ModelFolder, progress: Progress) -> No
     if folder.description().sealed and settings.models.kek_file is None:
         examine_model(settings, folder)
         return
-    command = [sys.executable, "-m", "chatsvc.cli.trying", str(folder.path)]
+    command = [sys.executable, "-m", "chatsvc.cli.trying", str(folder.path), folder.name]
     additions = {**_OFFLINE, "CHATSVC_HOME": str(settings.home)}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(  # noqa: S603  no shell, our own interpreter
@@ -58,11 +58,13 @@ def try_model(settings: Settings, folder: ModelFolder, progress: Progress) -> No
         _judge(process.returncode, said.read())
 
 
-def activate(settings: Settings, store: ModelStore, name: str, *, is_tried: bool = False) -> str:
+def activate(
+    settings: Settings, store: ModelStore, name: str, version: str | None = None, *, is_tried: bool = False
+) -> str:
     """Make it the model that is served, tell whoever serves; what to say about it.
 
     Raises:
-        OperatorError: it would not be served.
+        OperatorError: it would not be served, or is older than the active one and ``version`` does not name it.
     """
     from chatsvc.cli.progress import ShownProgress
     from chatsvc.pidfile import tell_to_swap
@@ -77,10 +79,13 @@ def activate(settings: Settings, store: ModelStore, name: str, *, is_tried: bool
         except OperatorError as error:
             refusal = error
     # The record is short: nobody else can write to the log meanwhile.
-    with recorded(settings, "admin.model.activate", {"before": _active_name(store), "after": name}):
+    details: dict[str, object] = {"before": _active_name(store), "after": name}
+    if version is not None:
+        details["version"] = version
+    with recorded(settings, "admin.model.activate", details):
         if refusal is not None:
             raise refusal
-        store.activate(name)
+        store.activate(name, version)
     if tell_to_swap(settings.home):
         return f"{name} is active. The running service brings it up now; nobody is interrupted."
     return f"{name} is active from the next start of the engine."

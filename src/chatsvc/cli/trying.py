@@ -1,4 +1,4 @@
-"""``python -m chatsvc.cli.trying FOLDER``: loads the model in FOLDER as the engine would and has it answer.
+"""``python -m chatsvc.cli.trying FOLDER NAME``: loads model NAME in FOLDER as the engine would and has it answer.
 
 Run by :mod:`chatsvc.cli.trial`, in a process of its own: a model that takes too much memory or crashes a library takes
 nothing else along. Exit code 0: it will be served; 3: it will not, and the last line of the output says why.
@@ -31,7 +31,8 @@ def main() -> int:
     harden()
     logging.disable(logging.WARNING)
     settings = load()
-    folder = ModelFolder(Path(sys.argv[1]), SigningKeys(settings.keys_directory), settings.models.kek_file)
+    path, name = Path(sys.argv[1]), sys.argv[2]
+    folder = ModelFolder(path, SigningKeys(settings.keys_directory), settings.models.kek_file, name)
     try:
         try_out(folder, runner_options(settings), settings.chat.system_prompt)
     except ChatsvcError as error:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Blueprint
+from flask import Blueprint, request
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.engine.client import EngineClient
 from chatsvc.errors import Conflict, EngineUnavailable, ModelRefused, NotFound, OperatorError
 from chatsvc.guard.principal import scope
-from chatsvc.http import context
+from chatsvc.http import arguments, context
 from chatsvc.http.auth import recorded
 from chatsvc.http.routing import requires
 from chatsvc.models.store import ModelFolder, ModelStore
@@ -53,24 +53,25 @@ def blueprint(desk: ModelsDesk) -> Blueprint:
     @routes.post("/<name>/activate")
     @requires(scope("admin"))
     def activate(name: str) -> tuple[dict[str, Any], int]:
-        before = _active(desk.store)
+        before, version = _active(desk.store), arguments.text(request, "version")
+        named = {} if version is None else {"version": version}
         recorded(
             desk.audit,
             context.facts("admin.model.activate"),
-            lambda: _activate(desk, name),
-            details=lambda _: {"before": before, "after": name},
+            lambda: _activate(desk, name, version),
+            details=lambda _: {"before": before, "after": name, **named},
         )
         return {"active": name, "swapping": desk.tell_to_swap()}, 202
 
     return routes
 
 
-def _activate(desk: ModelsDesk, name: str) -> None:
+def _activate(desk: ModelsDesk, name: str, version: str | None) -> None:
     if name not in {folder.name for folder in desk.store.list()}:
         raise NotFound("There is no such model in the store; GET /admin/models lists them.")
     try:
         desk.examine(desk.store.get(name))
-        desk.store.activate(name)
+        desk.store.activate(name, version)
     except OperatorError as error:
         raise Conflict(error.message, code=error.code) from error
 

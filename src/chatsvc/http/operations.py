@@ -70,6 +70,7 @@ _LIMIT = _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, 
 _OFFSET = _query("offset", {"type": "integer", "minimum": 0, "maximum": MAX_OFFSET, "default": 0}, "How many to skip.")
 _PAGE = _query("limit", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "How many at most.")
 _AFTER = _query("after", {"type": "string"}, "The last name of the page before.")
+_VERSION = _query("version", {"type": "string"}, "The model's revision; needed to go back to an older one.")
 _ACCOUNT = _query("account", {"type": "string"}, "Only those of this account.")
 _MOMENT = {"type": "string", "anyOf": [{"format": "date"}, {"format": "date-time"}]}
 _FROM = _query("from", _MOMENT, "The first moment, ISO 8601.")
@@ -152,7 +153,12 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("DELETE", "/admin/sessions/{sid}"): Operation("admin", "End a session", status=204),
     ("GET", "/admin/models"): Operation("admin", "The models of the store, and the one that is served", "Object"),
     ("POST", "/admin/models/{name}/activate"): Operation(
-        "admin", "Serve another model; nobody is interrupted", "Object", status=202, errors=(409,)
+        "admin",
+        "Serve another model; nobody is interrupted",
+        "Object",
+        status=202,
+        errors=(409,),
+        query=(_VERSION,),
     ),
     ("GET", "/admin/audit/export"): Operation(
         "admin", "A stretch of the audit log that verifies alone", media_type="application/jsonl", query=(_FROM, _TO)

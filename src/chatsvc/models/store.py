@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatsvc.errors import ModelRefused, OperatorError
-from chatsvc.models import description, manifest
+from chatsvc.models import description, manifest, rollback
 from chatsvc.models.card import ModelCard
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription
 from chatsvc.models.files import (
@@ -54,7 +54,7 @@ class ModelFolder:
     """One model of the store. Everything it gives out has been compared with the signed manifest first.
 
     Args:
-        path: the folder; its name is the model's.
+        path: the folder; its name is the model's, except of one that is being made, which has a ``new_name``.
         keys: verifies the manifest.
         kek_file: the key of sealed weights, 32 raw bytes; read only when sealed weights are opened.
     """
@@ -62,11 +62,12 @@ class ModelFolder:
     path: Path
     keys: SigningKeys
     kek_file: Path | None = None
+    new_name: str = ""
 
     @property
     def name(self) -> str:
         """The name in the store and on the wire."""
-        return self.path.name
+        return self.new_name or self.path.name
 
     @property
     def format(self) -> str:
@@ -102,10 +103,6 @@ class ModelFolder:
         signed, _ = self._manifest()
         manifest.check(self.path, signed, full=full, progress=progress)
         self._description(signed)
-
-    def plain_weights(self) -> Path:
-        """Where weights that are not sealed lie, for who only looks; :meth:`weights` verifies them."""
-        return self.path / GGUF_WEIGHTS if self.format == "gguf" else self.path
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[Path]:
@@ -174,7 +171,7 @@ class ModelStore:
     """The folder of models.
 
     Args:
-        root: the folder; made when something is put in.
+        root: made when something is put in.
         keys: the folder of the signing key.
         kek_file: the key of sealed weights (``models.kek_file``); needed only to open them.
         trial: raises OperatorError for a new model that would not be served; it is not taken in then.
@@ -222,16 +219,23 @@ class ModelStore:
             raise OperatorError(f"{link} points out of the store; run: chatsvc model activate NAME")
         return self.get(target.name)
 
-    def activate(self, name: str) -> ModelFolder:
+    def activate(self, name: str, version: str | None = None) -> ModelFolder:
         """Verify the model and point ``current`` to it; the engine loads it at its next start.
 
         Raises:
             ModelRefused: it is not as signed.
+            OlderModel: it is older than the active one of its line, and ``version`` does not name it.
         """
         folder = self.get(name)
         folder.verify()
+        rollback.check(self._active_description(), folder.description(), version)
         swap_link(self.root / CURRENT, folder.name)
         return folder
+
+    def _active_description(self) -> ModelDescription | None:
+        with contextlib.suppress(OperatorError):  # not as signed: nothing can be said of its age
+            return active.description() if (active := self.active()) else None
+        return None
 
     def import_path(
         self,
@@ -262,13 +266,11 @@ class ModelStore:
         """
         self.check_free(name)
         make_private_folder(self.root)
-        with temporary_folder(self.root) as work:
-            folder = work / name
-            make_private_folder(folder)
+        with temporary_folder(self.root) as folder:
             yield folder
             manifest.write(folder, name, self.keys, progress)
             if self._trial is not None:
-                self._trial(ModelFolder(folder, self.keys, self._kek_file), progress)
+                self._trial(ModelFolder(folder, self.keys, self._kek_file, name), progress)
             self.check_free(name)
             folder.rename(self.root / name)
             sync_folder(self.root)
