@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import update
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts import AccountUpdate, normal_name
+from chatsvc.guard.accounts import AccountUpdate
+from chatsvc.guard.names import mapped_name, normal_name
 from chatsvc.guard.roles import Roles, format_names, parse_names
 from chatsvc.store.tables import Account
 
@@ -109,3 +110,25 @@ def test_scopes_are_those_of_all_roles_together_and_a_lost_role_gives_none():
     assert roles.scopes_of(["user", "viewer", "gone"]) == {"chat", "metrics"}
     assert roles.scopes_of([]) == frozenset()
     assert parse_names(format_names(["b", "a", "b"])) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("carol", "carol"),
+        ("Pat O'Neil", "Pat_O_Neil"),
+        ("CORP\\pat", "CORP_pat"),
+        ("a|b#c", "a_b_c"),
+        ("  pat@example.org ", "pat@example.org"),
+        ("Zoe\u0308", "Zo\u00eb"),
+        ("x" * 65, "x" * 55 + ".9537c5fd"),
+        ("\ufdfa" * 64, "\ufdfa" * 4 + ".1ca2d556"),
+        ("", None),
+        ("'|#", None),
+        ("\0", None),
+    ],
+)
+def test_another_authoritys_name_becomes_an_accounts_name_by_the_stated_rule(given, name):
+    found = mapped_name(given)
+    assert found == name
+    assert found is None or normal_name(found) == found

@@ -22,6 +22,8 @@ pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
 import ldap3
 
 from chatsvc.guard.ldap import LdapDirectory, LdapOptions
+from chatsvc.guard.ldap import _spelled as ldap_spelled
+from chatsvc.guard.ldap import _subject as ldap_subject
 
 HERE = ip_address("127.0.0.1")
 
@@ -310,6 +312,38 @@ def answers(login):
         return login.verify("carol", PASSWORD, HERE)
     except IdentityUnavailable:
         return None
+
+
+@pytest.mark.parametrize(
+    ("dn", "values", "subject"),
+    [
+        (
+            "uid=a,dc=x",
+            {"entryuuid": [b"18106900-7E31-1041-9bb7-83d7235c06ca"]},
+            "entryUUID:18106900-7e31-1041-9bb7-83d7235c06ca",
+        ),
+        # [MS-DTYP] 2.3.4.2: the first three fields of a GUID are little-endian
+        ("cn=a,dc=x", {"objectguid": [bytes(range(16))]}, "objectGUID:03020100-0504-0706-0809-0a0b0c0d0e0f"),
+        ("CN=Pat  O'Neil, OU=People,DC=Example", {}, "dn:cn=pat o'neil,ou=people,dc=example"),
+        ("not a dn", {}, "dn:=not a dn"),
+        ("cn=pat o'neil,ou=ＰEOPLE,dc=example", {"objectguid": [b"short"]}, "dn:cn=pat o'neil,ou=people,dc=example"),
+    ],
+)
+def test_an_entry_is_known_by_what_its_directory_cannot_change_else_by_its_dn(dn, values, subject):
+    assert ldap_subject(dn, values) == subject
+
+
+@pytest.mark.parametrize(
+    ("dn", "values", "spelled"),
+    [
+        ("uid=Carol,dc=x", {"uid": [b"carol.alias", b"Carol"]}, "Carol"),
+        ("cn=Carol Smith,dc=x", {"uid": [b"second", b"first"], "mail": [b"c@x"]}, "first"),
+        ("cn=Carol Smith,dc=x", {"mail": [b"c@x"]}, "c@x"),
+        ("cn=Carol Smith,dc=x", {}, "Carol Smith"),
+    ],
+)
+def test_the_name_is_the_entrys_own_whatever_was_typed(dn, values, spelled):
+    assert ldap_spelled(dn, values, ["uid", "mail"]) == spelled
 
 
 def test_the_password_of_the_service_is_in_no_representation(layout):

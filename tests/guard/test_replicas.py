@@ -15,9 +15,10 @@ from redis import Redis as RedisClient
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
 
-from chatsvc.errors import AuthenticationFailed, LimitExceeded, StoreUnavailable
+from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, StoreUnavailable
 from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
+from chatsvc.guard.directory import Person
 from chatsvc.guard.gate import Credentials
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN, scope
 from chatsvc.guard.quotas import Bucket
@@ -261,6 +262,58 @@ def wait_for(act):
         except StoreUnavailable:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_person_who_logs_in_at_both_at_once_has_one_account(replicas):
+    guards = [replica.guard for replica in replicas]
+    for number in range(5):
+        carol = Person("ldap", "ldap", f"entryUUID:{number}", f"Carol{number}")
+        found = []
+        in_parallel(
+            [
+                lambda carol=carol, found=found, guard=guard: found.append(guard.vouched.take(carol, ["user"]))
+                for guard in guards * 4
+            ]
+        )
+        assert len(set(found)) == 1
+    assert guards[0].accounts.count() == 5
+
+
+def test_people_of_one_name_at_both_at_once_have_an_account_each(replicas):
+    people = [Person("oidc", "https://id.example.org", f"sub-{number}", "sam") for number in range(8)]
+    guards, found = [replica.guard for replica in replicas], []
+    in_parallel(
+        [
+            lambda person=person, guard=guards[number % 2]: found.append(guard.vouched.take(person, []))
+            for number, person in enumerate(people)
+        ]
+    )
+    assert len({one.account_id for one in found}) == 8
+    assert sum(one.name == "sam" for one in found) == 1
+    assert {one.account_id for one in found} == {guards[0].vouched.take(person, []).account_id for person in people}
+
+
+def test_an_account_of_an_earlier_version_is_adopted_once(replicas):
+    guards = [replica.guard for replica in replicas]
+    with guards[0].database.session() as session:
+        row = guards[0].accounts.new_row("CAROL", "", ["user"], "ldap")
+        session.add(row)
+    people = [Person("ldap", "ldap", f"entryUUID:{number}", "carol") for number in range(4)]
+    found = []
+    in_parallel([lambda person=person: found.append(guards[0].vouched.take(person, ["user"])) for person in people])
+    assert len({one.account_id for one in found}) == 4
+    assert sum(one.account_id == row.id for one in found) == 1
+
+
+def test_every_spelling_of_a_name_is_that_account_on_postgresql_too(replicas, ada):
+    one, other = (replica.guard for replica in replicas)
+    assert other.login.verify("ＡＤＡ", PASSWORD, ip_address("127.0.0.1")).account_id == ada["id"]
+    with pytest.raises(Conflict):
+        one.accounts.add("Ada", PASSWORD, [])
+    assert one.accounts.list_doubled() == []
+    for name in ("\0", "ada\0", "\ud800", "a" * 5000, "a\u0301" * 200):
+        with pytest.raises(AuthenticationFailed):
+            one.login.verify(name, PASSWORD, ip_address("127.0.0.1"))
 
 
 def test_requests_a_minute_are_counted_over_both_in_redis(redis):

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import ldap3
-from ldap3.core.exceptions import LDAPException
+from ldap3.core.exceptions import LDAPException, LDAPInvalidDnError
 from ldap3.utils.conv import escape_filter_chars
 from ldap3.utils.dn import parse_dn
 
@@ -164,15 +164,23 @@ def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
     for unique_id in values.get("objectguid", ()):
         if len(unique_id) == 16:
             return f"objectGUID:{uuid.UUID(bytes_le=unique_id)}"
-    return "dn:" + ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value, _ in parse_dn(dn))
+    return "dn:" + ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value in _parts(dn))
 
 
 def _spelled(dn: str, values: Mapping[str, Sequence[bytes]], attributes: Sequence[str]) -> str:
     """The entry's own spelling of its name: of several values the one that the DN begins with, else the least."""
-    leading_attribute, leading_value, _ = parse_dn(dn)[0]
+    leading_attribute, leading_value = _parts(dn)[0]
     for attribute in attributes:
         texts = [value.decode("utf-8", "replace") for value in values.get(attribute.lower(), ())]
         if texts:
             is_leading = attribute.lower() == leading_attribute.lower()
             return next((text for text in texts if is_leading and text == leading_value), min(texts))
-    return str(leading_value)
+    return leading_value
+
+
+def _parts(dn: str) -> list[tuple[str, str]]:
+    """The attributes of a DN and their values; a DN that does not parse is one value."""
+    try:
+        return [(attribute, value) for attribute, value, _ in parse_dn(dn, strip=True)]
+    except LDAPInvalidDnError:
+        return [("", dn)]
