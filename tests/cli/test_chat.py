@@ -16,7 +16,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli.chat import Talk, read_events
+from chatsvc.cli.chat import Talk, _printable, read_events
 from chatsvc.cli.main import main
 
 PASSWORD = "alice's long password"
@@ -83,6 +83,24 @@ def test_an_expired_access_token_is_renewed(server) -> None:
         talk._tokens["access_token"] = talk._tokens["access_token"][:-8] + "AAAAAAAA"
         assert "".join(talk.ask("Say yes."))
         assert talk._conversation_id
+
+
+def test_after_a_cancelled_answer_the_next_question_goes_into_the_same_conversation(server) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        talk = Talk(http, max_tokens=400)
+        talk.log_in("alice", PASSWORD)
+        story = talk.ask("Write a very long story about a lighthouse.")
+        next(story)
+        story.close()
+        "".join(talk.ask("Say yes."))
+        found = http.get(f"/conversations/{talk._conversation_id}", headers=server.headers).json()["messages"]
+    said = [message["content"] for message in found if message["role"] == "user"]
+    assert said == ["Write a very long story about a lighthouse.", "Say yes."]
+    assert [message["complete"] for message in found][:2] == [True, False]
+
+
+def test_a_terminal_is_not_commanded_by_an_answer() -> None:
+    assert _printable("a\x1b[2Jb\x07\x9b1m\tc\n世界") == "a[2Jb1m\tc\n世界"
 
 
 def test_a_refused_question_does_not_end_the_conversation(chat) -> None:

@@ -184,7 +184,15 @@ def test_deleting_while_an_answer_is_streaming_deletes(page, network, api, wait_
     (new,) = conversation_of(api, "After the deletion.")
     assert new != conversation
     assert api.get(f"/conversations/{conversation}").status_code == 404
-    # Deleted from elsewhere: the page says so, and gives the question back.
+    # Deleted from elsewhere, while it is answered and before: the page says so, and gives the question back.
+    at.ask(LONG)
+    at.wait_words()
+    assert api.delete(f"/conversations/{new}").status_code == 204
+    wait_until(lambda: "has been deleted" in at.text("#alert"))
+    assert (at.typed, at.shown) == (LONG, [])
+    at.ask("Once more.")
+    at.wait_idle()
+    (new,) = conversation_of(api, "Once more.")
     assert api.delete(f"/conversations/{new}").status_code == 204
     at.ask("Where is it?")
     wait_until(lambda: "has been deleted" in at.text("#alert"))

@@ -9,6 +9,8 @@ import contextlib
 import importlib
 import json
 import sys
+import time
+import unicodedata
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ import httpx
 
 from chatsvc.errors import OperatorError
 
+_SETTLE_PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6)
 _TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so long
 
 
@@ -102,6 +105,7 @@ class Talk:
     max_tokens: int | None = None
     _tokens: dict[str, str] = field(default_factory=dict, repr=False)
     _conversation_id: str | None = None
+    _unsettled_id: str | None = None  # of an answer that was cut: the service may have kept what there was of it
 
     def log_in(self, name: str, password: str) -> None:
         """Get tokens.
@@ -117,6 +121,7 @@ class Talk:
         Raises:
             OperatorError: the service refused, or the answer ended with an error.
         """
+        self._settle()
         optional = {"conversation_id": self._conversation_id, "max_tokens": self.max_tokens}
         body = {"query": text, **{name: value for name, value in optional.items() if value is not None}}
         for attempt in (1, 2):
@@ -130,16 +135,33 @@ class Talk:
                 return
 
     def _pieces(self, answer: httpx.Response) -> Generator[str, None, None]:
+        started_id = None
         for name, data in read_events(answer.iter_lines()):
             if name == "error":
                 raise OperatorError(data["error"]["message"])
             if name == "start":
-                self._conversation_id = data["conversation_id"]
+                started_id = data["conversation_id"]
             elif name == "done":
+                self._conversation_id, self._unsettled_id = started_id, None
                 return
             else:
+                self._unsettled_id = started_id
                 yield data["token"]
         raise OperatorError("The answer ended in the middle; ask again.")
+
+    def _settle(self) -> None:
+        """After a cut answer: go on in its conversation if the service has kept it, which it does within a second."""
+        unsettled_id, self._unsettled_id = self._unsettled_id, None
+        if unsettled_id is None or unsettled_id == self._conversation_id:
+            return
+        for pause_s in _SETTLE_PAUSES_S:
+            time.sleep(pause_s)
+            answer = self.http.get(f"/conversations/{unsettled_id}", headers=self._bearer("access_token"))
+            if answer.status_code == httpx.codes.UNAUTHORIZED:
+                self._tokens = self._post("/refresh", None, self._bearer("refresh_token"))
+            elif answer.is_success:
+                self._conversation_id = unsettled_id
+                return
 
     def _post(self, path: str, body: dict[str, str] | None, headers: dict[str, str] | None = None) -> dict[str, str]:
         answer = self.http.post(path, json=body, headers=headers)
@@ -195,9 +217,14 @@ def _show_until_cancelled(pieces: Generator[str, None, None]) -> None:
         click.echo(f"\nchatsvc: {error}", err=True)
 
 
+def _printable(text: str) -> str:
+    """Without control characters: a model that writes an escape sequence must not command the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
+
+
 def _show(pieces: Generator[str, None, None]) -> None:
     # Closing the generator closes the connection, and with it the generation ends.
     with contextlib.closing(pieces) as open_pieces:
         for piece in open_pieces:
-            click.echo(piece, nl=False)
+            click.echo(_printable(piece) if sys.stdout.isatty() else piece, nl=False)
     click.echo()

@@ -60,6 +60,7 @@ function button(className, text, label, act) {
   made.className = className;
   made.textContent = text;
   made.setAttribute("aria-label", label);
+  made.title = label;
   made.addEventListener("click", () => {
     tell($("alert"));
     attempt(act);
