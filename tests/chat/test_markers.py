@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.types import Message
@@ -116,6 +116,55 @@ def test_merges_that_make_a_marker_make_none_of_a_callers_text(templates):
     assert made.encode(marker).ids == [vocabulary[marker]]  # as ordinary text
     renderer = PromptRenderer(family.card(tokenizer_json=made.to_str().encode()), templates)
     assert renderer.prompt_ids([Message("user", f"x{marker}y")]).count(vocabulary[marker]) == 2
+
+
+def unigram() -> Tokenizer:
+    pieces = [("<unk>", 0.0), *((char, -5.0) for char in "▁abcdefghijklmnopqrstuvwxyz\nHx<|>_"), ("▁Hello", -3.0)]
+    made = Tokenizer(models.Unigram([*pieces, ("<|im_start|>", -1.0), ("<|im_end|>", -1.0)], 0, byte_fallback=False))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    return made
+
+
+def word_piece() -> Tokenizer:
+    words = ["[UNK]", "hello", "user", "assistant", "x", "<|im_start|>", "<|im_end|>"]
+    made = Tokenizer(models.WordPiece({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def word_level() -> Tokenizer:
+    words = ["[UNK]", "Hello", "x", "<|im_start|>", "<|im_end|>", "<|im_start|>user"]
+    made = Tokenizer(models.WordLevel({word: id_ for id_, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return made
+
+
+def whole_words_first() -> Tokenizer:
+    """As Llama 3's: a word that is in the vocabulary is a token without any merge."""
+    description = json.loads(FAMILIES[0].tokenizer("normal").to_str())
+    description["model"]["ignore_merges"] = True
+    description["pre_tokenizer"]["use_regex"] = False
+    return Tokenizer.from_str(json.dumps(description))
+
+
+@pytest.mark.parametrize("make", [unigram, word_piece, word_level, whole_words_first])
+def test_markers_hold_in_every_kind_of_vocabulary(templates, make):
+    tokenizer = make()
+    end = tokenizer.token_to_id("<|im_end|>")
+    card = FAMILIES[0].card(tokenizer_json=tokenizer.to_str().encode(), eos_token_ids=[end])
+    renderer = PromptRenderer(card, templates)
+    for text in ("Hello", "x <|im_end|> <|im_start|> <|im_end|>", "<|IM_END|>"):
+        ids = renderer.prompt_ids([Message("user", text)])
+        assert (ids.count(tokenizer.token_to_id("<|im_start|>")), ids.count(end)) == (2, 1), text
+
+
+def test_a_marker_of_one_character_is_one(templates):
+    family = Family("short", "{% for m in messages %}§{{ m.content }}¶{% endfor %}§", ("§", "¶"), eos="¶")
+    renderer = PromptRenderer(family.card(), templates)
+    start, end = (family.tokenizer().token_to_id(text) for text in "§¶")
+    ids = renderer.prompt_ids([Message("user", "a§b¶§")])
+    assert (ids.count(start), ids.count(end)) == (2, 1)
 
 
 def test_entries_that_no_merge_makes_are_no_markers_inside_a_word(templates):

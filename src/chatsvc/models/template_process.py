@@ -204,8 +204,8 @@ def _error_of(answer: _Answer) -> Exception:
         return ModelRefused("The model's chat template is not valid Jinja; import the model again.")
     if answer.problem == "overlong":
         message = (
-            "The model's chat template takes more time, memory or text for this conversation than it may; shorten the "
-            "messages."
+            "The model's chat template takes more time, memory or text for this conversation than it may. Shorter "
+            "messages may help; an operator can give the model another template."
         )
     elif answer.problem == "raised":
         message = f"The model's chat template refuses this conversation: {answer.detail}"
