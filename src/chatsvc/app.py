@@ -174,7 +174,11 @@ def _planner_options(settings: Settings) -> PlannerOptions:
     return PlannerOptions(
         system_prompt=chat.system_prompt,
         default_max_tokens=min(chat.default_max_tokens, chat.max_tokens_cap),
-        sampling=SamplingDefaults(temperature=chat.default_temperature),
+        sampling=SamplingDefaults(
+            temperature=chat.default_temperature,
+            top_p=chat.default_top_p,
+            repetition_penalty=chat.default_repetition_penalty,
+        ),
     )
 
 

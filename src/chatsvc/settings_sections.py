@@ -110,7 +110,9 @@ class ChatSection(Section):
     system_prompt: str = ""
     default_max_tokens: Count = 512
     max_tokens_cap: Count = 4096
-    default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    default_top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
+    default_repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.05
     deadline_s: Seconds = 300
 
 

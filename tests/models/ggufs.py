@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def tiny_gguf(
     tokenizer: Tokenizer | None = None,
     with_tensors: bool = True,
     heads: int = HEADS,
+    sampling: Mapping[str, float] | None = None,
 ) -> Path:
     """A GGUF file; ``pre=None`` leaves the name of the split out, as files from before May 2024 do."""
     tokenizer = tokenizer or trained_tokenizer(512)
@@ -37,6 +39,9 @@ def tiny_gguf(
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_file_type(1)
+    for name, value in (sampling or {}).items():
+        add = writer.add_int32 if isinstance(value, int) else writer.add_float32
+        add(f"general.sampling.{name}", value)
     _add_tokenizer(writer, tokenizer, pre, model)
     if template is not None:
         writer.add_chat_template(template)

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from chatsvc.errors import OperatorError
 from chatsvc.models import finite
+from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.files import check_sizes
 from chatsvc.models.importing import preferred_gguf, suggested_name
 from chatsvc.models.store import ModelStore
+from tests.models.ggufs import tiny_gguf
 from tests.shapes import TEMPLATE
 
 
@@ -39,6 +41,30 @@ def test_texts_come_out_of_the_folders_small_files(store: ModelStore, source: Pa
     assert card.context_length == 2048
     assert (card.bos_token, card.eos_token) == ("", "<|im_end|>")
     assert len(card.eos_token_ids) == 2
+
+
+def _recommended(store: ModelStore, source: Path, **values: object) -> SamplingDefaults:
+    (source / "generation_config.json").write_text(json.dumps(values))
+    name = f"recommended-{len(store.list())}"
+    return store.import_path(source, name).card().sampling
+
+
+def test_how_tokens_are_chosen_comes_from_the_generation_config(store: ModelStore, source: Path):
+    qwen = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    given = _recommended(store, source, do_sample=True, max_new_tokens=2048, **qwen)
+    assert given == SamplingDefaults(**qwen)
+    assert _recommended(store, source, min_p=0.05) == SamplingDefaults(min_p=0.05)
+    useless = {"temperature": 0.0, "top_p": 0, "top_k": -1, "min_p": 7, "repetition_penalty": "1.1"}
+    assert _recommended(store, source, **useless) == SamplingDefaults()  # never a silent 0
+    assert _recommended(store, source, temperature=True, top_k=None) == SamplingDefaults()
+
+
+def test_a_gguf_file_may_say_how_tokens_are_chosen_itself_and_counts_first(store: ModelStore, tmp_path: Path):
+    path = tiny_gguf(tmp_path / "model.gguf", sampling={"temp": 0.6, "top_k": 30, "penalty_repeat": 1.1})
+    card = store.import_path(path, "file").card().sampling
+    assert (card.temperature, card.top_k, card.repetition_penalty) == pytest.approx((0.6, 30, 1.1))
+    beside = _recommended(store, tmp_path, temperature=0.9, top_p=0.8)
+    assert (beside.temperature, beside.top_p, beside.top_k) == pytest.approx((0.6, 0.8, 30))
 
 
 def test_a_template_file_wins_over_the_tokenizers_configuration(store: ModelStore, source: Path):

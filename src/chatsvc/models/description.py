@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 from chatsvc.errors import ModelRefused
-from chatsvc.models.card import ModelCard
+from chatsvc.models.card import ModelCard, SamplingDefaults
 
 Format = Literal["gguf", "openvino", "safetensors"]
 
@@ -24,6 +24,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         format: how the weights are stored.
         weights: the weight files, the largest secret of the folder; sealing encrypts exactly these.
         source: where it was fetched or imported from, for people.
+        sampling: what its authors recommend.
         sealed: the weight files are there only in their sealed form (``NAME.sealed``).
     """
 
@@ -37,6 +38,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     bos_token: str = ""
     eos_token: str = ""
     source: str = ""
+    sampling: SamplingDefaults = SamplingDefaults()
     sealed: bool = False
 
     def encode(self) -> bytes:
@@ -56,6 +58,7 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             chat_template=chat_template,
             bos_token=self.bos_token,
             eos_token=self.eos_token,
+            sampling=self.sampling,
         )
 
 

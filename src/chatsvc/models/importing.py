@@ -6,6 +6,7 @@ is parsed once here: tokenizer, chat template, ending ids, context length. Knows
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from chatsvc.models.files import (
 )
 from chatsvc.models.probing import check_template
 from chatsvc.models.sealed import SUFFIX
-from chatsvc.models.texts import Texts, read_texts, texts_of_gguf
+from chatsvc.models.texts import Texts, read_texts, texts_of_gguf, with_recommended
 from chatsvc.models.tokenizer import PRE_KEY, family
 
 GGUF_WEIGHTS = "model.gguf"
@@ -104,6 +105,7 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
         weights=list(plan.weights),
         bos_token=plan.texts.bos_token,
         eos_token=plan.texts.eos_token,
+        sampling=plan.texts.sampling,
         source=label.source or source.name,
     )
     write_file(folder / DESCRIPTION_FILE, made.encode())
@@ -180,7 +182,8 @@ def _plan(source: Path) -> _Plan:
     if safetensors.has_weights(source):
         return _plan_safetensors(source)
     if files := sorted(source.glob("*.gguf")):
-        return _plan_gguf(preferred_gguf(files))
+        plan = _plan_gguf(preferred_gguf(files))
+        return dataclasses.replace(plan, texts=with_recommended(plan.texts, source))
     raise OperatorError(
         f"{source}: holds no model that is taken in: expected a .gguf file, model.safetensors with config.json and "
         "tokenizer.json, or openvino_model.xml with .bin (pickled checkpoints like pytorch_model.bin are never opened)"

@@ -5,6 +5,7 @@ Reads the files that Hugging Face's tools write. Knows nothing about weights.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ import msgspec
 from tokenizers import Tokenizer
 
 from chatsvc.errors import ModelRefused, OperatorError
+from chatsvc.models import recommended
 from chatsvc.models import tokenizer as tokenizers_
 from chatsvc.models.added_tokens import DECODER_KEY, complete, special_texts, token_text
+from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.description import TEMPLATE_FILE, TOKENIZER_FILE
 from chatsvc.models.gguf import GgufHead
 from chatsvc.models.manifest import read_bounded
@@ -36,6 +39,7 @@ class Texts:
     eos_token_ids: list[int]
     bos_token: str
     eos_token: str
+    sampling: SamplingDefaults
 
 
 def texts_of_gguf(head: GgufHead, architecture: str) -> Texts:
@@ -55,6 +59,7 @@ def texts_of_gguf(head: GgufHead, architecture: str) -> Texts:
         eos_token_ids=_eos(made, [number for number in ends if isinstance(number, int)]),
         bos_token=_token_text(made, head.metadata.get("tokenizer.ggml.bos_token_id")),
         eos_token=_token_text(made, eos),
+        sampling=recommended.from_gguf(head.metadata),
     )
 
 
@@ -88,7 +93,15 @@ def read_texts(folder: Path) -> Texts:
         eos_token_ids=_eos(made, stated),
         bos_token=bos,
         eos_token=eos,
+        sampling=recommended.from_generation_config(generation),
     )
+
+
+def with_recommended(texts: Texts, folder: Path) -> Texts:
+    """What a GGUF file does not say of sampling, from a ``generation_config.json`` in its folder."""
+    stated = msgspec.structs.asdict(recommended.from_generation_config(_json(folder, "generation_config.json") or {}))
+    stated |= {name: value for name, value in msgspec.structs.asdict(texts.sampling).items() if value is not None}
+    return dataclasses.replace(texts, sampling=SamplingDefaults(**stated))
 
 
 def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
