@@ -112,7 +112,7 @@ class ChatSection(Section):
     max_tokens_cap: Count = 4096
     default_temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     default_top_p: Annotated[float, Field(gt=0, le=1)] = 0.8
-    default_repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.05
+    default_repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.1
     deadline_s: Seconds = 300
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from chatsvc.app import running_in
 from chatsvc.guard.api_keys import NewKey
 
-PARIS = {"query": "What is the capital of France?", "max_tokens": 16}
+PARIS = {"query": "What is the capital of France?", "max_tokens": 16, "temperature": 0}
 
 
 @pytest.fixture

