@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -82,6 +84,12 @@ def test_roles_are_those_of_today(directory, layout, guard):
     assert guard.accounts.get("carol").roles == ("viewer",)
     LdapDirectory(replace(layout, group_base=""), guard.vouched).verify("carol", PASSWORD)
     assert guard.accounts.get("carol").roles == ()
+
+
+def test_a_group_is_found_by_its_dn_in_any_spelling(layout, guard):
+    spelled = {"CN=Operators, OU=Groups,DC=example,dc=org": "operator", "CHATTERS": "user", "cn=chatters": "admin"}
+    LdapDirectory(replace(layout, roles=spelled), guard.vouched).verify("carol", PASSWORD)
+    assert guard.accounts.get("carol").roles == ("operator", "user")
 
 
 def test_who_is_in_no_mapped_group_logs_in_without_a_role(directory, guard):
@@ -305,6 +313,26 @@ def test_a_directory_that_hangs_keeps_one_waiting_and_refuses_the_others_at_once
                 login.verify("carol", PASSWORD, HERE)
         assert time.monotonic() - started_at < 10  # 20 s and more one after the other
     poll_until(lambda: answers(login), what="the directory")
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"\x30\x05\x02\x01\x01\x00\x00", b"\x30\x03\x02\x01\x01"]
+)
+def test_what_is_no_directory_is_an_outage(guard, answer):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        options = LdapOptions(url=f"ldap://127.0.0.1:{listener.getsockname()[1]}", user_base="dc=x", timeout_s=2)
+        with pytest.raises(IdentityUnavailable):
+            LdapDirectory(options, guard.vouched).verify("carol", PASSWORD)
+        thread.join()
 
 
 def answers(login):

@@ -216,6 +216,23 @@ def test_twelve_forged_bearers_do_not_wait_for_a_silent_provider_one_after_the_o
         assert "身份认证" in page.text
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"authorization_endpoint": "http://id.example.org/authorize"},
+        {"authorization_endpoint": "https://["},
+        {"authorization_endpoint": 7},
+        {"issuer": []},
+    ],
+)
+def test_metadata_that_cannot_be_believed_is_an_outage(app, monkeypatch, change):
+    found = running_in(app).provider
+    original = found._get
+    monkeypatch.setattr(found, "_get", lambda url: {**original(url), **change})
+    answer = browser(app).get("/oidc/login")
+    assert (answer.status_code, answer.json["error"]["code"]) == (503, "identity_unavailable")
+
+
 def test_a_provider_that_goes_down_before_the_callback_shows_a_page(make_app, settings, provider):
     app = make_app(with_model=False, **settings)
     client = browser(app)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 import ssl
+import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from chatsvc.store.breaker import Breaker
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_GROUPS = 1000
+# The library's own errors, and what its decoder raises for an answer that is no LDAP.
+_FAILURES = (LDAPException, LookupError, ValueError, TypeError, AttributeError, struct.error)
 # The attribute that a user_filter compares with the name: (uid={name}), (sAMAccountName:…:={name}).
 _COMPARED = re.compile(r"\(\s*([A-Za-z][A-Za-z0-9.;-]*)[^=()]*=\{name\}")
 
@@ -93,9 +96,9 @@ class LdapDirectory:
         if not password:
             return None
         try:
-            with self._breaker.watch(LDAPException):
+            with self._breaker.watch(*_FAILURES):
                 proved = self._proved(name, password, admit)
-        except LDAPException as error:
+        except _FAILURES as error:
             raise IdentityUnavailable from error
         return self._accounts.take(*proved) if proved is not None else None  # (5)
 
@@ -153,8 +156,8 @@ class LdapDirectory:
         wanted = self._options.group_filter.replace("{dn}", escape_filter_chars(dn))
         _, _, response, _ = service.search(self._options.group_base, wanted, attributes=["cn"], size_limit=_MAX_GROUPS)
         groups = [entry for entry in response if entry["type"] == "searchResEntry"]
-        names = {name for group in groups for name in (group["dn"], *group["attributes"].get("cn", []))}
-        return [role for group, role in self._options.roles.items() if group in names]
+        names = {_group_key(name) for group in groups for name in (group["dn"], *group["attributes"].get("cn", []))}
+        return [role for group, role in self._options.roles.items() if _group_key(group) in names]
 
 
 def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
@@ -164,7 +167,17 @@ def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
     for unique_id in values.get("objectguid", ()):
         if len(unique_id) == 16:
             return f"objectGUID:{uuid.UUID(bytes_le=unique_id)}"
-    return "dn:" + ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value in _parts(dn))
+    return f"dn:{_normal_dn(dn)}"
+
+
+def _normal_dn(dn: str) -> str:
+    """One form of all spellings of a DN: without regard to case, width and spaces."""
+    return ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value in _parts(dn))
+
+
+def _group_key(name: str) -> str:
+    """What the configuration's name of a group and the directory's are compared by: a DN, or a ``cn``."""
+    return _normal_dn(name) if "=" in name else name_key(name)
 
 
 def _spelled(dn: str, values: Mapping[str, Sequence[bytes]], attributes: Sequence[str]) -> str:

@@ -105,7 +105,8 @@ class OidcProvider:
     def __init__(self, options: OidcOptions, *, clock: Callable[[], float] = time.time) -> None:
         if options.api_audience == options.client_id:
             raise OperatorError("oidc.api_audience must not be oidc.client_id: an ID token is no access token.")
-        _check_url(options.issuer, "oidc.issuer")
+        if not _is_safe(options.issuer):
+            raise OperatorError("oidc.issuer must be https://…: who is who is decided by what it says.")
         self.options = options
         self._clock = clock
         self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
@@ -227,9 +228,8 @@ class OidcProvider:
                         )
                     self._metadata, self._metadata_at = found, time.monotonic()
         url = self._metadata.get(name)
-        if not isinstance(url, str):
-            raise IdentityUnavailable
-        _check_url(url, name)
+        if not isinstance(url, str) or not _is_safe(url):
+            raise IdentityUnavailable(f"The identity provider publishes no {name} that can be believed.")
         return url
 
     @contextmanager
@@ -252,7 +252,7 @@ class OidcProvider:
             answer = requests.get(url, timeout=self.options.timeout_s, allow_redirects=False, verify=self._verify)
             answer.raise_for_status()
             value = answer.json()
-        except (OSError, ValueError) as error:  # OSError: as above
+        except (OSError, ValueError, RecursionError) as error:  # OSError: as above
             raise IdentityUnavailable from error
         if not isinstance(value, dict):
             raise IdentityUnavailable
@@ -273,10 +273,13 @@ class OidcProvider:
         )
 
 
-def _check_url(url: str, what: str) -> None:
-    place = urlsplit(url)
-    if place.scheme != "https" and place.hostname not in _LOOPBACK:
-        raise OperatorError(f"{what} must be https://…: who is who is decided by what it says.")
+def _is_safe(url: str) -> bool:
+    """Whether what comes from there can be believed: https, or this machine."""
+    try:
+        place = urlsplit(url)
+    except ValueError:
+        return False
+    return place.scheme == "https" or place.hostname in _LOOPBACK
 
 
 class OidcBearer:
