@@ -51,7 +51,7 @@ class CompletionBody(GenerationBody):
     prompt: Prompt
     echo: bool | None = None
     suffix: Annotated[Any, AfterValidator(_no_suffix), WithJsonSchema({"enum": [None, ""]}), Field(default=None)]
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    best_of: Annotated[int, Field(ge=0, le=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     def prompts(self) -> list[str | tuple[int, ...]]:
