@@ -11,9 +11,10 @@ from chatsvc.errors import AuthenticationFailed, ClientGone, EngineUnavailable
 from chatsvc.http import connection
 from chatsvc.http.chat import ChatEncoder
 from chatsvc.http.openai import ChunkEncoder
+from chatsvc.http.openai_schema import OpenAIBody
 from chatsvc.http.sse import EventStream, message
 
-FINISH = Finish("id", "stop", Usage(3, 2), "model", "c")
+FINISH = Finish("id", ("stop",), Usage(3, 2), "model", "c")
 
 
 class Clock:
@@ -23,6 +24,12 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def openai_encoder(*, wants_usage=False):
+    options = {"stream_options": {"include_usage": True}} if wants_usage else {}
+    said = [{"role": "user", "content": "Hi"}]
+    return ChunkEncoder("m", 1, OpenAIBody.model_validate({"messages": said, "stream": True, **options}))
 
 
 def stream(events, encoder=None, *, keep_alive_s=10.0, clock=None, errors=None):
@@ -52,7 +59,7 @@ def test_tokens_then_done():
 def test_the_ids_come_first():
     chunks = list(stream(iter([Start("id", "c", "m"), Delta("x"), FINISH])))
     assert chunks[0] == b'event: start\ndata: {"id":"id","conversation_id":"c","model":"m"}\n\n'
-    openai = list(stream(iter([Start("id", "c", "m"), FINISH]), ChunkEncoder("m", 1, wants_usage=False)))
+    openai = list(stream(iter([Start("id", "c", "m"), FINISH]), openai_encoder()))
     assert len(openai) == 1
     assert b"event:" not in openai[0]
 
@@ -124,13 +131,13 @@ def test_an_error_in_mid_stream_is_the_last_event(error, kind):
 
 
 def test_an_error_in_openais_stream_has_no_done():
-    chunks = list(stream(failing(EngineUnavailable()), ChunkEncoder("m", 1, wants_usage=True)))
+    chunks = list(stream(failing(EngineUnavailable()), openai_encoder(wants_usage=True)))
     assert chunks[-1].startswith(b'data: {"error":{')
     assert not any(b"[DONE]" in chunk or b'"finish_reason":"' in chunk for chunk in chunks)
 
 
 def test_openais_chunks_of_an_empty_completion_still_begin_with_the_role():
-    (chunk,) = stream(iter([FINISH]), ChunkEncoder("m", 1, wants_usage=False))
+    (chunk,) = stream(iter([FINISH]), openai_encoder())
     assert chunk.index(b'"role":"assistant"') < chunk.index(b'"finish_reason":"stop"') < chunk.index(b"[DONE]")
 
 
