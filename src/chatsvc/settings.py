@@ -44,7 +44,7 @@ from chatsvc.settings_sections import (
 from chatsvc.settings_sources import PREFIX, read_environment, read_toml, sentence
 
 # Threads of the web process: what may wait has its number, and together they are fewer than there are.
-_WAITING_HASHES = 64  # logins that wait for their turn to hash; more are refused at once
+WAITING_HASHES = 64  # logins that wait for their turn to hash; more are refused at once
 _DIRECTORY_LOGINS = 40  # at and before a directory (guard/login.py)
 _OTHER_THREADS = 24  # for everything else, which waits for the disk, a database or a provider at most
 HEALTH_THREADS = 8  # nothing but health gets the last ones
@@ -124,14 +124,9 @@ class Settings(BaseSettings):
     def least_threads(self) -> int:
         """One for everything that may wait at once: answers, the queue, logins, the rest, and what health has alone."""
         answers = self.engine.max_num_seqs + self.limits.max_waiting
-        logins = self.accounts.max_parallel_hashes + self.max_waiting_hashes
+        logins = self.accounts.max_parallel_hashes + WAITING_HASHES
         directory = _DIRECTORY_LOGINS if self.ldap.url else 0
         return answers + logins + directory + _OTHER_THREADS + HEALTH_THREADS
-
-    @property
-    def max_waiting_hashes(self) -> int:
-        """Logins that may wait for their turn to hash."""
-        return _WAITING_HASHES
 
     # Where things are when the file does not say otherwise: everything below CHATSVC_HOME.
     @property

@@ -24,7 +24,7 @@ from chatsvc.guard.outbox import Recorder
 from chatsvc.guard.passwords import PasswordOptions
 from chatsvc.guard.principal import Limits
 from chatsvc.guard.tokens import TokenOptions
-from chatsvc.settings import Settings
+from chatsvc.settings import WAITING_HASHES, Settings
 
 if TYPE_CHECKING:
     from chatsvc.guard.oidc import OidcProvider
@@ -126,7 +126,7 @@ def guard_options(settings: Settings) -> GuardOptions:
             time_cost=accounts.argon2_time_cost,
             parallelism=accounts.argon2_parallelism,
             max_parallel=accounts.max_parallel_hashes,
-            max_waiting=settings.max_waiting_hashes,
+            max_waiting=WAITING_HASHES,
         ),
         roles=accounts.roles,
         redis_url=redis_url.get_secret_value() if redis_url else None,

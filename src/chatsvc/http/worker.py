@@ -279,7 +279,7 @@ def _answer(status: int, reason: str) -> bytes:
     more = ""
     if status == 503:
         message = "Every thread is busy; try again after the time in Retry-After."
-        error |= {"message": message, "type": "overloaded_error", "code": "overloaded"}
+        error |= {"message": message, "type": "overloaded_error", "code": "queue_full"}
         more = "Retry-After: 1\r\n"
     body = json.dumps({"error": error}).encode()
     head = (
