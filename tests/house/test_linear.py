@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import chatsvc
 from chatsvc import logs
@@ -24,6 +25,7 @@ from chatsvc.audit import redact
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.stopping import StopMatcher
 from chatsvc.chat.types import Message
+from chatsvc.http.schema import Body
 from tests.house.growth import attacks, growth
 
 pytestmark = pytest.mark.timeout(300)
@@ -210,6 +212,24 @@ def test_a_stranger_may_send_no_more_than_a_login_needs(make_app) -> None:
 def nearly_the_stop_string(size: int) -> str:
     matcher = StopMatcher(["a" * size + "b", "ab" * size])
     return "".join(matcher.feed(piece) for piece in ["aaaa"] * (size // 4)) + matcher.flush()
+
+
+def test_a_long_list_of_wrong_items_makes_few_errors() -> None:
+    models = {
+        value
+        for module in our_modules()
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Body) and value.model_fields
+    }
+    assert len(models) > 15
+    many = {}
+    for model in models:
+        for field, item in itertools.product(model.model_fields, (None, {}, [], 1.5, "\0")):
+            try:
+                model.model_validate({field: [item] * 5000})
+            except ValidationError as error:
+                many[f"{model.__name__}.{field}, {item!r}"] = error.error_count()
+    assert {where: num for where, num in many.items() if num > 50} == {}
 
 
 TEXTS: dict[str, Callable[[int], object]] = {

@@ -42,7 +42,7 @@ _MAX_GROUPS = 1000
 # The library's own errors, and what its decoder raises for an answer that is no LDAP.
 _FAILURES = (LDAPException, LookupError, ValueError, TypeError, AttributeError, struct.error)
 # The attribute that a user_filter compares with the name: (uid={name}), (sAMAccountName:…:={name}).
-_COMPARED = re.compile(r"\(\s*([A-Za-z][A-Za-z0-9.;-]*)[^=()]*=\{name\}")
+_COMPARED = re.compile(r"\(\s*+([A-Za-z][A-Za-z0-9.;-]*+)[^=()]*+=\{name\}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,18 +38,21 @@ KeyName = Annotated[Text, Field(json_schema_extra={"pattern": r"^[\p{L}\p{M}\p{N
 NewPassword = Annotated[Text, Field(json_schema_extra={"minLength": 15, "maxLength": 128})]
 
 
+RoleNames = Annotated[list[Text], Field(fail_fast=True)]
+
+
 class AccountBody(Body):
     """``POST /admin/accounts``."""
 
     name: AccountName
     password: NewPassword
-    roles: list[Text] = Field(default_factory=list)
+    roles: RoleNames = Field(default_factory=list)
 
 
 class AccountPatchBody(Body):
     """``PATCH /admin/accounts/{name}``: what is left out stays."""
 
-    roles: list[Text] | None = None
+    roles: RoleNames | None = None
     disabled: bool | None = None
     password: NewPassword | None = None
 
@@ -81,7 +84,7 @@ class KeyBody(KeyLimitsBody):
 
     account: Text
     name: KeyName
-    scopes: Annotated[list[Scope], Field(min_length=1)]
+    scopes: Annotated[list[Scope], Field(min_length=1, fail_fast=True)]
 
 
 class RotateBody(Body):

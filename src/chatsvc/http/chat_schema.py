@@ -49,7 +49,7 @@ class ChatBody(Body):
     model_config = ConfigDict(json_schema_extra=_one_of)
 
     query: NonEmptyText | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     system: Text | None = None
     conversation_id: ConversationId | None = None
     max_tokens: MaxTokens | None = None

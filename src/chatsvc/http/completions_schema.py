@@ -16,7 +16,7 @@ MAX_PROMPTS = 64
 _DEFAULT_MAX_TOKENS = 16
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 _Several = Field(min_length=1, max_length=MAX_PROMPTS)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from chatsvc.chat.types import Message, Role, ToolCall
 from chatsvc.http.chat_schema import NonEmptyText
@@ -125,8 +125,8 @@ class OpenAIMessage(Tolerant):
     model_config = ConfigDict(json_schema_extra=_what_each_role_needs)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[ContentPart] | None = None
-    tool_calls: list[FunctionCall | CustomCall] | None = None
+    content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[FunctionCall | CustomCall], Field(fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: Text | None = None
     name: Text | None = None

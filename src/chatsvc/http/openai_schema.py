@@ -138,7 +138,7 @@ class GenerationBody(Tolerant):
 class OpenAIBody(GenerationBody):
     """The request of OpenAI's Chat Completions."""
 
-    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_completion_tokens: MaxTokens | None = None
     response_format: TextFormat = None
     modalities: TextOnly = None

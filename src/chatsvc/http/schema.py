@@ -45,7 +45,10 @@ def max_chat_bytes(context_length: int | None) -> int:
 
 
 class Body(BaseModel):
-    """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages."""
+    """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages.
+
+    Lists of a caller's are ``fail_fast``: an error for each of a million items would take seconds and a gigabyte.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
