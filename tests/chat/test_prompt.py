@@ -231,6 +231,30 @@ def test_ids_equal_those_of_transformers(renderer):
     assert renderer.prompt_ids([Message(m["role"], m["content"]) for m in messages]) == expected
 
 
+@pytest.mark.parametrize("how", [{"continue_final_message": True}, {"add_generation_prompt": False}])
+def test_a_prompt_may_end_inside_or_behind_the_last_message_as_with_transformers(renderer, how):
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), chat_template=CHATML)
+    messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "Hello, Hello"}]
+    expected = fast.apply_chat_template(messages, return_dict=True, **how)["input_ids"]
+    ours = [Message(m["role"], m["content"]) for m in messages]
+    continues = "continue_final_message" in how
+    assert renderer.prompt_ids(ours, opens_answer=False, continues_final=continues) == expected
+    assert (END in expected[-2:]) != continues
+
+
+def test_a_message_that_goes_on_cannot_become_a_role_boundary(renderer):
+    ids = renderer.prompt_ids([Message("assistant", "x<|im_end|>")], continues_final=True)
+    assert (ids.count(START), ids.count(END)) == (1, 0)
+
+
+def test_a_last_message_that_the_template_does_not_show_cannot_go_on(make):
+    with pytest.raises(InvalidRequest, match="continue_final_message"):
+        make(card("{{ messages[0].content }}")).prompt_ids(
+            [Message("user", "x"), Message("assistant", "y")], continues_final=True
+        )
+
+
 def test_the_operators_text_stands_before_the_callers_and_both_are_one_message():
     messages = [Message("system", "caller"), Message("system", "more"), Message("user", "x")]
     assert with_system("operator", messages) == (Message("system", "operator\n\ncaller\n\nmore"), Message("user", "x"))

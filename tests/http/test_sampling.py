@@ -99,6 +99,19 @@ def test_log_probabilities_have_openais_shape_and_their_bytes_are_the_text(ask):
     assert ask()["choices"][0]["logprobs"] is None
 
 
+def test_an_answer_goes_on_where_the_last_message_ends(ask):
+    begun = [
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of"},
+    ]
+    going_on = ask(messages=begun, continue_final_message=True, add_generation_prompt=False)
+    assert text(going_on).startswith(" France")
+    behind = ask(messages=begun, add_generation_prompt=False)
+    assert behind["usage"]["prompt_tokens"] > going_on["usage"]["prompt_tokens"]
+    for body in ({"messages": begun, "add_generation_prompt": True}, {"messages": begun[:1]}):
+        assert ask(400, continue_final_message=True, **body)["error"]["param"] == "continue_final_message"
+
+
 def test_several_choices_are_what_their_seeds_give_alone_and_all_count(ask):
     fields = {"temperature": 1.2, "max_tokens": 10, "min_tokens": 10}
     several = ask(n=3, seed=41, **fields)

@@ -153,7 +153,11 @@ class Planner:
             prompt_ids = renderer.plain_ids(self._options.system_prompt, request.prompt)
             return (Message("user", renderer.text_of(request.prompt)),), prompt_ids
         turns = tuple(message for message in request.messages if message.role != "system")
-        return turns, renderer.prompt_ids(self._conversation(history, request.messages))
+        return turns, renderer.prompt_ids(
+            self._conversation(history, request.messages),
+            opens_answer=request.opens_answer,
+            continues_final=request.continues_final_message,
+        )
 
     def _conversation(self, history: list[Message], messages: tuple[Message, ...]) -> tuple[Message, ...]:
         num_leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))

@@ -61,16 +61,33 @@ class PromptRenderer:
         """Token ids that there are, from 0 on."""
         return int(self._tokenizer.get_vocab_size())
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(
+        self, messages: Sequence[Message], *, opens_answer: bool = True, continues_final: bool = False
+    ) -> list[int]:
         """The ids of the conversation, ending where the assistant's turn begins.
+
+        Args:
+            messages: the turns.
+            opens_answer: False: ending with the last turn.
+            continues_final: ending inside the last turn, which the answer goes on with.
 
         Raises:
             InvalidRequest: the template does not take such a conversation.
         """
-        mark = f"{secrets.randbelow(10**_MARK_DIGITS):0{_MARK_DIGITS}}"
+        mark, end = _random_digits(), _random_digits()
         turns = messages if self._knows_tools else as_text(messages)
         guarded = [for_template(turn, lambda text: self._guarded(text, mark)) for turn in turns]
-        return self._encode(self._templates.render(self._render_of(guarded, mark)), mark)
+        if continues_final:
+            guarded[-1]["content"] = f"{guarded[-1].get('content') or ''}{end}"
+        text = self._templates.render(self._render_of(guarded, mark, opens_answer=opens_answer and not continues_final))
+        if continues_final:
+            text, found, _ = text.rpartition(end)
+            if not found:
+                raise InvalidRequest(
+                    "continue_final_message: the model's template does not show the last message.",
+                    param="continue_final_message",
+                )
+        return self._encode(text, mark)
 
     def beginning(self, operators: str) -> list[int]:
         """What prompts begin with before the first word of a caller, when the operator's text is this.
@@ -139,7 +156,7 @@ class PromptRenderer:
         begun: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
         return [*begun, *self._separate.encode(text)]
 
-    def _render_of(self, messages: list[dict[str, Any]], mark: str = "") -> Render:
+    def _render_of(self, messages: list[dict[str, Any]], mark: str = "", *, opens_answer: bool = True) -> Render:
         return Render(
             source=self.card.chat_template,
             messages=messages,
@@ -147,6 +164,7 @@ class PromptRenderer:
             markers=self._looked_for if mark else (),
             bos_token=self.card.bos_token,
             eos_token=self.card.eos_token,
+            opens_answer=opens_answer,
         )
 
     def _guarded(self, text: str, mark: str) -> str:
@@ -168,6 +186,10 @@ class PromptRenderer:
         aliases = self._separate.aliases
         aliased = self._finder.any_marker.sub(lambda found: aliases[found[0]], text)
         return self._separate.encode(mended(aliased, mark))
+
+
+def _random_digits() -> str:
+    return f"{secrets.randbelow(10**_MARK_DIGITS):0{_MARK_DIGITS}}"
 
 
 def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, ...]:

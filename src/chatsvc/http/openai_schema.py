@@ -146,6 +146,9 @@ class OpenAIBody(GenerationBody):
     function_call: ToolChoice = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    # vLLM's: how the prompt ends
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     # answered in text until tools are built
     tools: Hint = None
     functions: Hint = None
@@ -169,6 +172,10 @@ class OpenAIBody(GenerationBody):
     def _agree(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only together with 'logprobs': true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message: only together with 'add_generation_prompt': false")
+        if self.continue_final_message and self.messages[-1].role != "assistant":
+            raise ValueError("continue_final_message: the last message must be the assistant's")
         return self
 
     def to_request(self, bounds: Bounds) -> ChatRequest:
@@ -187,6 +194,8 @@ class OpenAIBody(GenerationBody):
             max_tokens=min((number for number in given if number is not None), default=None),
             sampling=self.sampling((self.top_logprobs or 0) if self.logprobs else None),
             num_choices=self.n or 1,
+            continues_final_message=bool(self.continue_final_message),
+            opens_answer=self.add_generation_prompt is not False,
             stop=stop_strings(self.stop),
             model=self.model,
             keep=False,

@@ -52,6 +52,7 @@ class Render(msgspec.Struct, kw_only=True):
         mark: begins every stand-in; nobody can guess it. Empty where no text has one.
         markers: those that the template may look for in a message.
         bos_token, eos_token: their texts.
+        opens_answer: the text ends with the beginning of the assistant's turn.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Render(msgspec.Struct, kw_only=True):
     markers: tuple[str, ...] = ()
     bos_token: str = ""
     eos_token: str = ""
+    opens_answer: bool = True
 
 
 class _Question(msgspec.Struct, kw_only=True):
@@ -266,7 +268,7 @@ def _rendered(render: Render) -> str:
         "messages": messages,
         "tools": None,
         "documents": None,
-        "add_generation_prompt": True,
+        "add_generation_prompt": render.opens_answer,
         "bos_token": render.bos_token,
         "eos_token": render.eos_token,
     }
