@@ -172,13 +172,14 @@ def test_the_time_to_mask_a_text_grows_with_its_length(piece):
     def seconds(length):
         text, best = piece * (length // len(piece)), float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.thread_time()
             redact(text)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.thread_time() - start)
         return best
 
-    # Four times the text may take four times as long; a quadratic pattern takes sixteen times.
-    assert seconds(32_000) < 9 * seconds(8_000) + 0.02
+    # Processor time, so that a busy machine does not count. Four times the text may take four times as long; a quadratic
+    # pattern takes sixteen times.
+    assert seconds(32_000) < 9 * seconds(8_000) + 0.05
 
 
 def test_check_digits():

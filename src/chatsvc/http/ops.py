@@ -109,7 +109,10 @@ def gauges(health: Health, room: Room) -> Callable[[], dict[str, tuple[str, floa
             "chatsvc_engine_ready": ("1 while the engine takes work.", float(engine.ready)),
             "chatsvc_audit_writable": ("1 while the audit log can be written.", float(health.audit.problem() is None)),
             "chatsvc_store_reachable": ("1 while database and Redis answer.", float(health.pulse.problem() is None)),
-            "chatsvc_audit_alarms": ("Devices, witnesses and disks that need somebody.", len(health.audit.alarms())),
+            "chatsvc_audit_alarms": (
+                "What needs somebody: disks, devices, witnesses, the clock, floods of failed logins.",
+                len(health.audit.alarms()),
+            ),
             "chatsvc_draining": ("1 while the service goes down.", float(health.drain.has_begun)),
         }
 
