@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -189,3 +191,74 @@ def test_a_template_finds_markers_in_a_guarded_text_as_in_any_other(templates):
     )
     assert templates.render(question) == "TrueTrueTrueacTrue"
     assert _answered(_Question(render=question)).texts == ["TrueTrueTrueacTrue"]  # where its lines can be measured
+
+
+VALUES = (
+    *(
+        "'a'",
+        "10**9",
+        "[1]",
+        "messages",
+        "n.x",
+        "n.x",
+        "{'a': 1}",
+        "(1,)",
+        "99999",
+        "-1",
+        "1.5",
+        "none",
+        "'%s'",
+        "'{}'",
+    ),
+    *("range(9999)", "m(3)", "lipsum", "cycler(1, 2)", "joiner()"),
+)
+FILTERS = (
+    *(
+        "attr",
+        "batch",
+        "center",
+        "default",
+        "dictsort",
+        "first",
+        "format",
+        "groupby",
+        "indent",
+        "items",
+        "join",
+        "length",
+    ),
+    *("list", "map", "pprint", "replace", "reverse", "select", "slice", "sort", "string", "sum", "tojson", "truncate"),
+    *("unique", "urlize", "wordwrap", "xmlattr"),
+)
+METHODS = ("format", "join", "ljust", "zfill", "replace", "split", "items", "expandtabs", "__class__", "mro")
+
+
+def expression(draw: Random, depth: int = 0) -> str:
+    kind = draw.randrange(9) if depth < 4 else 0
+
+    def part() -> str:
+        return expression(draw, depth + 1)
+
+    if kind < 2:
+        return draw.choice(VALUES)
+    if kind < 4:
+        return f"({part()} {draw.choice(['+', '-', '*', '**', '%', '//', '~', 'in', '==', '<'])} {part()})"
+    if kind < 6:
+        return f"({part()}|{draw.choice(FILTERS)}{f'({part()})' if draw.random() < 0.5 else ''})"
+    return draw.choice([f"[{part()}, {part()}]", f"{part()}.{draw.choice(METHODS)}({part()})", f"{part()}[{part()}]"])
+
+
+def test_any_program_ends_in_a_text_or_a_named_error(templates):
+    draw = Random(1)
+    texts = 0
+    for _ in range(60):
+        source = (
+            "{% set n = namespace(x='ab') %}{% macro m(n) %}{{ n }}{% endmacro %}"
+            f"{{% for i in range({draw.choice([3, 60, 99999])}) %}}{{% set n.x = {expression(draw)} %}}"
+            f"{{{{ {expression(draw)} }}}}{{% endfor %}}"
+        )
+        with suppress(InvalidRequest, ModelRefused):
+            render(templates, source)
+            texts += 1
+    assert 0 < texts < 60  # some of them are programs, and some are none
+    assert render(templates, PLAIN).startswith("system: ")
