@@ -24,6 +24,7 @@ pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
 import ldap3
 
 from chatsvc.guard.ldap import LdapDirectory, LdapOptions
+from chatsvc.guard.ldap import _compared as ldap_compared
 from chatsvc.guard.ldap import _spelled as ldap_spelled
 from chatsvc.guard.ldap import _subject as ldap_subject
 
@@ -359,6 +360,20 @@ def answers(login):
 )
 def test_an_entry_is_known_by_what_its_directory_cannot_change_else_by_its_dn(dn, values, subject):
     assert ldap_subject(dn, values) == subject
+
+
+@pytest.mark.parametrize(
+    ("user_filter", "attributes"),
+    [
+        ("(uid={name})", ["uid"]),
+        ("(&(objectClass=person)(|(sAMAccountName={name})(mail={name})))", ["sAMAccountName", "mail"]),
+        ("( cn:2.5.13.2:= {name})(sn~={name})", ["cn", "sn"]),
+        ("(objectClass=person)", []),
+        ("{name}", []),
+    ],
+)
+def test_the_attributes_of_the_name_are_those_of_the_filter(user_filter, attributes):
+    assert ldap_compared(user_filter) == attributes
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ tokens or HTTP.
 from __future__ import annotations
 
 import math
-import re
 import ssl
 import struct
 import uuid
@@ -41,8 +40,6 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_GROUPS = 1000
 # The library's own errors, and what its decoder raises for an answer that is no LDAP.
 _FAILURES = (LDAPException, LookupError, ValueError, TypeError, AttributeError, struct.error)
-# The attribute that a user_filter compares with the name: (uid={name}), (sAMAccountName:…:={name}).
-_COMPARED = re.compile(r"\(\s*+([A-Za-z][A-Za-z0-9.;-]*+)[^=()]*+=\{name\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ class LdapDirectory:
         self._options = options
         self._accounts = accounts
         self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
-        self._name_attributes = _COMPARED.findall(options.user_filter)
+        self._name_attributes = _compared(options.user_filter)
         tls = ldap3.Tls(validate=ssl.CERT_REQUIRED, ca_certs_file=str(options.ca_file) if options.ca_file else None)
         self._server = ldap3.Server(options.url, tls=tls, connect_timeout=options.timeout_s, get_info=ldap3.NONE)
 
@@ -158,6 +155,13 @@ class LdapDirectory:
         groups = [entry for entry in response if entry["type"] == "searchResEntry"]
         names = {_group_key(name) for group in groups for name in (group["dn"], *group["attributes"].get("cn", []))}
         return [role for group, role in self._options.roles.items() if _group_key(group) in names]
+
+
+def _compared(user_filter: str) -> list[str]:
+    """The attributes that a filter compares with the name: ``(uid={name})``, ``(sAMAccountName:1.2.3:={name})``."""
+    items = [text.rpartition("(")[2] for text in user_filter.split("{name}")[:-1]]
+    attributes = [item.partition("=")[0].partition(":")[0].strip(" ~<>") for item in items]
+    return [attribute for attribute in attributes if attribute]
 
 
 def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
