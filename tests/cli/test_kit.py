@@ -146,6 +146,11 @@ else:
     with (pathlib.Path(os.environ["CHATSVC_HOME"]) / "calls").open("a") as calls:
         calls.write("schema back " + sys.argv[2] + "\\n")
 """
+GOING_BACK = """
+import os, pathlib, sys
+with (pathlib.Path(os.environ["CHATSVC_HOME"]) / "calls").open("a") as calls:
+    calls.write(" ".join(["going_back", *sys.argv[1:]]) + "\\n")
+"""
 
 
 def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model: ModelFolder | None) -> Path:
@@ -155,6 +160,7 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/program.py": f"VERSION = {version!r}\n{PROGRAM}",
         "chatsvc/cli/__init__.py": "",
         "chatsvc/cli/schema.py": SCHEMA.replace("HEAD", head),
+        "chatsvc/cli/going_back.py": GOING_BACK,
     }
     wheel = make_wheel(folder / version, "chatsvc", "0.1.0", files)
     contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, [])
@@ -263,6 +269,63 @@ def test_a_link_in_a_kit_is_named(small_kit: tuple[Path, bytes], tmp_path: Path)
         tar.addfile(link)
     with pytest.raises(KitDiffers, match="no plain file"):
         verify(forged, small_kit[1])
+
+
+def _append(kit: Path, target: Path, *headers: tarfile.TarInfo) -> Path:
+    """The kit with headers put in front that promise more than there is."""
+    target.write_bytes(b"".join(one.tobuf(tarfile.GNU_FORMAT) for one in headers) + kit.read_bytes())
+    return target
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_members_larger_than_the_archive_are_refused_before_they_are_read(
+    small_kit: tuple[Path, bytes], tmp_path: Path, kind: bytes
+):
+    huge = tarfile.TarInfo("chatsvc-kit-0.1.0/huge")
+    huge.type, huge.size = kind, 1 << 40
+    with pytest.raises(KitError, match="cannot be read as a kit"):
+        verify(_append(small_kit[0], tmp_path / "huge.tar", huge), small_kit[1])
+
+
+def test_an_archive_of_holes_is_refused_before_it_is_read(small_kit: tuple[Path, bytes], tmp_path: Path):
+    holes = tmp_path / "holes.tar"
+    member = tarfile.TarInfo("chatsvc-kit-0.1.0/holes")
+    member.size = 1 << 40
+    holes.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    with holes.open("ab") as file:
+        file.truncate(512 + member.size)
+        file.seek(0, os.SEEK_END)
+        file.write(small_kit[0].read_bytes())
+    with pytest.raises(KitDiffers, match="holes: extra"):  # reading a terabyte would take the test's time-out
+        verify(holes, small_kit[1])
+
+
+def test_an_older_kit_becomes_current_only_by_its_version_and_on_record(
+    tmp_path: Path, keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    kits = {}
+    for version in ("0.9.1", "0.10.0"):
+        monkeypatch.setattr(bundle, "version", lambda _, version=version: version)
+        kits[version] = _release(tmp_path, keys, version, head="1", model=None)
+    prefix = tmp_path / "prefix"
+
+    def installs(command: str, *more: str) -> int:
+        return kit_install.main([command, *more, "--prefix", str(prefix)])
+
+    key = keys.public_bytes().hex()
+    assert installs("install", str(kits["0.10.0"]), key) == 0
+    current = (prefix / "current").readlink()
+    for more in ([], ["--version", "0.10.0"]):
+        assert installs("upgrade", str(kits["0.9.1"]), key, *more) == 3
+        assert "give --version 0.9.1" in capsys.readouterr().err
+        assert (prefix / "current").readlink() == current
+    assert installs("upgrade", str(kits["0.9.1"]), key, "--version", "0.9.1") == 0
+    older = (prefix / "current").readlink().name
+    assert (prefix / "home" / "calls").read_text().splitlines()[-1] == f"going_back {current.name} {older}"
+    assert installs("rollback") == 0  # forward again
+    assert installs("rollback") == 0
+    recorded = [line for line in (prefix / "home" / "calls").read_text().splitlines() if line.startswith("going_back")]
+    assert recorded == [f"going_back {current.name} {older}"] * 2
 
 
 def test_what_is_no_kit_cannot_be_read(tmp_path: Path):

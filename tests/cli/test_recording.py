@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verdict import CLEAN
 from chatsvc.audit.verify import verify_tree
+from chatsvc.cli import going_back
 from chatsvc.cli.main import main
 from chatsvc.cli.quickstart import prepare
 from chatsvc.cli.recording import recorded_long
@@ -129,6 +130,12 @@ def test_without_a_record_nothing_is_done(home: Path, tmp_path: Path):
     segment.write_bytes(segment.read_bytes().replace(b"tiny.gguf", b"TINY.gguf"))
     assert "damaged" in run("model", "remove", "one", code=3)
     assert (home / "models" / "one").is_dir()
+
+
+def test_going_back_to_an_older_release_is_recorded(home: Path):
+    assert going_back.main(["0.2.0-abc", "0.1.0-def"]) == 0
+    (record,) = records(home, "admin.release.rollback")
+    assert (record["details"], record["outcome"]) == ({"before": "0.2.0-abc", "after": "0.1.0-def"}, "allowed")
 
 
 def test_a_model_that_is_not_there_makes_no_home(home: Path):

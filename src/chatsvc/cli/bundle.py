@@ -23,6 +23,7 @@ _public_key_option = click.option(
     "--public-key", help="Of who built the kit, in hex or a file; this home's own key when not given."
 )
 
+_version_option = click.option("--version", help="The kit's version; needed where it is older than the current one.")
 _systemd_option = click.option(
     "--systemd",
     type=click.Path(file_okay=False, path_type=Path),
@@ -89,9 +90,10 @@ def verify(kit: Path, public_key: str | None) -> None:
 @_public_key_option
 @_prefix_option
 @_systemd_option
-def install(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
+@_version_option
+def install(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None, version: str | None) -> None:
     """Verify KIT and install it under a prefix, without any network; print the next steps."""
-    _bring("install", kit, public_key, prefix, systemd)
+    _bring("install", kit, public_key, prefix, _more(systemd, version))
 
 
 @command.command()
@@ -99,16 +101,22 @@ def install(kit: Path, public_key: str | None, prefix: Path, systemd: Path | Non
 @_public_key_option
 @_prefix_option
 @_systemd_option
-def upgrade(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
+@_version_option
+def upgrade(kit: Path, public_key: str | None, prefix: Path, systemd: Path | None, version: str | None) -> None:
     """Verify KIT and make it the current release; everything in home/ stays. Restart the service afterwards."""
-    _bring("upgrade", kit, public_key, prefix, systemd)
+    _bring("upgrade", kit, public_key, prefix, _more(systemd, version))
 
 
-def _bring(verb: str, kit: Path, public_key: str | None, prefix: Path, systemd: Path | None) -> None:
+def _more(systemd: Path | None, version: str | None) -> list[str]:
+    """The options that were given."""
+    given = {"--systemd": systemd, "--version": version}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
+
+
+def _bring(verb: str, kit: Path, public_key: str | None, prefix: Path, more: list[str]) -> None:
     from chatsvc.cli import kit_install
 
-    arguments = [verb, str(kit), _public_key(public_key), "--prefix", str(prefix)]
-    arguments += ["--systemd", str(systemd)] if systemd else []
+    arguments = [verb, str(kit), _public_key(public_key), "--prefix", str(prefix), *more]
     raise click.exceptions.Exit(kit_install.main(arguments))
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -28,18 +29,19 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from chatsvc.cli.kit_verify import Kit, KitDiffers, KitError, guarded, read_public_key, report, verify
+    from chatsvc.cli.kit_verify import Kit, KitDiffers, KitError, Member, guarded, read_public_key, report, verify
 except ImportError:  # beside it in the kit's folder, before chatsvc is installed
-    from kit_verify import Kit, KitDiffers, KitError, guarded, read_public_key, report, verify  # type: ignore[no-redef,import-not-found]
+    from kit_verify import Kit, KitDiffers, KitError, Member, guarded, read_public_key, report, verify  # type: ignore[no-redef,import-not-found]
 
 _BLOCK = 1 << 20
 
 
-def install(kit: Kit, prefix: Path) -> Path:
+def install(kit: Kit, prefix: Path, version: str | None = None) -> Path:
     """Make ``prefix`` a running-ready installation of the kit; an upgrade where one is there already.
 
     Raises:
-        KitError: another Python is needed, or pip or the model import failed; the current release is untouched.
+        KitError: another Python is needed, the kit is older than the current release and ``version`` does not name
+            it, or pip or the model import failed; the current release is untouched.
     """
     wanted, ours = kit.manifest["python"], f"{sys.version_info.major}.{sys.version_info.minor}"
     if wanted != ours:
@@ -47,6 +49,12 @@ def install(kit: Kit, prefix: Path) -> Path:
     release = prefix / "releases" / kit.release
     if _target(prefix / "current") == release.name:
         raise KitError(f"{release.name} is already the current release")
+    before = _target(prefix / "current")
+    if before is not None and _is_older(release.name, before) and version != kit.manifest["version"]:
+        raise KitError(
+            f"the kit holds {kit.manifest['version']}, which is older than the current release {before}: to go back to "
+            f"it, give --version {kit.manifest['version']}"
+        )
     if release.exists():
         shutil.rmtree(release)  # an installation that was interrupted, or a release rolled back from
     for folder, mode in ((prefix / "releases", 0o755), (prefix / "home", 0o700), (prefix / "bin", 0o755)):
@@ -62,6 +70,7 @@ def install(kit: Kit, prefix: Path) -> Path:
     _bring_model(kit, prefix, release)
     shutil.rmtree(release / "wheels")
     shutil.rmtree(release / "model", ignore_errors=True)
+    _record_going_back(prefix, before, release.name)
     _switch(prefix, release.name)
     return release
 
@@ -75,6 +84,7 @@ def rollback(prefix: Path) -> str:
     current, previous = _target(prefix / "current"), _target(prefix / "previous")
     if current is None or previous is None:
         raise KitError(f"{prefix}: there is no previous release to go back to")
+    _record_going_back(prefix, current, previous)
     head = _schema(prefix, previous, "head").strip()
     if head != _schema(prefix, current, "head").strip():
         _say(f"taking the database's tables back to {head}")
@@ -84,14 +94,36 @@ def rollback(prefix: Path) -> str:
     return previous
 
 
+def _is_older(release: str, current: str) -> bool:
+    return _order(release) < _order(current)
+
+
+def _order(release: str) -> tuple[list[int], bool, str]:
+    """Of a release's name by its version: 0.9.1, then 0.10.0rc1, then 0.10.0."""
+    version = release.rpartition("-")[0]
+    numbers = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    rest = version[numbers.end() :] if numbers else version
+    return [int(number[:9]) for number in numbers[0].split(".")] if numbers else [], not rest, rest
+
+
+def _record_going_back(prefix: Path, current: str | None, release: str) -> None:
+    """In the audit log, by the release that is current: without a record an older one does not become current."""
+    if current is not None and _is_older(release, current):
+        program = prefix / "releases" / current / "venv" / "bin" / "python"
+        _run([str(program), "-m", "chatsvc.cli.going_back", current, release], prefix)
+
+
 def _extract(kit: Kit, release: Path) -> None:
     """Write the files, each hashed again as it is written: the archive may have changed since it was verified."""
     expected = {entry["path"]: entry["sha256"] for entry in kit.manifest["files"]}
-    with tarfile.open(kit.archive, "r:") as tar:
+    sizes = {entry["path"]: entry["size"] for entry in kit.manifest["files"]}
+    with tarfile.open(kit.archive, "r:", tarinfo=Member) as tar:
         for member in tar:
             path = member.name.partition("/")[2]
             if path not in expected or not member.isreg():
                 continue
+            if member.size != sizes[path]:
+                raise KitDiffers(f"{path}: changed while it was installed")
             reader = tar.extractfile(member)
             assert reader is not None  # it is a regular file
             target, digest = release / path, hashlib.sha256()
@@ -218,20 +250,23 @@ def main(arguments: list[str]) -> int:
             command.add_argument("kit", type=Path)
             command.add_argument("public_key", help="in hex, or a file that holds it")
             command.add_argument("--systemd", type=Path, metavar="DIR", help="write the units there as well")
+            command.add_argument("--version", help="the kit's version; needed where it is older than the current one")
         command.add_argument("--prefix", type=Path, required=True)
     given = parser.parse_args(arguments)
     prefix = given.prefix.absolute()
     if given.command == "rollback":
         return guarded(lambda: f"{rollback(prefix)} is the current release; restart the service")
-    return guarded(lambda: installed(given.kit, given.public_key, prefix, given.systemd))
+    return guarded(lambda: installed(given.kit, given.public_key, prefix, given.systemd, given.version))
 
 
-def installed(archive: Path, public_key: str, prefix: Path, units: Path | None = None) -> str:
+def installed(
+    archive: Path, public_key: str, prefix: Path, units: Path | None = None, version: str | None = None
+) -> str:
     """Verify and install; returns what to say."""
     kit = verify(archive, read_public_key(public_key))
     _say(f"verified: {report(kit)}")
     is_first = not (prefix / "current").is_symlink()
-    release = install(kit, prefix)
+    release = install(kit, prefix, version)
     if units is not None:
         for unit in write_units(release / "systemd", prefix, units):
             _say(f"{unit}: written")

@@ -22,6 +22,10 @@ CONTEXT = b"chatsvc kit manifest v1\n"
 EXIT_DIFFERS, EXIT_USAGE, EXIT_COULD_NOT = 1, 2, 3
 _BLOCK = 1 << 20
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_HEADER_BYTES = 1 << 16
+_MAX_MEMBERS = 100_000
+_PLAIN_TYPES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE})
+_HEADER_TYPES = frozenset({tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK})
 
 
 class KitDiffers(Exception):
@@ -113,35 +117,62 @@ class Kit:
         return f"{self.manifest['version']}-{self.digest[:12]}"
 
 
+class Member(tarfile.TarInfo):
+    """A member whose extended headers are bounded: tarfile reads those into memory on the way to the next member."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in _PLAIN_TYPES and (self.type not in _HEADER_TYPES or self.size > _MAX_HEADER_BYTES):
+            raise tarfile.ReadError(f"a member of type {self.type!r} with {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc,no-any-return]  # tarfile documents it for subclasses
+
+
 def verify(archive: Path, public_key: bytes) -> Kit:
-    """Read the whole archive and compare it with its signed manifest.
+    """Compare the archive with its signed manifest. What is not as large as was signed is not read.
 
     Raises:
         KitDiffers: naming every file that differs.
         KitError: it cannot be read.
     """
-    measured: dict[str, tuple[int, str]] = {}
-    kept: dict[str, bytes] = {}
-    problems: list[str] = []
-    roots = set()
     try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                root, _, path = member.name.partition("/")
-                roots.add(root)
-                if member.isdir():
-                    continue
-                if not member.isreg() or not _is_plain(member.name) or path in measured:
-                    problems.append(f"{member.name}: is no plain file, leaves the folder, or is there twice")
-                    continue
-                measured[path] = _measure(tar, member, kept if path in {MANIFEST, SIGNATURE} else None, path)
-    except (OSError, tarfile.TarError, EOFError) as error:
+        with tarfile.open(archive, "r:", tarinfo=Member) as tar:
+            members, roots, problems = _members(tar, archive.stat().st_size)
+            kept = {path: _small(tar, members[path]) for path in (MANIFEST, SIGNATURE) if path in members}
+            manifest = _signed_manifest(kept, public_key)
+            measured = {
+                path: (member.size, _digest(tar, member) if path in _expected(manifest, member.size) else "")
+                for path, member in members.items()
+            }
+    except (OSError, tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise KitError(f"{archive}: cannot be read as a kit ({error})") from error
-    manifest = _signed_manifest(kept, public_key)
     problems += _differences(manifest, measured) + ([] if len(roots) == 1 else ["more than one folder"])
     if problems:
         raise KitDiffers("\n".join(sorted(problems)))
     return Kit(archive, roots.pop(), manifest, hashlib.sha256(kept[MANIFEST]).hexdigest())
+
+
+def _members(tar: tarfile.TarFile, archive_bytes: int) -> tuple[dict[str, tarfile.TarInfo], set[str], list[str]]:
+    """The files by their paths, the folders that they are in, and what no kit has; only headers are read.
+
+    Raises:
+        tarfile.TarError: they are more, or larger, than the archive can hold.
+    """
+    members: dict[str, tarfile.TarInfo] = {}
+    roots: set[str] = set()
+    problems: list[str] = []
+    total = 0
+    for number, member in enumerate(tar):
+        root, _, path = member.name.partition("/")
+        roots.add(root)
+        total += member.size
+        if number >= _MAX_MEMBERS or member.size < 0 or total > archive_bytes or member.issparse():
+            raise tarfile.ReadError(f"{member.name[:200]}: sparse, or more than the archive holds")
+        if member.isdir():
+            continue
+        if not member.isreg() or not _is_plain(member.name) or path in members:
+            problems.append(f"{member.name}: is no plain file, leaves the folder, or is there twice")
+            continue
+        members[path] = member
+    return members, roots, problems
 
 
 def _is_plain(name: str) -> bool:
@@ -149,18 +180,26 @@ def _is_plain(name: str) -> bool:
     return len(parts) > 1 and ".." not in parts and "/".join(parts) == name and parts[0] != "/" and "\\" not in name
 
 
-def _measure(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, kept: dict[str, bytes] | None, path: str
-) -> tuple[int, str]:
+def _small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > _MAX_MANIFEST_BYTES:
+        raise tarfile.ReadError(f"{member.name} is too large")
     reader = tar.extractfile(member)
     assert reader is not None  # it is a regular file
-    if kept is not None:
-        kept[path] = reader.read(_MAX_MANIFEST_BYTES)
-        return member.size, ""
+    return reader.read(_MAX_MANIFEST_BYTES)
+
+
+def _digest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    reader = tar.extractfile(member)
+    assert reader is not None  # it is a regular file
     digest = hashlib.sha256()
     while block := reader.read(_BLOCK):
         digest.update(block)
-    return member.size, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _expected(manifest: dict[str, Any], size: int) -> set[str]:
+    """The files that were signed with this size."""
+    return {entry["path"] for entry in manifest["files"] if entry["size"] == size}
 
 
 def _signed_manifest(kept: dict[str, bytes], public_key: bytes) -> dict[str, Any]:
