@@ -196,3 +196,10 @@ def test_moments_are_days_or_times():
     assert parse_moment("2026-11-22T12:00") == parse_moment("2026-11-22T13:00:00+01:00") == NOON_US
     with pytest.raises(ValueError, match="isoformat"):
         parse_moment("yesterday")
+
+
+def test_a_line_that_is_no_record_is_no_export(small_log, tmp_path):
+    with last_segment(small_log).open("ab") as file:
+        file.write(b"no record\n")
+    with pytest.raises(Tampered, match="record 9"):
+        exported(small_log, tmp_path)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chatsvc.audit import keys, layout
 from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
+from chatsvc.audit.export import Span, export
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.record import decode, encode
@@ -20,7 +21,7 @@ from chatsvc.audit.tree import Frontier, leaf_hash
 from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
 from chatsvc.audit.verify import Trust, verify_log
 from chatsvc.errors import OperatorError
-from tests.audit.logs import Time, home_trust, last_segment, write_segments, write_some
+from tests.audit.logs import NOON_US, Time, home_trust, last_segment, write_segments, write_some
 
 Change = Callable[[bytes], bytes]
 
@@ -90,6 +91,8 @@ def test_a_key_line_alone_is_enough_to_say_no(options: AuditOptions, owner: Veri
     assert verify_log(options.directory, home_trust(options)).exit_code == TAMPERED
     with pytest.raises(OperatorError, match="does not vouch for"):
         AuditLog.open(options)
+    with pytest.raises(OperatorError, match="does not vouch for"):  # nothing of it is signed for an auditor either
+        export(options.directory, options.keys, Span(0, NOON_US * 2, NOON_US))
 
 
 @pytest.mark.parametrize("with_vkey", [True, False])
