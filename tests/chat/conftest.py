@@ -24,6 +24,7 @@ class Script:
 
     ids: Sequence[int] = ()
     end: str = "stop"
+    detail: str = ""
     step_s: float = 0.002
     silent: threading.Event = field(default_factory=threading.Event)
     prompts: list[list[int]] = field(default_factory=list)
@@ -63,7 +64,7 @@ class ScriptedRunner:
         ids, left = self._sequences[sequence_id]
         if not ids:
             self.cancel(sequence_id)
-            return StepOutput(sequence_id, [], 1, self._script.end)
+            return StepOutput(sequence_id, [], 1, self._script.end, detail=self._script.detail)
         first, *rest = ids
         self._sequences[sequence_id] = (rest, left - 1)
         if left == 1:

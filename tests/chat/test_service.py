@@ -14,6 +14,7 @@ from chatsvc.app import create_app, running_in
 from chatsvc.audit.facts import Facts
 from chatsvc.chat.service import Call, ServiceOptions
 from chatsvc.chat.types import ChatRequest, Delta, Finish, Message, SamplingRequest, Start, Waiting
+from chatsvc.engine.protocol import NOT_FINITE
 from chatsvc.errors import (
     AuditUnavailable,
     AuthenticationFailed,
@@ -412,6 +413,18 @@ def test_an_engine_that_fails_on_a_sequence_is_an_error_of_ours(make_place):
     with pytest.raises(EngineUnavailable):
         place.service.complete(place.call(), ask())
     assert place.records()[-1]["outcome"] == "error"
+
+
+def test_a_prompt_whose_numbers_are_not_finite_is_a_500_and_an_event(make_place, events):
+    place = make_place(Script(ids=HELLO[:2], end="error", detail=NOT_FINITE))
+    client = place.app.test_client()
+    answer = client.post("/chat", json={"query": "Hi"}, headers=place.headers)
+    assert answer.status_code == 500
+    assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+    assert (answer.json["error"]["type"], answer.json["error"]["code"]) == ("server_error", "model_failed")
+    stream = client.post("/chat/stream", json={"query": "Hi"}, headers=place.headers)
+    assert events(stream.data)[-1] == ("error", answer.json)
+    assert is_free(place)
 
 
 def test_an_engine_that_ends_a_sequence_by_itself_is_draining(make_place):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.choice import choose, load_runner
@@ -27,8 +28,9 @@ from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, fillers
-from chatsvc.errors import OperatorError
+from chatsvc.errors import ModelFailed, OperatorError
 from chatsvc.models import rope
+from tests.engine.conftest import StartLoop, read_all, wait_for
 from tests.engine.filemodel import make_card
 from tests.engine.truth import model_of
 from tests.models.ggufs import tiny_gguf
@@ -487,6 +489,22 @@ def test_a_row_that_is_not_finite_ends_its_sequence_and_no_other(tmp_path: Path,
         assert endings(runner, good, **values) == expected
         assert runner.cache_usage() == 0
         spoilt(path, "model.embed_tokens.weight", 499, 0.01)
+
+
+def test_an_engine_lives_on_and_tells_the_one_whose_row_is_not_finite(
+    tmp_path: Path, start_loop: StartLoop, client: EngineClient
+) -> None:
+    path = spoilt(write(tmp_path / "model", "llama"), "model.embed_tokens.weight", 499, float("nan"))
+    options = RunnerOptions(kind="native", num_threads=1)
+    engine = start_loop(load_runner(path, "safetensors", make_card(context_length=512), options))
+    wait_for(lambda: client.status().ready)
+    long = Sampling(max_tokens=200, seed=1, ignore_eos=True, logit_bias={499: -100.0})
+    expected, _ = read_all(client.submit([5, 6, 7], long, "alice"))
+    going_on = client.submit([5, 6, 7], long, "alice")
+    with pytest.raises(ModelFailed):
+        read_all(client.submit([5, 499, 7], long, "bob"))
+    assert read_all(going_on)[0] == expected
+    assert engine.failure is None
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.weight"])

@@ -37,6 +37,22 @@ def test_openvino_penalties_and_greedy_limits(openvino: Runner) -> None:
     assert run(openvino, [(STORY, Sampling(max_tokens=3, temperature=0))]) == [run(openvino, [(STORY, GREEDY)])[0][:3]]
 
 
+def test_openvino_chooses_as_it_is_told_or_says_what_it_cannot(openvino: Runner) -> None:
+    greedy = run(openvino, [(STORY, Sampling(max_tokens=16, temperature=0))])
+    for values in ({"top_k": 1}, {"min_p": 1.0}):
+        assert run(openvino, [(STORY, Sampling(max_tokens=16, temperature=1.3, seed=2, **values))]) == greedy
+    repeating = [504, 3575, 282, 4649] * 8
+    plain, penalised = (
+        run(openvino, [(repeating, Sampling(max_tokens=12, temperature=0, repetition_penalty=value))])[0]
+        for value in (1.0, 1.8)
+    )
+    assert set(plain) <= set(repeating)  # it goes on
+    assert len(set(penalised) - set(repeating)) > 6  # the prompt counts too
+    for values in ({"min_tokens": 20}, {"ignore_eos": True}):
+        assert len(run(openvino, [(PARIS, Sampling(max_tokens=30, temperature=0, **values))])[0]) >= 20
+    assert set(openvino.card.unsupported) == {"logit_bias", "logprobs"}
+
+
 def test_openvinos_company_changes_little(openvino: Runner) -> None:
     """Its kernels for one row and for several differ in the last bits, so answers may part at near ties; not before."""
     greedy = Sampling(max_tokens=16, temperature=0)

@@ -85,6 +85,9 @@ def retry_after(seconds: float) -> int:
 
 def known(error: Exception) -> errors.ChatsvcError:
     """Any exception as one of ours: what is not known becomes a server error and is logged with its traceback."""
+    if isinstance(error, errors.ModelFailed):  # the cause is known, and the operator has something to do
+        _log.error("%s", error.message)
+        return error
     if isinstance(error, errors.ChatsvcError):
         if status_and_type(error)[0] == 500:
             _log.error("unexpected error", exc_info=error)

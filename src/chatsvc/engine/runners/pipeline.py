@@ -20,6 +20,8 @@ from chatsvc.models.quiet import import_openvino
 
 # The library's sampler takes no biases, and reports one log-probability, after it has changed the logits.
 UNSUPPORTED = ("logit_bias", "logprobs")
+# The library takes no 1, which would leave the most probable token alone; this does, too.
+_MOST_MIN_P = 0.9999
 _SEED_MASK = (1 << 64) - 1
 _FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
 
@@ -128,7 +130,7 @@ def _configure(config: Any, sampling: Sampling, eos_token_ids: frozenset[int]) -
         config.do_sample = True
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
+        config.min_p = min(sampling.min_p, _MOST_MIN_P)
         config.top_k = min(sampling.top_k, MAX_TOP_K) if sampling.top_k > 0 else MAX_TOP_K
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         config.rng_seed = seed & _SEED_MASK
