@@ -180,6 +180,11 @@ OPENAI = [
     ("messages[0].content", message(role="tool", tool_call_id="y")),
     ("messages[0].tool_calls", message(role="user", content="x", tool_calls=[])),
     ("messages[0].tool_calls[0].function", message(role="assistant", content="x", tool_calls=[{"id": "x"}])),
+    # of many wrong items only the first is looked at: a long body holds hundreds of thousands
+    ("messages[0].tool_calls[0].function", message(role="assistant", tool_calls=[{}] * 500)),
+    ("messages[0].content[0].type", message(role="user", content=[{}] * 500)),
+    ("messages[0]", v1(messages=[1] * 500)),
+    ("logit_bias", v1(logit_bias={str(number): "x" for number in range(1025)})),
     ("messages[0].audio", message(role="assistant", audio={"id": "x"})),
     ("messages[0].content[0].text", message(role="user", content=[{"type": "text"}])),
     ("messages[0].content[0].type", message(role="user", content=[{"type": "input_audio", "text": ""}])),

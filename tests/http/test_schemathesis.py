@@ -16,7 +16,8 @@ from chatsvc.guard.assembly import assemble
 from chatsvc.guard.roles import ALL_SCOPES
 from chatsvc.wiring import guard_options
 
-# Two rules that no schema can say: which of two times is the earlier, and whether a signature is good. Everything else is
+# Three rules that no schema can say: which of two times is the earlier, whether a signature is good, and which token ids the model
+# of the moment has. Everything else is
 # checked there too. A body that is too long is refused as surely as one that is too odd.
 CONFIGURATION = """
 [checks.negative_data_rejection]
@@ -24,6 +25,11 @@ expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429,
 
 [[operations]]
 include-path = "/admin/audit/export"
+[operations.checks]
+positive_data_acceptance.enabled = false
+
+[[operations]]
+include-path = "/v1/completions"
 [operations.checks]
 positive_data_acceptance.enabled = false
 

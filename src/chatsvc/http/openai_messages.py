@@ -75,38 +75,38 @@ class CalledFunction(Tolerant):
     """Which function, and its arguments: JSON as the model wrote it."""
 
     name: NonEmptyText
-    arguments: Text = ""
+    arguments: Text | None = None
 
 
 class CalledTool(Tolerant):
     """The same of a tool that takes free text."""
 
     name: NonEmptyText
-    input: Text = ""
+    input: Text | None = None
 
 
 class FunctionCall(Tolerant):
     """A call that an assistant asked for."""
 
-    id: Text = ""
-    type: Literal["function"] = "function"
+    id: Text | None = None
+    type: Literal["function"] | None = None
     function: CalledFunction
 
     def to_call(self) -> ToolCall:
         """The domain's call."""
-        return ToolCall(self.id, self.function.name, self.function.arguments)
+        return ToolCall(self.id or "", self.function.name, self.function.arguments or "")
 
 
 class CustomCall(Tolerant):
     """A call of a tool that takes free text."""
 
-    id: Text = ""
+    id: Text | None = None
     type: Literal["custom"]
     custom: CalledTool
 
     def to_call(self) -> ToolCall:
         """The domain's call."""
-        return ToolCall(self.id, self.custom.name, self.custom.input)
+        return ToolCall(self.id or "", self.custom.name, self.custom.input or "")
 
 
 def _what_each_role_needs(schema: dict[str, Any]) -> None:
@@ -178,5 +178,5 @@ class OpenAIMessage(Tolerant):
     def _calls(self) -> tuple[ToolCall, ...]:
         calls = tuple(call.to_call() for call in self.tool_calls or ())
         if self.function_call is not None:  # the older form, of one call without an id
-            calls += (ToolCall("", self.function_call.name, self.function_call.arguments),)
+            calls += (ToolCall("", self.function_call.name, self.function_call.arguments or ""),)
         return calls

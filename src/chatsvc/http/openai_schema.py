@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, StrictFloat, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictFloat, WithJsonSchema, model_validator
 
 from chatsvc.chat.types import ChatRequest, SamplingRequest
 from chatsvc.http.chat_schema import (
@@ -24,6 +24,15 @@ from chatsvc.http.openai_messages import OpenAIMessage
 from chatsvc.http.schema import Text
 from chatsvc.http.tolerance import Hint, Tolerant, Unsupported
 
+_MAX_BIASES = 1024
+
+
+def _are_not_too_many(value: Any) -> Any:
+    """Said before each of them is looked at: a long body holds hundreds of thousands."""
+    if isinstance(value, dict) and len(value) > _MAX_BIASES:
+        raise ValueError(f"at most {_MAX_BIASES} of them")
+    return value
+
 
 def _keys_are_ids(value: dict[str, float]) -> dict[str, float]:
     """A bias of 0 changes nothing, whatever its key."""
@@ -38,7 +47,9 @@ TopK = Annotated[int, Field(ge=-1, lt=2**31)]  # -1 and 0: no bound
 MinP = Annotated[StrictFloat, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[StrictFloat, Field(gt=0, le=10)]
 Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
-LogitBias = Annotated[dict[Text, Bias], Field(max_length=1024), AfterValidator(_keys_are_ids)]
+LogitBias = Annotated[
+    dict[Text, Bias], Field(max_length=_MAX_BIASES), BeforeValidator(_are_not_too_many), AfterValidator(_keys_are_ids)
+]
 # So many sequences may a request have in the engine.
 MAX_CHOICES = 16
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]

@@ -72,7 +72,9 @@ def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = 
     _check_media_type(request)
     if max_bytes is not None:
         request.max_content_length = max_bytes + 1
-    return validate(strict_json.loads(read_body(request)), model)
+    data = read_body(request)
+    with strict_json.turn(len(data)):
+        return validate(strict_json.loads(data), model)
 
 
 def read_body(request: Request) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from chatsvc.errors import InvalidRequest
@@ -21,8 +22,6 @@ _MAX_EXACT = 2**53
 _MAX_SHOWN_CHARS = 100
 _LARGE_BYTES = 64 * 1024
 
-# A body of brackets needs about sixty times its size as values: of large ones, one is parsed at a time.
-# The interpreter's lock does not allow more progress than that anyway.
 _one_large_body = threading.Lock()
 
 
@@ -33,19 +32,21 @@ class _NotANumber:
 _NOT_A_NUMBER = _NotANumber()
 
 
+def turn(num_bytes: int) -> AbstractContextManager[Any]:
+    """Hold it while a body of so many bytes is parsed and checked.
+
+    A body of brackets needs about sixty times its size as values: of large ones, one is handled at a time. The
+    interpreter's lock does not allow more progress than that anyway.
+    """
+    return _one_large_body if num_bytes > _LARGE_BYTES else nullcontext()
+
+
 def loads(data: bytes) -> Any:
     """Parse a body.
 
     Raises:
         InvalidRequest: it is not JSON, or JSON that two parsers could read differently.
     """
-    if len(data) <= _LARGE_BYTES:
-        return _parsed(data)
-    with _one_large_body:
-        return _parsed(data)
-
-
-def _parsed(data: bytes) -> Any:
     text = _decode(data)
     try:
         value = json.loads(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from chatsvc.errors import InvalidRequest
 from chatsvc.http.schema import Body
@@ -33,8 +33,8 @@ def _asks_for_nothing(value: Any) -> Any:
     return value
 
 
-# A field of OpenAI's that is a hint: any value is taken.
-Hint = Annotated[Any, _Ignored(), Field(default=None)]
+# A field of OpenAI's that is a hint: any value is taken, and none is kept in memory.
+Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(default=None)]
 # A field that would change the answer and is not built: only a value that asks for nothing is taken.
 Unsupported = Annotated[
     Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, 0, [], {}]}), Field(default=None)
@@ -42,7 +42,7 @@ Unsupported = Annotated[
 
 
 class Tolerant(Body):
-    """An object of ``/v1``: ``null`` means left out, and fields that are not known are taken."""
+    """An object of ``/v1``: ``null`` means left out, and fields that are not known are taken, but not their values."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -50,7 +50,9 @@ class Tolerant(Body):
     @classmethod
     def _null_is_left_out(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: item for name, item in value.items() if item is not None}
+            return {
+                name: item if name in cls.model_fields else True for name, item in value.items() if item is not None
+            }
         return value
 
     def ignored_fields(self) -> set[str]:
