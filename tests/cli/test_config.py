@@ -132,3 +132,26 @@ def test_nginx_accepts_what_is_written(run, tmp_path: Path) -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
+
+
+def test_a_certificate_for_a_first_try_is_found_where_it_was_made(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a relative folder is named by its whole path: nginx starts elsewhere
+    result = run(
+        "nginx", "--output", "made", "--server-name", "chat.test", "--self-signed", "tls",
+        CHATSVC_SERVER__SOCKET="/tmp/x.sock", CHATSVC_GUARD__ALLOWED_NETWORKS='["10.0.0.0/8"]',
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    written = (tmp_path / "made" / "chatsvc.conf").read_text()
+    assert f"ssl_certificate {tmp_path}/tls/chain.pem;" in written
+    assert f"ssl_certificate_key {tmp_path}/tls/key.pem;" in written
+    assert (tmp_path / "tls" / "chain.pem").is_file()
+    assert (tmp_path / "tls" / "key.pem").is_file()
+
+
+def test_nginx_without_any_certificate_says_which_options_name_one(run, tmp_path: Path) -> None:
+    result = run("nginx", "--output", str(tmp_path), "--server-name", "x", CHATSVC_SERVER__SOCKET="/tmp/x.sock")
+    assert result.exit_code == 2
+    assert "--certificate-key, or --self-signed" in result.stderr
+    assert not (tmp_path / "nginx.conf").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,8 +23,8 @@ def command() -> None:
 def check() -> None:
     """Name every problem of the configuration at once.
 
-    Values, and the files, directories and addresses that a start would use; nothing is connected to. Ends with 1 where
-    `chatsvc serve` would refuse to start.
+    Values, and the files, directories and addresses that a start would use; nothing is connected to. Ends with 3 where
+    values are wrong, with 1 where `chatsvc serve` would refuse to start for another reason.
     """
     from chatsvc.cli import preflight
 
@@ -62,8 +63,8 @@ def _toml(value: object) -> str:
 @command.command()
 @click.option("--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="Such as /etc/nginx.")
 @click.option("--server-name", required=True, help="The name in the certificate; any other gets no handshake.")
-@click.option("--certificate", required=True, help="The certificate chain, PEM.")
-@click.option("--certificate-key", required=True, help="Its key, PEM.")
+@click.option("--certificate", "chain", help="The certificate chain, PEM; default: chain.pem in --self-signed.")
+@click.option("--certificate-key", "key", help="Its key, PEM; default: key.pem in --self-signed.")
 @click.option("--listen", multiple=True, default=("443",), show_default=True, help="Port or address:port; repeatable.")
 @click.option(
     "--redirect", multiple=True, help="Also send browsers from plain HTTP here to HTTPS, such as 80; repeatable."
@@ -71,12 +72,17 @@ def _toml(value: object) -> str:
 @click.option(
     "--self-signed",
     type=click.Path(file_okay=False, path_type=Path),
-    help="For a first try: put a certificate of our own into this folder, unless one is there.",
+    help="For a first try: make a certificate, chain.pem and key.pem, in this folder unless one is there.",
 )
-@click.option("--run-directory", default="/run/nginx", show_default=True, help="For nginx's process id.")
+@click.option(
+    "--run-directory",
+    default="/run/nginx",
+    show_default=True,
+    help="For nginx.conf's process id; nginx does not make it.",
+)
 @click.option("--access-log", default="/dev/stdout", show_default=True, help="Where nginx logs requests.")
 def nginx(
-    output: Path, listen: tuple[str, ...], redirect: tuple[str, ...], self_signed: Path | None, **options: str
+    output: Path, listen: tuple[str, ...], chain: str | None, key: str | None, self_signed: Path | None, **options: Any
 ) -> None:
     """Write nginx's configuration, so that its allow list and limits say the same as ours.
 
@@ -88,8 +94,11 @@ def nginx(
     loaded = configuration.load()
     if loaded.server.socket is None:
         raise OperatorError("server.socket is not set: behind nginx the web process listens on a unix socket only.")
+    chain, key = _certificate_files(chain, key, self_signed)
     values = render.nginx_values(
-        render.NginxOptions(listen=listen, redirect=redirect, socket=str(loaded.server.socket), **options),
+        render.NginxOptions(
+            listen=listen, certificate=chain, certificate_key=key, socket=str(loaded.server.socket), **options
+        ),
         max_body_bytes=_max_chat_bytes(loaded),
         max_chats=2 * loaded.server_threads,
         deadline_s=loaded.chat.deadline_s,
@@ -103,6 +112,18 @@ def nginx(
         click.echo(path)
     if self_signed and (made := certificate.make_unless_there(self_signed, options["server_name"])):
         click.echo(f"{made} (self-signed: for a first try only; browsers will warn)")
+
+
+def _certificate_files(chain: str | None, key: str | None, self_signed: Path | None) -> tuple[str, str]:
+    """The files that were named, else those of ``--self-signed``: absolute, as nginx does not start where we do."""
+    from chatsvc.cli import certificate
+
+    if self_signed:
+        chain = chain or str((self_signed / certificate.CHAIN).absolute())
+        key = key or str((self_signed / certificate.KEY).absolute())
+    if not chain or not key:
+        raise click.UsageError("Give --certificate and --certificate-key, or --self-signed for a first try.")
+    return chain, key
 
 
 def _max_chat_bytes(loaded: configuration.Settings) -> int:
