@@ -121,7 +121,7 @@ def test_an_export_over_the_wire_verifies_where_nothing_else_is(audited, tmp_pat
     told = elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), check=False)
     assert told.returncode == 6  # whole, but nobody here knows whose it is
     assert "NOBODY vouches for" in told.stdout
-    key = str(audited.home.path / "audit" / "audit.vkey")
+    key = str(audited.home.path / "keys" / "audit-signing.pub")
     assert "clean" in elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), "--key", key).stdout
 
 
