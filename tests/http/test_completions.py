@@ -134,7 +134,7 @@ BAD = [
     ("prompt", {"prompt": None}),
     ("prompt", {"prompt": ""}),
     ("prompt", {"prompt": []}),
-    ("prompt", {"prompt": ["x"] * 65}),
+    ("prompt", {"prompt": ["x"] * 17}),
     ("prompt[0]", {"prompt": [""]}),
     ("prompt[1]", {"prompt": ["x", 5]}),
     ("prompt[0]", {"prompt": [[]]}),

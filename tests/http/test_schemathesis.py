@@ -16,9 +16,9 @@ from chatsvc.guard.assembly import assemble
 from chatsvc.guard.roles import ALL_SCOPES
 from chatsvc.wiring import guard_options
 
-# Three rules that no schema can say: which of two times is the earlier, whether a signature is good, and which token ids the model
-# of the moment has. Everything else is
-# checked there too. A body that is too long is refused as surely as one that is too odd.
+# Rules that no schema can say: which of two times is the earlier, whether a signature is good, which token ids the model of the
+# moment has, and whose the last message is. Everything else is checked there too. A body that is too long is refused as surely as
+# one that is too odd.
 CONFIGURATION = """
 [checks.negative_data_rejection]
 expected-statuses = [400, 401, 403, 404, 405, 406, 409, 413, 415, 422, 428, 429, "5xx"]
@@ -30,6 +30,11 @@ positive_data_acceptance.enabled = false
 
 [[operations]]
 include-path = "/v1/completions"
+[operations.checks]
+positive_data_acceptance.enabled = false
+
+[[operations]]
+include-path = "/v1/chat/completions"
 [operations.checks]
 positive_data_acceptance.enabled = false
 

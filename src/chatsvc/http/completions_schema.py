@@ -11,7 +11,7 @@ from chatsvc.http.chat_schema import Bounds, NonEmptyText, checked_max_tokens, s
 from chatsvc.http.openai_schema import GenerationBody
 
 # How many prompts a request may bring: each is a request of its own to the limits and to the engine.
-MAX_PROMPTS = 64
+MAX_PROMPTS = 16
 # OpenAI's default for this API.
 _DEFAULT_MAX_TOKENS = 16
 

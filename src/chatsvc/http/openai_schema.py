@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictFloat, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictFloat, WithJsonSchema, model_validator
 
 from chatsvc.chat.types import ChatRequest, SamplingRequest
 from chatsvc.http.chat_schema import (
@@ -146,8 +146,15 @@ class GenerationBody(Tolerant):
         )
 
 
+def _logprobs_first(schema: dict[str, Any]) -> None:
+    schema["if"] = {"required": ["top_logprobs"], "properties": {"top_logprobs": {"type": "integer", "minimum": 1}}}
+    schema["then"] = {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}}
+
+
 class OpenAIBody(GenerationBody):
     """The request of OpenAI's Chat Completions."""
+
+    model_config = ConfigDict(json_schema_extra=_logprobs_first)
 
     messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000, fail_fast=True)]
     max_completion_tokens: MaxTokens | None = None
