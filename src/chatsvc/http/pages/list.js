@@ -9,6 +9,7 @@ const MAX_PAGE = 200; // of the service
 let wanted = PAGE;
 let shown = [];
 let latest = 0;
+let drawn = "";
 
 export async function refresh() {
   const mine = ++latest;
@@ -40,6 +41,9 @@ export function showMore() {
 }
 
 export function render() {
+  const looks = JSON.stringify([say("rename"), ...shown.map(({ id, title }) => [id, title, talk.isOn(id)])]);
+  if (looks === drawn) return; // what looks the same stays, with its focus and under a click
+  drawn = looks;
   $("list").replaceChildren(...shown.map(item));
 }
 
