@@ -186,6 +186,16 @@ OPENAI = [
     ("messages[0].content[0].type", message(role="user", content=[{}] * 500)),
     ("messages[0]", v1(messages=[1] * 500)),
     ("logit_bias", v1(logit_bias={str(number): "x" for number in range(1025)})),
+    (
+        "messages[0].tool_calls[0].function.arguments",
+        message(role="assistant", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]),
+    ),
+    (
+        "messages[0].tool_calls[0].custom.name",
+        message(role="assistant", tool_calls=[{"type": "custom", "custom": {"input": "x"}}]),
+    ),
+    ("messages[0].tool_calls[0].type", message(role="assistant", tool_calls=[{"type": "odd", "function": {}}])),
+    ("messages[0].tool_calls[0]", message(role="assistant", tool_calls=["x"])),
     ("messages[0].audio", message(role="assistant", audio={"id": "x"})),
     ("messages[0].content[0].text", message(role="user", content=[{"type": "text"}])),
     ("messages[0].content[0].type", message(role="user", content=[{"type": "input_audio", "text": ""}])),
@@ -236,6 +246,19 @@ def test_bad_chat_bodies_are_400_and_the_param_names_what_is_wrong(bare_client, 
 
 def test_bad_openai_bodies_are_400_and_the_param_names_what_is_wrong(bare_client, headers):
     assert differences(bare_client, headers, "/v1/chat/completions", OPENAI) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (v1(stop=""), "stop: must not be empty."),
+        (v1(messages=[]), "messages: must not be empty."),
+        (message(role="user", content=["x"]), "messages[0].content[0]: Input should be an object."),
+    ],
+)
+def test_a_message_says_what_is_wrong_with_the_value_that_was_meant(bare_client, headers, body, message):
+    answer = bare_client.post("/v1/chat/completions", data=body, headers=headers, content_type=JSON)
+    assert assert_refused(answer, 400)["message"] == message
 
 
 @pytest.mark.parametrize(

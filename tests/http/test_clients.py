@@ -288,6 +288,9 @@ def test_twelve_thousand_escaped_characters_are_a_chat(server):
 def test_the_models_context_is_told_and_a_wrong_path_names_the_right_ones(server):
     (model,) = httpx.get(f"{server.url}/v1/models/", headers=server.headers).json()["data"]
     assert model["max_model_len"] == 8192
+    for path in ("", "/"):
+        one = httpx.get(f"{server.url}/v1/models/{model['id']}{path}", headers=server.headers)
+        assert one.json()["id"] == model["id"]
     for path in ("/v1/", "/v1/chat", "/v1/v1/chat/completions", "/v1/engines"):
         answer = httpx.get(f"{server.url}{path}", headers=server.headers)
         assert answer.status_code == 404

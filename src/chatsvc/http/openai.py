@@ -52,7 +52,8 @@ def blueprint(
     @requires(scope("chat"))
     def one_model(model_id: str) -> dict[str, Any]:
         card = engine.card()
-        if model_id != card.name:
+        # a path converter takes the trailing slash too, which is the same route everywhere
+        if model_id.removesuffix("/") != card.name:
             raise ModelNotFound
         return model(card)
 

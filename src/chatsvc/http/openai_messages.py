@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from chatsvc.chat.types import Message, Role, ToolCall
 from chatsvc.http.chat_schema import NonEmptyText
@@ -109,6 +109,18 @@ class CustomCall(Tolerant):
         return ToolCall(self.id or "", self.custom.name, self.custom.input or "")
 
 
+def _kind_of_call(call: object) -> str:
+    """Which member of the union it is meant to be: the older kind where it does not say."""
+    kind = call.get("type") if isinstance(call, dict) else None
+    return "CustomCall" if kind == "custom" else "FunctionCall"
+
+
+ToolCalled = Annotated[
+    Annotated[FunctionCall, Tag("FunctionCall")] | Annotated[CustomCall, Tag("CustomCall")],
+    Discriminator(_kind_of_call),
+]
+
+
 def _what_each_role_needs(schema: dict[str, Any]) -> None:
     schema["if"] = {"required": ["role"], "properties": {"role": {"const": "assistant"}}}
     written = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1}]}
@@ -126,7 +138,7 @@ class OpenAIMessage(Tolerant):
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
-    tool_calls: Annotated[list[FunctionCall | CustomCall], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCalled], Field(fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: Text | None = None
     name: Text | None = None

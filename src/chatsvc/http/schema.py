@@ -24,6 +24,9 @@ _BYTES_PER_TOKEN = 8 * 6
 # The context that is assumed while no model is ready: Qwen1.5-0.5B-Chat's.
 _USUAL_CONTEXT_LENGTH = 32_768
 
+# Pydantic's sentences that speak of its classes or of lists where a text may be meant. Every least length here is 1.
+_PLAIN_SENTENCES = {"model_type": "Input should be an object", "too_short": "must not be empty"}
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -125,13 +128,15 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
         # Our own validators raise ValueError("param: sentence") where the problem belongs to no single field.
         return _own_refusal(problem)
     path = path_of(problem["loc"])
-    return InvalidRequest(f"{path}: {problem['msg']}.", param=path, code="invalid_value")
+    sentence = _PLAIN_SENTENCES.get(problem["type"], problem["msg"])
+    return InvalidRequest(f"{path}: {sentence}.", param=path, code="invalid_value")
 
 
 def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
     """What the others tend to follow from: a wrong ``type``, then a name that is not known (``mesages``), then order.
 
-    Of the first field's problems the most exact one is told: each member of a union has its own.
+    Of the first field's problems the most exact one is told: each member of a union has its own, and one that took the
+    value's type knows more than one that did not.
     """
     for problem in problems:
         if problem["type"] == "literal_error" and problem["loc"][-1] == "type":
@@ -140,7 +145,8 @@ def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
         if problem["type"] == "extra_forbidden":
             return problem
     field = problems[0]["loc"][:1]
-    return max((p for p in problems if p["loc"][:1] == field), key=lambda p: len(path_of(p["loc"])))
+    candidates = (problem for problem in problems if problem["loc"][:1] == field)
+    return max(candidates, key=lambda p: (len(path_of(p["loc"])), not p["type"].endswith("_type")))
 
 
 def _own_refusal(problem: ErrorDetails) -> InvalidRequest:
