@@ -7,7 +7,7 @@ from sqlalchemy import update
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
 from chatsvc.guard.accounts import AccountUpdate
-from chatsvc.guard.names import mapped_name, normal_name
+from chatsvc.guard.names import mapped_name, name_key, normal_name
 from chatsvc.guard.roles import Roles, format_names, parse_names
 from chatsvc.store.tables import Account
 
@@ -39,6 +39,20 @@ def test_a_name_has_one_form_however_it_is_typed(guard):
     guard.accounts.add("Zoe\u0308", PASSWORD, [])
     assert guard.accounts.get("Zo\u00eb").name == normal_name("Zoe\u0308") == "Zo\u00eb"
     assert guard.accounts.add("王小明", PASSWORD, []).after["name"] == "王小明"
+
+
+@pytest.mark.parametrize("filler", ["\u3164", "\uffa0", "\u115f", "\u1160"])
+def test_a_letter_that_is_not_seen_makes_no_other_name(guard, ada, filler):
+    with pytest.raises(Conflict):
+        guard.accounts.add(f"ad{filler}a", PASSWORD, ["user"])
+    assert normal_name(filler) is None
+    assert name_key(f"A\u200b{filler}\u0301da") == name_key("áda")
+
+
+def test_the_key_of_a_key_is_the_key_itself():
+    for code in range(1, 0x20000):
+        name = f"a{chr(code)}\u0301"
+        assert name_key(name_key(name)) == name_key(name), hex(code)
 
 
 def test_a_role_that_does_not_exist_is_refused(guard, ada):

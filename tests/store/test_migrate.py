@@ -56,7 +56,7 @@ def test_accounts_and_sessions_of_earlier_versions_get_their_keys(database):
         "INSERT INTO sessions (sid, account_id, address, created_at, last_used_at, ends_at)"
         " VALUES (:address, 'a', :address, 0, 0, 0)"
     )
-    names = {"a": "Carol", "b": "carol", "c": "ｃａｒｏｌ", "d": "Straße", "e": "dave"}
+    names = {"a": "Carol", "b": "carol", "c": "ｃａｒｏｌ", "d": "Straße", "e": "dave", "f": "dave\u3164"}
     places = {"127.0.0.1": "127.0.0.1", "2001:db8:1:2:3::4": "2001:db8:1:2::/64", "somewhere": "somewhere"}
     with database.session() as session:
         for at, (account_id, name) in enumerate(names.items()):
@@ -66,7 +66,7 @@ def test_accounts_and_sessions_of_earlier_versions_get_their_keys(database):
     migrate(database)
     with database.reading() as session:
         keys = {row.id: row.name_key for row in session.scalars(select(Account))}
-        assert keys == {"a": "carol", "b": "carol#b", "c": "carol#c", "d": "strasse", "e": "dave"}
+        assert keys == {"a": "carol", "b": "carol#b", "c": "carol#c", "d": "strasse", "e": "dave", "f": "dave#f"}
         assert {row.address: row.place for row in session.scalars(select(Session))} == places
 
 

@@ -1,7 +1,8 @@
 """Names of accounts: which there can be, when two are the same, and how another authority's name becomes one of ours.
 
-Two names are the same when they are equal after NFKC and case folding (Unicode's toNFKC_Casefold): ``Carol``, ``carol``
-and ``ｃａｒｏｌ`` are one. The spelling that is shown is kept. Pure; knows nothing about where names come from.
+Two names are the same when they are equal after NFKC, case folding and without invisible characters (Unicode's
+toNFKC_Casefold): ``Carol``, ``carol`` and ``ｃａｒｏｌ`` are one. The spelling that is shown is kept. Pure; knows
+nothing about where names come from.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import unicodedata
 
 _NAME = re.compile(r"[\w.@+-]{1,64}")
 _OTHER_CHARACTERS = re.compile(r"[^\w.@+-]+")
+# Unicode's Default_Ignorable_Code_Point: nothing is seen of them. Hangul fillers among them count as letters.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 # Longer ones are not looked at: normalising sorts runs of combining marks, in time that grows with their square.
 MAX_TYPED_NAME = 256
 _MAX_LENGTH = 64
@@ -28,7 +34,8 @@ def name_key(name: str) -> str:
     if len(name) > MAX_TYPED_NAME:
         return name
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return " ".join(folded.split())
+    seen = unicodedata.normalize("NFKC", _INVISIBLE.sub("", folded))  # marks that were apart may join
+    return " ".join(seen.split())
 
 
 def normal_name(name: str) -> str | None:
@@ -36,7 +43,7 @@ def normal_name(name: str) -> str | None:
     if len(name) > MAX_TYPED_NAME:
         return None
     composed = unicodedata.normalize("NFC", name)
-    if not _NAME.fullmatch(composed) or len(name_key(composed)) > _MAX_KEY_LENGTH:
+    if not _NAME.fullmatch(composed) or not 0 < len(name_key(composed)) <= _MAX_KEY_LENGTH:
         return None
     return composed
 

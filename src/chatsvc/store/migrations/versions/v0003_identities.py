@@ -16,6 +16,8 @@ branch_labels = None
 depends_on = None
 
 _MAX_KEY_LENGTH = 128
+# Unicode's Default_Ignorable_Code_Point that a name can hold: letters of which nothing is seen
+_INVISIBLE = dict.fromkeys((0x115F, 0x1160, 0x3164, 0xFFA0))
 
 
 def upgrade() -> None:
@@ -53,7 +55,7 @@ def _fill_in_keys(connection: sa.Connection) -> None:
 
 def _key(name: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return folded[:_MAX_KEY_LENGTH]
+    return unicodedata.normalize("NFKC", folded.translate(_INVISIBLE))[:_MAX_KEY_LENGTH]
 
 
 def _fill_in_places(connection: sa.Connection) -> None:
