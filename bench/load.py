@@ -72,11 +72,12 @@ class Sample:
 
 
 def chat(messages: Sequence[Mapping[str, str]], max_tokens: int, **more: object) -> Body:
-    """A greedy streaming request that asks for its usage."""
+    """A greedy streaming request that asks for its usage; no server penalises repetition, whatever its default."""
     return {
         "messages": list(messages),
         "max_tokens": max_tokens,
         "temperature": 0,
+        "repetition_penalty": 1,
         "stream": True,
         "stream_options": {"include_usage": True},
     } | more

@@ -158,8 +158,8 @@ def test_serve_without_a_model_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
 
 
 def test_import_takes_a_path_or_the_embedded_model_and_not_both(tmp_path: Path) -> None:
-    for arguments in (["model", "import"], ["model", "import", str(tmp_path), "--embedded"]):
-        assert CliRunner().invoke(main, arguments).exit_code == 2
+    for arguments in ([], [str(tmp_path), "--embedded"], ["--embedded", "--name", "other"]):
+        assert CliRunner().invoke(main, ["model", "import", *arguments]).exit_code == 2
 
 
 def test_the_engine_gets_no_secret_of_the_web_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -72,10 +72,10 @@ def fetch(
 @_json_option
 def import_(path: Path | None, name: str | None, is_embedded: bool, activate_it: bool, as_json: bool) -> None:
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
+    if (path is None) != is_embedded or (is_embedded and name):
+        raise click.UsageError("Give either PATH, with or without --name, or --embedded, whose name is fixed.")
     settings = load()
     store = store_of(settings)
-    if (path is None) != is_embedded:
-        raise click.UsageError("Give either PATH or --embedded.")
     if path is None:
         _arrived(settings, store, bring_embedded(settings, store), activate_it, as_json)
         return
