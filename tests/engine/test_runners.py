@@ -53,6 +53,14 @@ def test_openvino_chooses_as_it_is_told_or_says_what_it_cannot(openvino: Runner)
     assert set(openvino.card.unsupported) == {"logit_bias", "logprobs"}
 
 
+def test_openvino_gives_out_an_end_that_is_ignored(openvino: Runner) -> None:
+    (ended,) = run(openvino, [(PARIS, GREEDY)])
+    more = Sampling(max_tokens=len(ended) + 8, temperature=0, ignore_eos=True)
+    (ids,) = run(openvino, [(PARIS, more)])
+    assert len(ids) == len(ended) + 8
+    assert ids[len(ended)] in openvino.card.eos_token_ids
+
+
 def test_openvinos_company_changes_little(openvino: Runner) -> None:
     """Its kernels for one row and for several differ in the last bits, so answers may part at near ties; not before."""
     greedy = Sampling(max_tokens=16, temperature=0)

@@ -24,6 +24,8 @@ _PARTS = {
     "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
 }
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
@@ -42,6 +44,15 @@ def hf_name(name: str) -> str:
     """``blk.0.attn_q.bias`` -> ``model.layers.0.self_attn.q_proj.bias``."""
     *block, part, kind = name.split(".")
     return f"model.layers.{block[1]}.{_PARTS[part]}.{kind}" if block else f"{_OUTSIDE[part]}.{kind}"
+
+
+def gguf_name(name: str) -> str:
+    """The inverse."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("model.layers."):
+        return f"{next(ours for ours, theirs in _OUTSIDE.items() if theirs == stem)}.{kind}"
+    layer, part = stem.removeprefix("model.layers.").split(".", 1)
+    return f"blk.{layer}.{next(ours for ours, theirs in _PARTS.items() if theirs == part)}.{kind}"
 
 
 def model_of(path: Path, rope: dict[str, Any] | None = None) -> Any:

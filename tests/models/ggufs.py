@@ -42,7 +42,7 @@ def tiny_gguf(
     for name, value in (sampling or {}).items():
         add = writer.add_int32 if isinstance(value, int) else writer.add_float32
         add(f"general.sampling.{name}", value)
-    _add_tokenizer(writer, tokenizer, pre, model)
+    add_tokenizer(writer, tokenizer, pre, model)
     if template is not None:
         writer.add_chat_template(template)
     if with_tensors:
@@ -54,7 +54,8 @@ def tiny_gguf(
     return path
 
 
-def _add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, pre: str | None, model: str) -> None:
+def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, pre: str | None, model: str) -> None:
+    """The vocabulary, the merges and the ends of a text."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     writer.add_tokenizer_model(model)

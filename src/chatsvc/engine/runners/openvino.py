@@ -240,7 +240,8 @@ class OpenVinoRunner:
         if not ids and reason is None:
             return None
         self._learn(sequence, ids)
-        visible = ids[:-1] if ids and ids[-1] in self._eos else ids
+        has_end = bool(ids) and ids[-1] in self._eos and not sequence.configuration.ignore_eos
+        visible = ids[:-1] if has_end else ids
         return StepOutput(sequence.number, visible, len(ids), reason, sequence.num_own * BLOCK_TOKENS)
 
     def _read_chunk(self, sequence: _Sequence) -> StepOutput | None:
