@@ -54,6 +54,19 @@ def test_a_clean_log_verifies(options, time):
     assert "clean" in run("verify", last_segment(options))
 
 
+@pytest.mark.parametrize("option", ["--key", "--seal-key"])
+def test_a_file_that_is_no_key_is_one_sentence(options, time, tmp_path, option):
+    write_some(options, time)
+    (tmp_path / "no-key").write_bytes(b"\x80\xff\n" * 9)
+    assert "is not of the form" in run("verify", option, tmp_path / "no-key", code=3)
+
+
+def test_a_damaged_file_of_the_homes_own_keys_is_named(options, time, home):
+    write_some(options, time)
+    (home / "keys" / "audit-signing.pub").write_bytes(b"\xff\n")
+    assert f"{home / 'keys' / 'audit-signing.pub'}: " in run("verify", code=3)
+
+
 def test_a_copy_of_the_home_without_secrets_and_models_verifies(options, time, home, tmp_path, monkeypatch):
     write_some(options, time)
     shutil.copytree(home / "audit", tmp_path / "copy" / "audit")

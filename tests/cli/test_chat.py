@@ -58,6 +58,10 @@ def test_a_wrong_password_is_one_sentence(server, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, options)
     assert result.exit_code == 3
     assert "(status 401)" in result.stderr
+    wrong.write_bytes(b"\xff\xfe")
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 2
+    assert "is not UTF-8" in result.stderr
 
 
 def test_a_service_that_is_not_there_is_one_sentence(password_file: Path) -> None:

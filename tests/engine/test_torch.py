@@ -1,11 +1,13 @@
 """The reference runner over tiny random checkpoints: equal to transformers, and to itself in any company."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -167,3 +169,16 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(OperatorError):
         load_runner(tmp_path, "safetensors", make_card(), RunnerOptions(num_threads=1))
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])
+def test_a_checkpoint_that_lacks_a_weight_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """transformers warns, and fills in random numbers."""
+    shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights[name]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OperatorError, match=name):
+        load_runner(tmp_path / "model", "safetensors", make_card(), RunnerOptions(kind="torch", num_threads=1))

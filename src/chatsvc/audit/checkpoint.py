@@ -21,6 +21,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -152,6 +153,20 @@ def parse_vkey(text: str) -> VerifierKey:
     if not is_key_name(name) or len(key.public) != HASH_BYTES or format_vkey(key) != text.strip():
         raise NoteInvalid("The verifier key is not of the form name+id+key.")
     return key
+
+
+def read_vkeys(path: Path) -> list[VerifierKey]:
+    """The verifier keys of a file, one a line.
+
+    Raises:
+        NoteInvalid: a line is no key; the message names the file.
+        OSError: it cannot be read.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        return [parse_vkey(line) for line in lines if line.strip()]
+    except NoteInvalid as error:
+        raise NoteInvalid(f"{path}: {error.message}") from None
 
 
 class Signer:

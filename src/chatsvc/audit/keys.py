@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from chatsvc.audit import layout
-from chatsvc.audit.checkpoint import VerifierKey, format_vkey, parse_vkey
+from chatsvc.audit.checkpoint import VerifierKey, format_vkey, read_vkeys
 from chatsvc.audit.files import write_whole
 from chatsvc.audit.replay import known_keys
 from chatsvc.audit.seal import SealKey, format_seal_key, parse_seal_key
@@ -84,10 +84,9 @@ def vouch(directory: Path, key: VerifierKey) -> None:
 
 def _signed_with(directory: Path) -> list[VerifierKey]:
     try:
-        lines = (directory / _SIGNED_WITH).read_text(encoding="utf-8").splitlines()
+        return read_vkeys(directory / _SIGNED_WITH)
     except FileNotFoundError:
         return []
-    return [parse_vkey(line) for line in lines if line.strip()]
 
 
 def hmac_key(directory: Path, *, create: bool) -> bytes:

@@ -14,7 +14,7 @@ from chatsvc.audit.checkpoint import (
     VerifierKey,
     open_note,
     parse_checkpoint,
-    parse_vkey,
+    read_vkeys,
     split_notes,
 )
 from chatsvc.audit.layout import VKEY, checkpoints_of
@@ -41,8 +41,7 @@ def known_keys(directory: Path) -> list[VerifierKey]:
         NoteInvalid: a line is no key.
     """
     path = directory / VKEY
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [parse_vkey(line) for line in lines if line.strip()]
+    return read_vkeys(path) if path.exists() else []
 
 
 def read_notes(segment: Path, keys: Iterable[VerifierKey]) -> Notes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, VerifierKey, parse_vkey
+from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, VerifierKey, read_vkeys
 from chatsvc.audit.files import DiskFailed, DiskFull, Lock, LockHeld, write_whole
 from chatsvc.audit.replay import read_checkpoint
 from chatsvc.audit.tree import ProofInvalid, verify_consistency
@@ -89,9 +89,8 @@ class Witnessed:
     def _keys(self) -> list[VerifierKey]:
         """Read each time: a replica that is new needs no restart of this one."""
         try:
-            lines = self._pinned.read_text(encoding="utf-8").splitlines() if self._pinned else []
-            return [parse_vkey(line) for line in lines if line.strip()]
-        except (OSError, ValueError, NoteInvalid) as error:
+            return read_vkeys(self._pinned) if self._pinned else []
+        except (OSError, NoteInvalid) as error:
             raise AuditUnavailable("The keys of audit.witnessed_keys_file cannot be read.") from error
 
     def _path(self, origin: str) -> Path:

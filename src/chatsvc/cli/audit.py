@@ -86,17 +86,16 @@ def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
 
 def _trust(witness: Path | None, keys: tuple[Path, ...], seal_keys: tuple[Path, ...]) -> Trust:
     from chatsvc import settings as configuration
-    from chatsvc.audit.checkpoint import parse_vkey
+    from chatsvc.audit.checkpoint import read_vkeys
     from chatsvc.audit.keys import vouched
     from chatsvc.audit.seal import parse_seal_key
     from chatsvc.audit.verify import Trust
     from chatsvc.audit.witness import Seen
 
-    lines = [line for path in keys for line in path.read_text(encoding="utf-8").splitlines()]
     return Trust(
-        keys=tuple(parse_vkey(line) for line in lines if line.strip()),
+        keys=tuple(key for path in keys for key in read_vkeys(path)),
         home=frozenset() if keys else vouched(configuration.load().keys_directory),
-        seal_keys=tuple(parse_seal_key(path.read_text(encoding="utf-8")) for path in seal_keys),
+        seal_keys=tuple(parse_seal_key(path.read_text(encoding="utf-8", errors="replace")) for path in seal_keys),
         witness=Seen.read(witness) if witness else None,
     )
 

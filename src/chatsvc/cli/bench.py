@@ -101,7 +101,7 @@ def _windows(folder: ModelFolder, num_tokens: int, window_size: int, text: Path 
 
     from chatsvc.engine.runners.quality import windows_of
 
-    whole = text.read_text(encoding="utf-8") if text else manual()
+    whole = text.read_text(encoding="utf-8", errors="replace") if text else manual()
     tokenizer = Tokenizer.from_str(folder.card().tokenizer_json.decode())
     ids = tokenizer.encode(whole, add_special_tokens=False).ids[:num_tokens]
     if len(ids) < window_size:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import httpx
 
+from chatsvc.cli.user import first_line
 from chatsvc.errors import OperatorError
 
 _SETTLE_PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6)
@@ -49,7 +50,7 @@ def command(
     ones of this run, which are kept nowhere else.
     """
     url = url or _own_url()
-    password = _read_password(password_file) if password_file else click.prompt("Password", hide_input=True)
+    password = first_line(password_file.read_bytes()) if password_file else click.prompt("Password", hide_input=True)
     with _connection(url, cacert) as http:
         talk = Talk(http, max_tokens)
         talk.log_in(name, password)
@@ -91,10 +92,6 @@ def _edit_lines() -> None:
     """Let input() edit lines and remember them. Nothing here reads or writes a file of earlier lines."""
     with contextlib.suppress(ImportError):  # a Python that was built without it: lines are as the terminal gives them
         importlib.import_module("readline")
-
-
-def _read_password(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig").split("\n", 1)[0].rstrip("\r")
 
 
 @dataclass

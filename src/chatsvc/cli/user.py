@@ -150,16 +150,21 @@ def _password(file: Path | None, *, from_stdin: bool) -> str:
     if (file is not None) == from_stdin and file is not None:
         raise click.UsageError("Give --password-file or --password-stdin, not both.")
     if file is not None:
-        return _first_line(file.read_bytes())
+        return first_line(file.read_bytes())
     if from_stdin:
-        return _first_line(sys.stdin.buffer.read())
+        return first_line(sys.stdin.buffer.read())
     if not sys.stdin.isatty():
         raise click.UsageError("Give --password-file or --password-stdin: there is no terminal to ask on.")
     asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     return asked
 
 
-def _first_line(data: bytes) -> str:
+def first_line(data: bytes) -> str:
+    """The password in a file: its first line, whatever ends it.
+
+    Raises:
+        click.UsageError: it is not UTF-8.
+    """
     try:
         # utf-8-sig: Windows editors begin a file with a byte order mark
         return data.split(b"\n", 1)[0].removesuffix(b"\r").decode("utf-8-sig")

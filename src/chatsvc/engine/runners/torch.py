@@ -29,6 +29,7 @@ from chatsvc.models.card import ModelCard
 _SEED_MASK = (1 << 63) - 1
 # A step of this runner takes about a second for 256 prompt tokens; chunks are of one size, because their shape matters.
 _MAX_CHUNK_TOKENS = 64
+_MAX_NAMES_SHOWN = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -166,8 +167,9 @@ class TorchRunner:
 def _load(path: Path) -> Any:
     disable_progress_bar()  # the log is read by machines
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
@@ -175,4 +177,7 @@ def _load(path: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise OperatorError(f"transformers cannot load the model: {error}") from error
+    if told["missing_keys"]:  # transformers would make them up
+        names = ", ".join(sorted(told["missing_keys"])[:_MAX_NAMES_SHOWN])
+        raise OperatorError(f"the model's files lack weights that its config.json asks for ({names}); use another copy")
     return model.eval()
