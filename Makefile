@@ -14,9 +14,9 @@ help: ## print the targets
 run: setup ## set up, then serve with the embedded model (PORT, HOST, CHATSVC_HOME)
 	@exec $(BIN)/chatsvc quickstart
 
-test: setup-dev debian check ## check, then run every test, with branch coverage
+test: setup-dev debian check ## check, then run every test, two files at a time, with branch coverage
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 test-image: setup-dev ## build the container image with Debian's buildah, start it and chat (root, several minutes)
 	@$(BIN)/python -m pytest -m image tests/system/test_image.py
