@@ -65,9 +65,12 @@ def test_each_act_on_models_is_recorded_with_what_it_changed(home: Path, tmp_pat
         (each["details"]["before"], each["details"]["after"]) for each in records(home, "admin.model.activate")
     ]
     assert activated == [(None, "one"), ("one", "two")]
+    assert records(home, "admin.model.activate")[0]["details"]["digest"] == imported[1]["details"]["digest"]
     assert [each["details"]["name"] for each in records(home, "admin.model.remove")] == ["one"]
     sealed, rotated = records(home, "admin.model.seal")[-1], records(home, "admin.model.rotate_key")[0]
     assert sealed["details"]["kek_id"] == rotated["details"]["before"] != rotated["details"]["after"]
+    signed = {each["details"]["digest"] for each in (imported[1], sealed, rotated)}
+    assert len(signed) == 3  # each signs the folder anew
     all_of_it = [*imported, sealed, rotated, *records(home, "admin.model.activate")]
     assert {(each["outcome"], each["actor"].partition(":")[0]) for each in all_of_it} == {("allowed", "cli")}
     assert [each.exit_code for each in verify_tree(home / "audit", home_trust(home / "audit"))] == [CLEAN]
@@ -91,7 +94,8 @@ def test_what_quickstart_makes_is_recorded_once(home: Path):
     assert (begun["details"], done["details"]["step"]) == ({"source": embedded.ORIGIN, "step": "begins"}, "done")
     assert (done["details"]["name"], len(done["details"]["digest"])) == (embedded.NAME, 64)
     (activated,) = records(home, "admin.model.activate")
-    assert activated["details"] == {"before": None, "after": embedded.NAME}
+    digest = done["details"]["digest"]
+    assert activated["details"] == {"before": None, "after": embedded.NAME, "digest": digest}
     assert {each["actor"].partition(":")[0] for each in (begun, done, activated)} == {"cli"}
 
     (home / "models" / "current").unlink()
@@ -147,4 +151,5 @@ def test_taking_the_first_sealing_key_away_is_recorded(home: Path, tmp_path: Pat
     run("model", "import", tiny_gguf(tmp_path / "tiny.gguf"), "--name", "one")
     run("audit", "seal-key", "--output", tmp_path / "elsewhere")
     (taken,) = records(home, "audit.seal_key")
-    assert taken["details"]["files"] == [path.name for path in (tmp_path / "elsewhere").iterdir()]
+    moved = [path.name for path in (tmp_path / "elsewhere").glob("*.initial")]
+    assert taken["details"]["files"] == moved != []

@@ -39,6 +39,7 @@ def test_a_model_is_listed_and_made_the_one_that_is_served(bare_app, bare_client
     store.root.joinpath("current").unlink(missing_ok=True)
     (listed,) = bare_client.get("/admin/models", headers=admin).json["models"]
     assert (listed["name"], listed["ok"], listed["active"], listed["format"]) == (folder.name, True, False, "gguf")
+    digest = folder.card().digest
     answer = bare_client.post(f"/admin/models/{folder.name}/activate", headers=admin)
     assert (answer.status_code, answer.json) == (202, {"active": folder.name, "swapping": False})
     assert bare_client.get("/admin/models", headers=admin).json["active"] == folder.name
@@ -54,6 +55,7 @@ def test_a_model_is_listed_and_made_the_one_that_is_served(bare_app, bare_client
     text = "".join(path.read_text() for path in running.settings.audit_directory.rglob("*.jsonl"))
     assert text.count('"admin.model.activate"') == 4
     assert '"outcome":"denied"' in text
+    assert f'"digest":"{digest}"' in text
 
 
 def test_a_link_to_nothing_is_no_active_model(bare_app, bare_client, admin):

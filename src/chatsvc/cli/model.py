@@ -210,8 +210,9 @@ def seal(name: str, key_file: Path | None) -> None:
     settings = load()
     kek, store = _kek(settings, key_file), store_of(settings)
     store.get(name)
-    with recorded_long(settings, "admin.model.seal", {"name": name, "kek_id": kek.id}), ShownProgress() as progress:
-        sealing.seal(store, name, kek, progress)
+    with recorded_long(settings, "admin.model.seal", {"name": name, "kek_id": kek.id}) as end, ShownProgress() as shown:
+        sealing.seal(store, name, kek, shown)
+        end["digest"] = store.get(name).card().digest
     click.echo(f"{name} is sealed. To serve it, models.kek_file must name the key; chatsvc keeps no copy of it.")
     click.echo("What you imported it from, and download caches, still hold plaintext: remove them.")
 
@@ -251,8 +252,9 @@ def rotate_key(name: str, key_file: Path | None, new_key_file: Path) -> None:
     settings = load()
     keys, store = (_kek(settings, key_file), read_kek(new_key_file)), store_of(settings)
     store.get(name)
-    with recorded(settings, "admin.model.rotate_key", {"name": name, "before": keys[0].id, "after": keys[1].id}):
+    with recorded(settings, "admin.model.rotate_key", {"name": name, "before": keys[0].id, "after": keys[1].id}) as end:
         sealing.rotate(store, name, keys)
+        end["digest"] = store.get(name).card().digest
     click.echo(f"{name} opens with the key in {new_key_file} only. Change models.kek_file before the next start.")
 
 

@@ -127,8 +127,8 @@ def _bring_model(settings: Settings, store: ModelStore) -> None:
     if embedded.find(store) is None:
         click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
     folder = bring_embedded(settings, store)
-    with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}):
-        store.activate(folder.name)
+    with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}) as details:
+        details["digest"] = store.activate(folder.name).card().digest
 
 
 def _make_administrator(settings: Settings) -> None:

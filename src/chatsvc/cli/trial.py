@@ -85,7 +85,7 @@ def activate(
     with recorded(settings, "admin.model.activate", details):
         if refusal is not None:
             raise refusal
-        store.activate(name, version)
+        details["digest"] = store.activate(name, version).card().digest
     if tell_to_swap(settings.home):
         return f"{name} is active. The running service brings it up now; nobody is interrupted."
     return f"{name} is active from the next start of the engine."

@@ -59,19 +59,20 @@ def blueprint(desk: ModelsDesk) -> Blueprint:
             desk.audit,
             context.facts("admin.model.activate"),
             lambda: _activate(desk, name, version),
-            details=lambda _: {"before": before, "after": name, **named},
+            details=lambda digest: {"before": before, "after": name, "digest": digest, **named},
         )
         return {"active": name, "swapping": desk.tell_to_swap()}, 202
 
     return routes
 
 
-def _activate(desk: ModelsDesk, name: str, version: str | None) -> None:
+def _activate(desk: ModelsDesk, name: str, version: str | None) -> str:
+    """The digest of what is active now."""
     if name not in {folder.name for folder in desk.store.list()}:
         raise NotFound("There is no such model in the store; GET /admin/models lists them.")
     try:
         desk.examine(desk.store.get(name))
-        desk.store.activate(name, version)
+        return desk.store.activate(name, version).card().digest
     except OperatorError as error:
         raise Conflict(error.message, code=error.code) from error
 
