@@ -55,6 +55,12 @@ def test_a_line_tells_who_did_what_from_where_and_how_it_ended():
     assert describe_line({}, {}).strip()
 
 
+def test_a_login_tells_which_account_it_was():
+    login = record(action="auth.login", actor=None, details={"account": "8955", "started_session": "2e65"})
+    assert "| account alice |" in describe_line(login, {"8955": "alice"})
+    assert "| account 8955 |" in describe_line(login, {})
+
+
 def test_a_tail_goes_over_segments_and_on_with_what_is_new(options, time):
     daily = write_segments(options, time, 3)
     tail = Tail(options.directory)

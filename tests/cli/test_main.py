@@ -78,6 +78,14 @@ def paths_of(command: click.Command, *path: str):
             yield from paths_of(command.get_command(context, name), *path, name)
 
 
+def test_the_list_of_commands_says_what_each_command_says_of_itself() -> None:
+    context = click.Context(main)
+    listed = " ".join(run("--help").stdout.split())
+    for name in main.list_commands(context):
+        own = (main.get_command(context, name).help or "").split("\n\n")[0]
+        assert f"{name} {' '.join(own.split())}" in listed
+
+
 def test_every_command_has_help_in_plain_text() -> None:
     paths = list(paths_of(main))
     assert ("audit", "verify") in paths

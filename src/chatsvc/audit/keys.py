@@ -33,7 +33,7 @@ from chatsvc.errors import OperatorError
 
 _SECRET = 0o400
 _SIGNING = "audit-signing.pem"
-_SIGNED_WITH = "audit-signing.pub"
+PUBLIC_KEYS = "audit-signing.pub"
 _HANDOVER = "for-auditor"
 
 
@@ -79,12 +79,12 @@ def vouch(directory: Path, key: VerifierKey) -> None:
     known = _signed_with(directory)
     if key not in known:
         lines = [format_vkey(each) + "\n" for each in (*known, key)]
-        write_whole(directory / _SIGNED_WITH, "".join(lines).encode(), _SECRET, replace=True)
+        write_whole(directory / PUBLIC_KEYS, "".join(lines).encode(), _SECRET, replace=True)
 
 
 def _signed_with(directory: Path) -> list[VerifierKey]:
     try:
-        return read_vkeys(directory / _SIGNED_WITH)
+        return read_vkeys(directory / PUBLIC_KEYS)
     except FileNotFoundError:
         return []
 

@@ -137,15 +137,18 @@ def describe_line(record: Record, names: Mapping[str, str]) -> str:
         f"{record.get('address') or '-'!s:<15}",
     ]
     # A record may be forged, and a name come from a directory: neither moves the cursor.
-    return "".join(char if char.isprintable() else "?" for char in " ".join(parts) + _rest(record))
+    return "".join(char if char.isprintable() else "?" for char in " ".join(parts) + _rest(record, names))
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _ACTOR_WIDTH else text[: _ACTOR_WIDTH - 1] + "…"  # --json shows all of it
 
 
-def _rest(record: Record) -> str:
+def _rest(record: Record, names: Mapping[str, str]) -> str:
     words = []
+    details = record.get("details")
+    if isinstance(details, dict) and "account" in details:  # who logged in: nobody was known when the act began
+        words.append(f"account {_shortened(names.get(str(details['account']), str(details['account'])))}")
     if record.get("status") is not None:
         words.append(str(record["status"]))
     if record.get("duration_ms") is not None:

@@ -126,6 +126,7 @@ def export(start: str, end: str, output: Path) -> None:
     from chatsvc import settings as configuration
     from chatsvc.audit.export import Span
     from chatsvc.audit.export import export as pieces_of
+    from chatsvc.audit.keys import PUBLIC_KEYS
 
     settings = configuration.load()
     span = Span(_microseconds(start), _microseconds(end), time.time_ns() // 1000)
@@ -138,7 +139,8 @@ def export(start: str, end: str, output: Path) -> None:
     draft.rename(output)
     size = output.stat().st_size
     click.echo(f"{output}: {size} bytes; check it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
-    click.echo("AUDIT.VKEY are public keys that came another way: `chatsvc audit seal-key --output` hands them over.")
+    public = settings.keys_directory / PUBLIC_KEYS
+    click.echo(f"AUDIT.VKEY: a copy of {public}, which must reach the auditor by another way than the export.")
 
 
 def _microseconds(text: str) -> int:

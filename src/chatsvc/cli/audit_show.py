@@ -34,7 +34,10 @@ _FOLLOW_S = 0.3
 @click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
 @click.option("--json", "as_json", is_flag=True, help="Print records as they are, one a line.")
 def show(last: int, follow: bool, as_json: bool, **wanted: Any) -> None:
-    """Show records, oldest first; all logs of CHATSVC_HOME merged by time."""
+    """Show records, oldest first; all logs of CHATSVC_HOME merged by time.
+
+    The sign before the action: > it begins, < it ends, - it is whole in one record, # a new segment of the log.
+    """
     from chatsvc import settings as configuration
     from chatsvc.audit.layout import logs
     from chatsvc.audit.reading import Tail, merged

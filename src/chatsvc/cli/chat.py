@@ -57,7 +57,8 @@ def command(
         if once is not None:
             _show(talk.ask(once))
             return
-        click.echo("Ctrl-C cancels an answer, Ctrl-D ends.", err=True)
+        if sys.stdin.isatty():
+            click.echo("Ctrl-C cancels an answer, Ctrl-D ends.", err=True)
         _edit_lines()
         while (text := _read_line()) is not None:
             if text.strip():
@@ -70,7 +71,9 @@ def _connection(url: str, cacert: str | None) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=url, timeout=_TIMEOUT, verify=_context(cacert), trust_env=False) as http:
             yield http
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise OperatorError(f"{url} does not answer ({error}): is the service running, and is --url right?") from None
+        raise OperatorError(
+            f"{url} does not answer ({error}): is the service running, and is --url (or PORT and HOST) right?"
+        ) from None
 
 
 def _context(cacert: str | None) -> Any:

@@ -16,15 +16,15 @@ from chatsvc.resources import resource_path
 
 @click.group("config")
 def command() -> None:
-    """Check and show the configuration; write nginx's lists."""
+    """Check and show the configuration; write nginx's files."""
 
 
 @command.command()
 def check() -> None:
     """Name every problem of the configuration at once.
 
-    Values, and the files, directories and addresses that a start would use; nothing is connected to. Ends with 3 where
-    values are wrong, with 1 where `chatsvc serve` would refuse to start for another reason.
+    First the values: where any is wrong it ends with 3. Then the files, directories and addresses that a start would
+    use; nothing is connected to. It ends with 1 where `chatsvc serve` would refuse to start because of one.
     """
     from chatsvc.cli import preflight
 

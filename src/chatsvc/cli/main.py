@@ -22,17 +22,17 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 _COMMANDS = {
     "serve": "Serve: supervise the engine and the web processes.",
     "engine": "Run the engine process alone (what `serve` does for you).",
-    "quickstart": "Make what is missing, then serve: the first thing to try.",
+    "quickstart": "Make what is missing (keys, administrator, model), then serve: the first thing to try.",
     "doctor": "Check this machine and this installation; name each remedy.",
     "chat": "Chat in the terminal.",
-    "user": "Accounts: add, list, disable, change passwords.",
-    "key": "API keys and signing keys: create, list, rotate, revoke.",
-    "token": "Revoke tokens and sessions.",
+    "user": "Accounts: add, list, find doubled ones, disable, change passwords, roles and limits.",
+    "key": "API keys and signing keys: create, list, change, rotate, revoke.",
+    "token": "Revoke tokens and sessions; list who is logged in.",
     "model": "Models: fetch, import, list, verify, convert, seal, activate.",
-    "audit": "The audit log: verify, export, show, prune.",
-    "bundle": "The kit for machines without a network: build, verify, install.",
-    "config": "Check and show the configuration; write nginx's lists.",
-    "bench": "Measure throughput, latency and quality.",
+    "audit": "The audit log: verify, show, export, prune; the auditor's keys.",
+    "bundle": "The kit for machines without a network: build, verify, install, upgrade, rollback.",
+    "config": "Check and show the configuration; write nginx's files.",
+    "bench": "Measure quality; `make bench` in a checkout measures throughput and latency.",
 }
 
 

@@ -60,7 +60,7 @@ def check_gguf(path: Path, progress: Progress = no_progress) -> None:
     for number, name in enumerate(names, start=1):
         tensor = head.tensors[name]
         _check(path, name, tensor.kind, head.data_start + tensor.offset, tensor.num_bytes)
-        progress("looking for weights that are no numbers", number, len(names))
+        progress("checking weights for NaN and infinity", number, len(names))
 
 
 def check_safetensors(folder: Path, progress: Progress = no_progress) -> None:
@@ -72,7 +72,7 @@ def check_safetensors(folder: Path, progress: Progress = no_progress) -> None:
     tensors = safetensors.used(safetensors.tensors_of(folder))
     for number, (name, tensor) in enumerate(tensors.items(), start=1):
         _check(tensor.path, name, tensor.kind, tensor.start, tensor.num_bytes)
-        progress("looking for weights that are no numbers", number, len(tensors))
+        progress("checking weights for NaN and infinity", number, len(tensors))
 
 
 def _check(path: Path, name: str, kind: str, start: int, num_bytes: int) -> None:
