@@ -1,5 +1,6 @@
 """The reference runner over tiny random checkpoints: equal to transformers, and to itself in any company."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,19 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(OperatorError):
         load_runner(tmp_path, "safetensors", make_card(), RunnerOptions(num_threads=1))
+
+
+def test_frequencies_that_depend_on_a_prompts_length_are_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A prompt's first chunks would be cached with those of a short one."""
+    path = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    config = json.loads((path / "config.json").read_text())
+    scaling = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config["rope_parameters"] = {**scaling, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OperatorError, match="longrope"):
+        load_runner(path, "safetensors", make_card(), RunnerOptions(num_threads=1))
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatsvc.engine.runners.choice import choose
 from chatsvc.errors import OperatorError
 from chatsvc.models import finite
 from chatsvc.models.card import SamplingDefaults
@@ -231,6 +232,13 @@ def test_an_index_that_is_none_is_refused(store: ModelStore, source: Path, index
     (source / "model.safetensors.index.json").write_text(index)
     with pytest.raises(OperatorError, match=message):
         store.import_path(source)
+
+
+def test_heads_that_fill_the_memory_are_refused_at_once(source: Path):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"head_dim": 10**12}))
+    with pytest.raises(OperatorError, match="size of heads"):
+        choose(source, "safetensors", "native")
 
 
 def test_fewer_embeddings_than_the_tokenizer_has_ids_are_refused(store: ModelStore, source: Path):

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from chatsvc.errors import OperatorError
 
 DEFAULT_BASE = 10_000.0
+# No model's heads are larger; a file may claim any number, and a table of it would fill the memory.
+_MAX_HEAD_SIZE = 4096
 _Floats = NDArray[np.float32]
 
 
@@ -140,6 +142,8 @@ def _rope(frequencies: _Floats, attention_factor: float, scaling: str) -> Rope:
 
 
 def _plain(head_size: int, base: float) -> _Floats:
+    if not 0 < head_size <= _MAX_HEAD_SIZE:
+        raise ValueError("a size of heads that no model has")
     exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
     frequencies: _Floats = np.float32(1) / np.power(np.float32(base), exponents)
     return frequencies

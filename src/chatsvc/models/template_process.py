@@ -203,7 +203,7 @@ def _read(stream: BufferedRWPair) -> bytes | None:
 
 def _error_of(answer: _Answer) -> Exception:
     if answer.problem == "syntax":
-        return ModelRefused("The model's chat template is not valid Jinja; import the model again.")
+        return ModelRefused("The model's chat template is not valid Jinja; import it with another chat_template.jinja.")
     if answer.problem == "overlong":
         message = (
             "The model's chat template takes more time, memory or text for this conversation than it may. Shorter "

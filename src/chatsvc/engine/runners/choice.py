@@ -99,7 +99,9 @@ def _obstacle_of_openvino(path: Path) -> str:
     except NotServed as error:
         return error.message
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
+        raise OperatorError(
+            f"{path.name} cannot be read as a checkpoint ({error}); import another copy of it"
+        ) from error
     if what.rope.scaling:
         return f"a rotary position embedding scaled by {what.rope.scaling}"
     if what.is_interleaved and what.biases:

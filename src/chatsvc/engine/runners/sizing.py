@@ -52,7 +52,7 @@ def shape_of(path: Path) -> ModelShape:
         return _shape_of_gguf(path) if path.is_file() else _shape_of_config(path / "config.json")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise OperatorError(
-            f"The size of {path.name} cannot be told from its files; import the model again."
+            f"The size of {path.name} cannot be told from its files; import another copy of it."
         ) from error
 
 

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
 from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
 from chatsvc.engine.runners.sampling import Sofar, choose_token, logprobs_of
-from chatsvc.engine.runners.torch_model import model_for
+from chatsvc.engine.runners.torch_model import depends_on_length, model_for
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
@@ -180,4 +180,9 @@ def _load(path: Path) -> Any:
     if told["missing_keys"]:  # transformers would make them up
         names = ", ".join(sorted(told["missing_keys"])[:_MAX_NAMES_SHOWN])
         raise OperatorError(f"the model's files lack weights that its config.json asks for ({names}); use another copy")
+    if depends_on_length(model.config):
+        raise OperatorError(
+            "no runner serves a rotary position embedding scaled by longrope; use a variant of the model with a "
+            "shorter context"
+        )
     return model.eval()

@@ -62,6 +62,24 @@ def is_batchable(config: Any) -> bool:
     )
 
 
+def depends_on_length(config: Any) -> bool:
+    """Whether a long prompt has other frequencies than a short one (longrope: Phi-3, MiniCPM).
+
+    A prompt goes through in chunks, and what is cached of the first ones would be of the short kind.
+    """
+    longest = getattr(config, "max_position_embeddings", 0)
+    return any(
+        rope.get("rope_type") == "longrope" and (rope.get("original_max_position_embeddings") or longest) < longest
+        for rope in _ropes_of(config)
+    )
+
+
+def _ropes_of(config: Any) -> list[dict[str, Any]]:
+    """The parameters of the rotary position embedding; some models have others for each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return [parameters, *(each for each in parameters.values() if isinstance(each, dict))]
+
+
 class SequentialModel:
     """transformers' forward pass: any architecture, one sequence after the other."""
 

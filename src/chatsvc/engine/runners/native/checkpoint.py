@@ -65,7 +65,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     try:
         return GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
-        raise OperatorError(f"{path.name} cannot be read as a checkpoint ({error}); import the model again") from error
+        raise OperatorError(
+            f"{path.name} cannot be read as a checkpoint ({error}); import another copy of it"
+        ) from error
 
 
 def obstacle(path: Path) -> str:

@@ -33,9 +33,9 @@ def fill(model: Model, checkpoint: Checkpoint) -> None:
     try:
         _fill(model, checkpoint)
     except KeyError as error:
-        raise OperatorError(f"The model lacks the tensor {error}; import it again.") from error
+        raise OperatorError(f"The model lacks the tensor {error}; import another copy of it.") from error
     except ValueError as error:
-        raise OperatorError(f"The model's tensors are damaged ({error}); import it again.") from error
+        raise OperatorError(f"The model's tensors are damaged ({error}); import another copy of it.") from error
 
 
 def _fill(model: Model, checkpoint: Checkpoint) -> None:
@@ -69,7 +69,7 @@ def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic], flo
 def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it is the condition itself
     if not is_right:
         raise OperatorError(
-            f"The tensor {name} of layer {layer} is not of the size that the model says; import the model again."
+            f"The tensor {name} of layer {layer} is not of the size that the model says; import another copy of it."
         )
 
 
