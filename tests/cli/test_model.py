@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from chatsvc import pidfile
+from chatsvc.cli import checks
 from chatsvc.cli.main import main
 from chatsvc.models.store import ModelStore
+from chatsvc.settings import load
 from tests.models.ggufs import tiny_gguf
 from tests.models.hub import serve
 from tests.shapes import tiny_qwen2
@@ -137,6 +139,23 @@ def test_sealing_checking_and_rotating(model: str, key: str, tmp_path: Path):
     good = run("unseal-check", model, "--key-file", "-", "--json", stdin=Path(other).read_bytes())
     assert (good.exit_code, json.loads(good.stdout)) == (0, {"name": "tiny", "ok": True})
     assert run("unseal-check", model, "--key-file", "-", stdin=b"short").exit_code == 2
+
+
+def test_a_sealed_model_that_could_not_be_tried_is_active_and_says_so(
+    model: str, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert run("seal", model, "--key-file", key).exit_code == 0
+    blind = run("activate", model)
+    assert blind.exit_code == 0, blind.stderr
+    assert "models.kek_file is not set here" in blind.stdout
+    (finding,) = checks.model(load())
+    assert (finding.level, "no key" in finding.message) == ("warning", True)
+    monkeypatch.setenv("CHATSVC_MODELS__KEK_FILE", key)
+    tried = run("activate", model)
+    assert tried.exit_code == 0, tried.stderr
+    assert "kek_file" not in tried.stdout
+    (finding,) = checks.model(load())
+    assert finding.level == "good"
 
 
 def test_the_key_of_the_configuration_is_used(model: str, key: str, monkeypatch: pytest.MonkeyPatch):

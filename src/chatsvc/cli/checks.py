@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from chatsvc import pidfile
 from chatsvc.cli import memory, preflight
 from chatsvc.cli.serve import require_free_port
+from chatsvc.cli.trial import lacks_key
 from chatsvc.errors import ChatsvcError, OperatorError
 from chatsvc.settings import Settings
 from chatsvc.wiring import examine_model
@@ -218,8 +219,13 @@ def model(settings: Settings) -> Iterator[Finding]:
         examine_model(settings, active)
     except (ChatsvcError, OSError) as error:
         yield Finding("model", "fatal", str(error), "`chatsvc model verify`, then import or fetch it again.")
+        return
+    what = f"{active.name} ({active.format})"
+    if lacks_key(settings, active):
+        remedy = "Set models.kek_file, unless the engine's unit alone has the key (as a credential)."
+        yield Finding("model", "warning", f"{what} is sealed, and no key for it is configured here", remedy)
     else:
-        yield Finding("model", "good", f"{active.name} ({active.format})")
+        yield Finding("model", "good", what)
 
 
 def _nearest(path: Path) -> Path:

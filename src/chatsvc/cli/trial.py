@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _MAX_OUTPUT_BYTES = 4096
+_NOT_LOADED = (
+    "It is sealed, and models.kek_file is not set here, so whether it loads was not tried: the engine needs the key."
+)
 # No library may look for a network while it loads a model.
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
@@ -32,6 +35,11 @@ def store_of(settings: Settings, *, is_tried: bool = True) -> ModelStore:
     return ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file, trial)
 
 
+def lacks_key(settings: Settings, folder: ModelFolder) -> bool:
+    """Whether the weights are sealed and no key is configured here. The engine's unit may have one all the same."""
+    return folder.description().sealed and settings.models.kek_file is None
+
+
 def try_model(settings: Settings, folder: ModelFolder, progress: Progress) -> None:
     """Load the model in a process of its own with the runner that would serve it, and have it answer.
 
@@ -40,7 +48,7 @@ def try_model(settings: Settings, folder: ModelFolder, progress: Progress) -> No
     Raises:
         OperatorError: it would not be served; the message says why.
     """
-    if folder.description().sealed and settings.models.kek_file is None:
+    if lacks_key(settings, folder):
         examine_model(settings, folder)
         return
     command = [sys.executable, "-m", "chatsvc.cli.trying", str(folder.path), folder.name]
@@ -86,9 +94,10 @@ def activate(
         if refusal is not None:
             raise refusal
         details["digest"] = store.activate(name, version).card().digest
+    hint = f"\n{_NOT_LOADED}" if lacks_key(settings, folder) else ""
     if tell_to_swap(settings.home):
-        return f"{name} is active. The running service brings it up now; nobody is interrupted."
-    return f"{name} is active from the next start of the engine."
+        return f"{name} is active. The running service brings it up now; nobody is interrupted.{hint}"
+    return f"{name} is active from the next start of the engine.{hint}"
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float, progress: Progress) -> None:
