@@ -153,7 +153,14 @@ def test_the_templates_own_words_reach_the_caller_on_one_bounded_line(templates)
 
 @pytest.mark.parametrize(
     "source",
-    ["{{ messages[99].role }}", "{{ 1 / 0 }}", "{{ messages.__class__.__mro__ }}", "{{ nothing() }}", "{{ 1 + 'a' }}"],
+    [
+        "{{ messages[99].role }}",
+        "{{ 1 / 0 }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ nothing() }}",
+        "{{ 1 + 'a' }}",
+        r"{{ '\ud800' }}",
+    ],
 )
 def test_any_exception_of_a_template_is_the_conversations(templates, source):
     with pytest.raises(InvalidRequest, match="does not take such a conversation"):

@@ -244,9 +244,9 @@ def _limit() -> None:
 
 def _answered(question: _Question) -> _Answer:
     try:
-        if question.render is None:
-            return _Answer(texts=constants(question.source))
-        return _Answer(texts=[_rendered(question.render)])
+        texts = constants(question.source) if question.render is None else [_rendered(question.render)]
+        "".join(texts).encode()  # half of a surrogate pair raises here: no answer can hold it
+        return _Answer(texts=texts)
     except MemoryError:
         os._exit(_OUT_OF_MEMORY)  # what is left may not be enough to answer, and what was taken is given back
     except Overlong:
