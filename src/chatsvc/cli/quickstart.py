@@ -168,7 +168,7 @@ def welcome(settings: Settings) -> str:
     )
     question = json.dumps({"query": _QUESTION, "temperature": 0})
     return (
-        f"\nchatsvc is ready at {url} (the chat page; sign in as '{_ADMIN}' with the password in {password_file})\n"
+        f"\nchatsvc is ready at {url} (the chat page; log in as '{_ADMIN}' with the password in {password_file})\n"
         f"\nTry it:\n\n"
         f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
         f"{_about_the_seal(settings)}"
