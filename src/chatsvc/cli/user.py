@@ -155,7 +155,10 @@ def _password(file: Path | None, *, from_stdin: bool) -> str:
         return first_line(sys.stdin.buffer.read())
     if not sys.stdin.isatty():
         raise click.UsageError("Give --password-file or --password-stdin: there is no terminal to ask on.")
-    asked: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    from chatsvc.guard.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
+
+    text = f"Password ({MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters)"
+    asked: str = click.prompt(text, hide_input=True, confirmation_prompt=True)
     return asked
 
 
