@@ -102,6 +102,12 @@ def test_a_file_that_is_not_toml_is_a_problem(home: Path) -> None:
     assert "is not TOML" in problem
 
 
+@pytest.mark.parametrize("issuer", ["https://id example.org", "https://id.example.org/a b", "https://id.example.org\n"])
+def test_a_url_with_white_space_is_a_problem(home: Path, issuer: str) -> None:
+    (problem,) = problems_of(CHATSVC_HOME=str(home), CHATSVC_OIDC__ISSUER=issuer)
+    assert problem.startswith("oidc.issuer: this is not a URL")
+
+
 def test_home_inside_the_file_is_a_problem(home: Path) -> None:
     (problem,) = problems_of(**with_file(home, 'home = "/elsewhere"\n'))
     assert "CHATSVC_HOME" in problem

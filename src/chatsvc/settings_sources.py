@@ -115,7 +115,8 @@ def url_check(example: str, *schemes: str, needs_host: bool = True) -> Callable[
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         try:
             parts = urlsplit(text)
-            is_good = parts.scheme in schemes and (bool(parts.hostname) or not needs_host)
+            has_space = any(char.isspace() for char in text)  # urlsplit takes it
+            is_good = parts.scheme in schemes and (not needs_host or (bool(parts.hostname) and not has_space))
             _ = parts.port  # raises where it is no number
         except ValueError:
             is_good = False

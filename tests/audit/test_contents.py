@@ -129,6 +129,7 @@ def test_a_level_without_its_key_is_no_start(options, auditor, tmp_path):
         ("use github_" + "pat_11ABCDEFG0abcdefghijkl_0123456789abcdefghij now", "use [token] now"),
         ("AI" + "zaSyA1234567890abcdefghijklmnopqrstuv and GOCS" + "PX-abcdefghijklmnop", "[token] and [token]"),
         ("LTAI" + "5tAbCdEfGhIjKlMnOp，AKID" + "z8krbsJ5yKBZQpn74WFkmLPx3EXAMPLE", "[token]，[token]"),
+        ("bce-v3/ALTAK" + "-abcdefghijklmnopqrstu/0123456789abcdef0123456789abcdef01234567 x", "[token] x"),
         ("sk_" + "live_4eC39HqLyjWDarjtT1 rk_" + "live_4eC39HqLyjWDarjtT1", "[token] [token]"),
         ("npm_" + "abcdefghijklmnopqrstuvwxyz0123456789", "[token]"),
         ("pypi-" + "AgEIcHlwaS5vcmcCJDAwMDAwMDAwLTAwMDAtMDAwMC0wMDAw.", "[token]."),

@@ -111,7 +111,7 @@ def test_every_container_is_hardened(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    assert service["pids_limit"] == 256
+    assert service["pids_limit"] == (512 if name == "web" else 256)
     assert service["ulimits"] == {"core": 0}
     assert service["stop_grace_period"] == "45s"
     assert service["mem_limit"] == service["memswap_limit"]

@@ -23,7 +23,7 @@ _PREFIXES = (
     "sk-|sk_(?:live|test)_|rk_(?:live|test)_|pk_live_|whsec_",  # OpenAI, Anthropic, DashScope, DeepSeek; Stripe
     "gh[pousr]_|github_pat_|gl[a-z]{2,5}-",  # GitHub, GitLab
     "AIza|GOCSPX-|ya29[.]|AQ[.]Ab",  # Google
-    "LTAI|STS[.]N|AKID|AKLT|ALTAK-|bce-v3/",  # Alibaba, Tencent, Volcengine, Baidu
+    "LTAI|STS[.]N|AKID|AKLT|ALTAK-|bce-v3/[A-Za-z0-9-]{1,64}/",  # Alibaba, Tencent, Volcengine, Baidu
     "A[KS]IA|ABIA|ACCA",  # Amazon
     "npm_|pypi-|dckr_pat_|rubygems_",
     "xox[abeprs]-|xapp-|hf_|ms-|gsk_|xai-|r8_|pplx-|nvapi-",
