@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chatsvc.cli import kit_install, kit_verify
 from chatsvc.cli.kit_verify import KitDiffers, KitError, verify, verify_signature
+from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
 from chatsvc.models import bundle, embedded, sbom
 from chatsvc.models.signing import SigningKeys
@@ -339,6 +341,14 @@ def test_what_is_no_kit_cannot_be_read(tmp_path: Path):
 def test_what_is_no_public_key_is_said(text: str, capsys: pytest.CaptureFixture[str], small_kit: tuple[Path, bytes]):
     assert kit_verify.main([str(small_kit[0]), text]) == 3
     assert "public key" in capsys.readouterr().err
+
+
+def test_a_home_that_built_no_kit_asks_for_the_builders_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHATSVC_HOME", str(tmp_path))
+    (tmp_path / "kit.tar").write_bytes(b"")
+    result = CliRunner().invoke(main, ["bundle", "verify", str(tmp_path / "kit.tar")])
+    assert result.exit_code == 2
+    assert "--public-key" in result.stderr
 
 
 def test_a_public_key_may_be_a_file(small_kit: tuple[Path, bytes], tmp_path: Path):

@@ -132,7 +132,12 @@ def rollback(prefix: Path) -> None:
 def _public_key(given: str | None) -> str:
     from chatsvc.models import bundle
 
-    return given or bundle.signing_keys(load().keys_directory).public_bytes().hex()
+    if given:
+        return given
+    keys = bundle.signing_keys(load().keys_directory)
+    if not keys.public_file.exists():
+        raise click.UsageError("No kit was built in this home: give --public-key of who built this one.")
+    return keys.public_bytes().hex()
 
 
 def _chosen_model(settings: Settings, name: str | None) -> ModelFolder:
