@@ -173,7 +173,7 @@ def test_without_an_active_model_it_says_what_to_do(home: Home, tmp_path: Path) 
     arguments = [sys.executable, "-m", "chatsvc.cli.main", "engine"]
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == EXIT_COULD_NOT_START
-    assert "chatsvc model list" in result.stderr
+    assert "chatsvc model import --embedded --activate" in result.stderr
 
 
 def test_changed_weights_are_refused(home: Home, smollm2: ModelFolder, tmp_path: Path) -> None:

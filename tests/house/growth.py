@@ -64,6 +64,9 @@ def _limited() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(
+            signal.SIGVTALRM, signal.SIG_IGN
+        )  # forgets one that is pending; the default would end the process
         signal.signal(signal.SIGVTALRM, before)
 
 

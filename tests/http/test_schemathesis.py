@@ -77,9 +77,11 @@ def run(server, tmp_path, *arguments):
 
 
 def statuses(server, actor):
-    """How often each status was answered to an account, by the server's own log."""
+    """How often each status was answered to an account since the server was ready, by its own log."""
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    return Counter(line["status"] for line in lines if "status" in line and line["actor"] == actor)
+    requests = [line for line in lines if "status" in line]
+    ready = next(place for place, line in enumerate(requests) if (line["path"], line["status"]) == ("/readyz", 200))
+    return Counter(line["status"] for line in requests[ready:] if line["actor"] == actor)
 
 
 @pytest.mark.slow
