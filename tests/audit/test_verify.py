@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import time as real_time
 from dataclasses import replace
@@ -146,6 +147,21 @@ def test_the_changed_record_is_named(small_log):
 def test_the_last_record_is_named_too(small_log):
     verdict = rewritten(small_log, lambda lines: [*lines[:-1], lines[-1].replace(b"boot-1", b"boot-2")])
     assert (verdict.exit_code, verdict.seq) == (TAMPERED, 8)
+
+
+@pytest.mark.parametrize("which", ["segment", "checkpoints", "vkey"])
+def test_a_pipe_in_place_of_a_file_is_found_and_not_waited_for(small_log, which):
+    segment = last_segment(small_log)
+    path = {
+        "segment": segment,
+        "checkpoints": layout.checkpoints_of(segment),
+        "vkey": small_log.directory / layout.VKEY,
+    }[which]
+    path.unlink()
+    os.mkfifo(path)
+    verdict = verify_log(small_log.directory, home_trust(small_log))
+    assert verdict.exit_code == TAMPERED
+    assert f"{path.name} is not a regular file" in verdict.message
 
 
 @pytest.mark.parametrize("at", range(9))

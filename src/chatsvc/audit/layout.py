@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 VKEY = "audit.vkey"
@@ -40,6 +41,12 @@ def segments(directory: Path) -> list[Path]:
     """All segments, oldest first."""
     found = [(seq, path) for path in directory.glob("audit-*.jsonl") if (seq := first_seq(path)) is not None]
     return [path for _, path in sorted(found)]
+
+
+def files_of(directory: Path, segments: Sequence[Path]) -> list[Path]:
+    """Every file that a verifier reads, be it there or not."""
+    notes = [checkpoints_of(segment) for segment in segments]
+    return [directory / VKEY, directory / TOMBSTONE, *segments, *notes]
 
 
 def logs(directory: Path) -> list[Path]:

@@ -126,6 +126,9 @@ class _Reading:
 
     def verdict(self, segments: Sequence[Path]) -> Verdict:
         """Steps 1 to 6."""
+        for path in layout.files_of(self._home, segments):
+            if path.exists() and not path.is_file():  # reading a pipe would wait for whoever writes into it
+                raise Tampered(0, f"{path.name} is not a regular file")
         keys, strangers = self._trust.keys_of(self._home), self._trust.strangers(self._home)
         self._keys, self._strangers = describe_keys(keys), describe_keys(strangers)
         if strangers:  # (1)
