@@ -129,27 +129,22 @@ def redis(tmp_path):
     server.stop()
 
 
-class Redis:
-    """A server of its own, on a free port of the loopback address."""
+class Server:
+    """A program that listens on a free port of the loopback address; ready when somebody listens there."""
 
-    def __init__(self, program, folder):
-        self.port = free_port()
-        self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    def __init__(self, command, port):
+        self._command, self._port = command, port
         self._process = None
 
-    @property
-    def url(self):
-        return f"redis://127.0.0.1:{self.port}/0"
-
     def start(self):
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
                     return
             time.sleep(0.02)
-        pytest.fail("Redis did not start")
+        pytest.fail(f"{self._command[0]} did not start")
 
     @contextmanager
     def hanging(self):
@@ -163,6 +158,19 @@ class Redis:
     def stop(self):
         self._process.terminate()
         self._process.wait()
+
+
+class Redis(Server):
+    """A Redis of its own."""
+
+    def __init__(self, program, folder):
+        self.port = free_port()
+        command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+        super().__init__(command, self.port)
+
+    @property
+    def url(self):
+        return f"redis://127.0.0.1:{self.port}/0"
 
 
 @contextmanager
@@ -296,8 +304,8 @@ def write_certificate(folder):
     (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
-class Slapd:
-    """A server of its own on free ports of the loopback address."""
+class Slapd(Server):
+    """A directory of its own, in the clear and by TLS."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -307,33 +315,8 @@ class Slapd:
         (folder / "slapd.conf").write_text(SLAPD_CONFIGURATION.format(folder=folder, anonymous="auth"))
         add = [str(Path(SLAPD).parent / "slapadd"), "-f", str(folder / "slapd.conf")]
         subprocess.run(add, input=DIRECTORY, text=True, check=True, capture_output=True)
-        self._process = None
-
-    def start(self):
         urls = f"ldap://127.0.0.1:{self.plain} ldaps://127.0.0.1:{self.tls}"
-        self._process = subprocess.Popen(
-            [SLAPD, "-f", str(self.folder / "slapd.conf"), "-h", urls, "-d", "0"], stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with closing(socket.socket()) as probe:
-                if probe.connect_ex(("127.0.0.1", self.tls)) == 0:
-                    return
-            time.sleep(0.02)
-        pytest.fail("slapd did not start")
-
-    @contextmanager
-    def hanging(self):
-        """It stands still: connections are there, and nobody answers."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
-
-    def stop(self):
-        self._process.terminate()
-        self._process.wait()
+        super().__init__([SLAPD, "-f", str(folder / "slapd.conf"), "-h", urls, "-d", "0"], self.tls)
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,10 @@ def test_a_redis_that_hangs_or_is_stopped_costs_503(serve, store, redis, tmp_pat
         with redis.hanging(), ThreadPoolExecutor(20) as pool:
             asked = list(pool.map(lambda _: code_of(ask(server)), range(20)))
             assert set(asked) == {(503, "store_unavailable")}
-            assert httpx.get(f"{server.url}/healthz").json()["reason"] == "Redis cannot be reached"
+            wait_until(
+                lambda: httpx.get(f"{server.url}/healthz").json().get("reason") == "Redis cannot be reached",
+                what="health to say so",
+            )
         wait_until(lambda: is_well(server), what="recovery")
         redis.stop()
         assert code_of(ask(server)) == (503, "store_unavailable")
