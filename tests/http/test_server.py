@@ -109,7 +109,8 @@ def test_joined_pieces_are_byte_for_byte_the_result(server, events):
 
 def test_eight_streams_at_once_all_get_their_own_answer(server, events):
     def ask(country):
-        body = {"query": f"What is the capital of {country}? Answer with one sentence.", "max_tokens": 24}
+        body = {"query": f"What is the capital of {country}? Answer with one sentence."}
+        body |= {"max_tokens": 24, "temperature": 0}
         with open_client(server) as client:
             stream = events(client.post("/chat/stream", json=body).content)
         return country, "".join(data["token"] for name, data in stream if name is None)
