@@ -58,5 +58,5 @@ VOLUME ["/var/lib/chatsvc"]
 STOPSIGNAL SIGTERM
 # Readiness is asked for over the socket of the web process.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import sys; from chatsvc.cli.probe import answers; from chatsvc.settings import load; sys.exit(not answers(load()))"]
+    CMD ["python", "-c", "import sys; from chatsvc.supervisor.probe import answers; from chatsvc.settings.load import load; sys.exit(not answers(load()))"]
 CMD ["chatsvc", "serve"]

@@ -17,16 +17,16 @@ from pathlib import Path
 
 from bench import page, program
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import Calls
-from chatsvc.audit.journal import Entry, Journal
+from chatsvc.audit.format.ratchet import parse_seal_key
 from chatsvc.audit.keys import initial_seals
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.opening import open_journal, open_mirror
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.timekeeping import system_clock
-from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify.log import Trust, verify_log
+from chatsvc.audit.verify.verdict import CLEAN
+from chatsvc.audit.write.journal import Entry, Journal
+from chatsvc.audit.write.opening import open_journal, open_mirror
+from chatsvc.audit.write.timekeeping import system_clock
+from chatsvc.disk.append import Calls
 
 FACTS = Facts("5c1d7f0a9be84b0c", "chat.generate", "alice", "s" * 32, "j" * 32, "10.0.0.7", "POST", "/chat", "d" * 64)
 RESULT = Result("allowed", 200, num_prompt_tokens=64, num_completion_tokens=128)

@@ -18,13 +18,13 @@ from typing import Self
 
 from bench.load import Sample
 from bench.shape import NUM_PUBLIC_TOKENS
-from chatsvc.cli.engine import runner_options
+from chatsvc.cli.service.engine import runner_options
 from chatsvc.engine.process import harden
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import Runner
 from chatsvc.engine.runners.choice import load_runner
 from chatsvc.models.store import ModelStore
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 
 
 class InProcess:

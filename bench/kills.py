@@ -27,8 +27,8 @@ from pathlib import Path
 from bench import cpu, page, program
 from bench.load import Target, asking
 from bench.processes import end_on_sigterm, free_port, running, wait_for
-from chatsvc.models import embedded
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply import embedded
 
 _CHATSVC = [sys.executable, "-m", "chatsvc.cli.main"]
 _GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py"]

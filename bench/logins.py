@@ -38,7 +38,7 @@ from bench.stack import StackOptions, stack
 from bench.supply import Supply
 from chatsvc.errors import Conflict
 from chatsvc.guard.assembly import assemble
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 from chatsvc.wiring import guard_options
 
 _NUM_LOGINS = 50

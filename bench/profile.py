@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from bench import page, program
 from bench.processes import end_on_sigterm
 from bench.supply import Supply
-from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, PHASES, Model, Room, Rows
+from chatsvc.engine.runners.native.weights import open_checkpoint
 
 _CHUNK = 256
 _CASES = ((1, 128), (8, 128), (16, 128), (16, 1000))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from bench import page, program
 from bench.processes import end_on_sigterm
 from bench.supply import Supply
-from chatsvc.cli.bench import manual
+from chatsvc.cli.models.bench import manual
 from chatsvc.engine.runners import quality
 
 Forecaster = Callable[[Sequence[Sequence[int]]], list[quality.Forecast]]

@@ -31,12 +31,13 @@ from bench import page, program
 from bench.disk import GOAL, judge
 from bench.processes import end_on_sigterm
 from bench.supply import MODEL_NAME, Supply
-from chatsvc.engine.client import EngineClient
-from chatsvc.engine.generation import Finished, Generation
 from chatsvc.engine.protocol import Sampling
-from chatsvc.models import embedded, sealing
-from chatsvc.models.sealed import read_kek
+from chatsvc.engine.web_side.client import EngineClient
+from chatsvc.engine.web_side.generation import Finished, Generation
+from chatsvc.models.seal import sealing
+from chatsvc.models.seal.sealed import read_kek
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply import embedded
 
 _MIB = 1024 * 1024
 _LOOK_S = 0.01

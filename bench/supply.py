@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import shape
-from chatsvc.models import embedded
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import embedded
 
 LLAMA_VERSION = "11434.0.0"
 VLLM_VERSION = "0.32.0"
@@ -53,7 +53,7 @@ class Supply:
         folder = self.cache / f"{source.name}-{weight_format}"
         if not (folder / "openvino_model.bin").exists():
             _say(f"converting {source.name} to OpenVINO {weight_format}")
-            program = [sys.executable, "-m", "chatsvc.models.converter"]
+            program = [sys.executable, "-m", "chatsvc.models.supply.converter"]
             _run([*program, source, folder, weight_format], self.cache / "convert.log")
         for name in ("tokenizer.json", "tokenizer_config.json"):  # as the command carries them over
             shutil.copyfile(source / name, folder / name)

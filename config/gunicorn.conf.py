@@ -23,14 +23,14 @@ from typing import Any
 
 from gunicorn import glogging
 
-from chatsvc.http.worker import Worker
+from chatsvc.http.server.worker import Worker
 from chatsvc.logs import JsonLines
-from chatsvc.settings import HEALTH_THREADS, load
+from chatsvc.settings.load import HEALTH_THREADS, load
 
 _settings = load()
 _SPARE_CONNECTIONS = 512
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-# As nginx's client_body_timeout and send_timeout, for where no nginx is in front; see also chatsvc.http.worker.
+# As nginx's client_body_timeout and send_timeout, for where no nginx is in front; see also chatsvc.http.server.worker.
 _RECEIVE_TIMEOUT_S, _SEND_TIMEOUT_S = 10, 15
 # Descriptors of the database, the audit log and the engine, and of what comes and goes.
 _OTHER_DESCRIPTORS = 256

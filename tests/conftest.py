@@ -25,12 +25,12 @@ from flask.testing import FlaskClient
 
 from chatsvc.app import create_app, running_in
 from chatsvc.errors import Conflict
-from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
-from chatsvc.models import embedded
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply import embedded
 from chatsvc.resources import resource_path
-from chatsvc.settings import Settings, load
+from chatsvc.settings.load import Settings, load
 from chatsvc.wiring import guard_options
 from tests.servers import postgres, redis, slapd  # noqa: F401  (fixtures: real servers)
 

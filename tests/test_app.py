@@ -6,7 +6,7 @@ import pytest
 
 from chatsvc.app import create_app, running_in
 from chatsvc.errors import AuditUnavailable, StoreUnavailable
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 
 
 def settings(home, **more):

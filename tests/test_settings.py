@@ -11,7 +11,7 @@ import pytest
 
 from chatsvc.errors import ConfigurationInvalid
 from chatsvc.resources import resource_path
-from chatsvc.settings import KEYS, Section, Settings, child_environment, environment_value, load
+from chatsvc.settings.load import KEYS, Section, Settings, child_environment, environment_value, load
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import migrate
 

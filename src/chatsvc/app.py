@@ -12,42 +12,33 @@ from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from chatsvc import __version__, pidfile
+from chatsvc import __version__
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.witnessed import Witnessed
+from chatsvc.audit.witness.held_heads import Witnessed
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Planner, PlannerOptions
 from chatsvc.chat.service import ChatService, ServiceOptions
-from chatsvc.engine.client import EngineClient
+from chatsvc.disk import pidfile
+from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
+from chatsvc.guard.credentials.keyring import read_or_make_secret
 from chatsvc.guard.gate import Gate
-from chatsvc.guard.keyring import read_or_make_secret
-from chatsvc.guard.room import Room
-from chatsvc.http import (
-    admin,
-    audit,
-    auth,
-    chat,
-    completions,
-    conversations,
-    hooks,
-    models,
-    openai,
-    openapi,
-    ops,
-    problems,
-    routing,
-    ui,
-)
-from chatsvc.http.chat_schema import Bounds
-from chatsvc.http.schema import MAX_PLAIN_BYTES
+from chatsvc.guard.limits.queue import Room
+from chatsvc.http.api import admin, audit, auth, chat, conversations, models, ops
+from chatsvc.http.api.chat_schema import Bounds
+from chatsvc.http.api.openai import chat as openai
+from chatsvc.http.api.openai import completions
+from chatsvc.http.description import openapi
+from chatsvc.http.pages import views as ui
+from chatsvc.http.wire import hooks, problems, routing
+from chatsvc.http.wire.schema import MAX_PLAIN_BYTES
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelStore
-from chatsvc.models.template_process import TemplateProcess
+from chatsvc.models.text.template_process import TemplateProcess
 from chatsvc.observe.metrics import Metrics
 from chatsvc.observe.pulse import Pulse
-from chatsvc.settings import Settings
+from chatsvc.settings.load import Settings
 from chatsvc.wiring import (
     audit_options,
     examine_model,
@@ -59,7 +50,7 @@ from chatsvc.wiring import (
 )
 
 if TYPE_CHECKING:
-    from chatsvc.guard.oidc import OidcProvider
+    from chatsvc.guard.providers.oidc import OidcProvider
 
 EXTENSION = "chatsvc"
 
@@ -109,7 +100,7 @@ def create_app(settings: Settings) -> Flask:
 def _application(running: Running) -> Flask:
     settings = running.settings
     app = Flask("chatsvc", static_folder=None)
-    # One byte more than is taken, see http/schema.py: read_body.
+    # One byte more than is taken, see http/wire/schema.py: read_body.
     app.config["MAX_CONTENT_LENGTH"] = _max_plain_bytes(settings) + 1
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.url_map.merge_slashes = False
@@ -218,7 +209,7 @@ def _register_oidc(app: Flask, running: Running) -> None:
     if running.provider is None:
         return
     # The extra "directory" need not be installed where no provider is configured.
-    from chatsvc.http import oidc  # noqa: PLC0415
+    from chatsvc.http.api import oidc  # noqa: PLC0415
 
     guard = running.guard
     secret = read_or_make_secret(running.settings.keys_directory / "oidc.key")

@@ -2,7 +2,7 @@
 
 An error carries what the caller may see: a stable ``code`` and a public ``message`` that names the remedy and never
 holds a secret, a prompt or a traceback. Which HTTP status a class becomes is written once, in
-:mod:`chatsvc.http.problems`.
+:mod:`chatsvc.http.wire.problems`.
 
 ::
 

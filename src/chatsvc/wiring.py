@@ -15,19 +15,19 @@ from uuid import uuid4
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.witness_peer import Peer
+from chatsvc.audit.witness.peer import Peer
 from chatsvc.errors import OperatorError
+from chatsvc.guard.accounts.passwords import PasswordOptions
 from chatsvc.guard.assembly import GuardOptions
-from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
+from chatsvc.guard.credentials.tokens import TokenOptions
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.outbox import Recorder
-from chatsvc.guard.passwords import PasswordOptions
 from chatsvc.guard.principal import Limits
-from chatsvc.guard.tokens import TokenOptions
-from chatsvc.settings import WAITING_HASHES, Settings
+from chatsvc.guard.providers.directory import Directory, TrustedIssuer, VouchedAccounts
+from chatsvc.settings.load import WAITING_HASHES, Settings
 
 if TYPE_CHECKING:
-    from chatsvc.guard.oidc import OidcProvider
+    from chatsvc.guard.providers.oidc import OidcProvider
     from chatsvc.models.store import ModelFolder
 
 
@@ -144,7 +144,7 @@ def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory]
         return None
     _require_extra("ldap.url", "ldap3", "directory")
     # The extra "directory" need not be installed where no directory is configured.
-    from chatsvc.guard.ldap import LdapDirectory, LdapOptions  # noqa: PLC0415
+    from chatsvc.guard.providers.ldap import LdapDirectory, LdapOptions  # noqa: PLC0415
 
     options = LdapOptions(
         url=section.url,
@@ -172,7 +172,7 @@ def oidc_provider(settings: Settings) -> OidcProvider | None:
         return None
     for package in ("authlib", "joserfc", "requests"):
         _require_extra("oidc.issuer", package, "directory")
-    from chatsvc.guard.oidc import OidcOptions, OidcProvider  # noqa: PLC0415  (as above)
+    from chatsvc.guard.providers.oidc import OidcOptions, OidcProvider  # noqa: PLC0415  (as above)
 
     return OidcProvider(
         OidcOptions(
@@ -194,7 +194,7 @@ def oidc_bearer(provider: OidcProvider | None, accounts: VouchedAccounts) -> Tru
     """Takes the provider's tokens for tools; None where there is no provider."""
     if provider is None:
         return None
-    from chatsvc.guard.oidc import OidcBearer  # noqa: PLC0415  (as above)
+    from chatsvc.guard.providers.oidc import OidcBearer  # noqa: PLC0415  (as above)
 
     return OidcBearer(provider, accounts)
 
@@ -215,7 +215,7 @@ def examine_model(settings: Settings, folder: ModelFolder) -> None:
         OperatorError: it would not be served; the message says why.
     """
     from chatsvc.chat import trial  # noqa: PLC0415 - the template's machinery, only where a model is looked at
-    from chatsvc.models.importing import GGUF_WEIGHTS  # noqa: PLC0415 - as the next line
+    from chatsvc.models.supply.importing import GGUF_WEIGHTS  # noqa: PLC0415 - as the next line
 
     description = folder.description()
     weights = folder.path / GGUF_WEIGHTS if description.format == "gguf" else folder.path

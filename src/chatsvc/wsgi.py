@@ -9,7 +9,7 @@ from types import FrameType
 from chatsvc import logs
 from chatsvc.app import create_app, running_in
 from chatsvc.chat.drain import Drain
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 
 # What is still streaming needs a moment to say so before gunicorn's own patience ends.
 _BEFORE_GUNICORN_S = 2.0

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from chatsvc.audit import keys, layout
+from chatsvc.audit import keys
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.format import layout
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.timekeeping import Clock
-from chatsvc.audit.verify import Trust
+from chatsvc.audit.verify.log import Trust
+from chatsvc.audit.write.timekeeping import Clock
 
 NOON_US = 1_795_348_800_000_000  # 2026-11-22T12:00:00Z
 DAY_US = 86_400_000_000

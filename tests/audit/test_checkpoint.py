@@ -7,7 +7,7 @@ import base64
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chatsvc.audit.checkpoint import (
+from chatsvc.audit.format.notes import (
     Checkpoint,
     KeyUnknown,
     NoteInvalid,

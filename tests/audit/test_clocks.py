@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit.export import Span, export
-from chatsvc.audit.export_check import verify_export
 from chatsvc.audit.facts import Result
+from chatsvc.audit.format.ratchet import parse_seal_key
+from chatsvc.audit.format.record import format_time, parse_time
 from chatsvc.audit.keys import initial_seals
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.prune import prunable
-from chatsvc.audit.record import format_time, parse_time
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.timekeeping import Clock, system_clock
-from chatsvc.audit.verdict import CLEAN, TAMPERED
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit.verify.export import Span, export
+from chatsvc.audit.verify.export_check import verify_export
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.prune import prunable
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED
+from chatsvc.audit.write.timekeeping import Clock, system_clock
 from tests.audit.logs import DAY_US, Time, home_trust, last_segment, lines_of, write_segments, write_some
 from tests.audit.test_log import CHAT, found, wait_until
 from tests.audit.test_stranger import strange_code

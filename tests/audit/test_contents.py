@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from chatsvc.audit.contents import Contents, Unsealable, make_auditor_key, read_private, unseal
 from chatsvc.audit.facts import Result
-from chatsvc.audit.id_numbers import is_bank_card, is_iban, is_id_card, is_old_id_card
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.redact import redact
+from chatsvc.audit.write.contents import Contents, Unsealable, make_auditor_key, read_private, unseal
+from chatsvc.audit.write.id_numbers import is_bank_card, is_iban, is_id_card, is_old_id_card
+from chatsvc.audit.write.redact import redact
 from chatsvc.errors import OperatorError
 from tests.audit.test_log import CHAT, found
 

@@ -12,8 +12,8 @@ import pytest
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.verdict import CLEAN, TORN_TAIL
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.verdict import CLEAN, TORN_TAIL
 from tests.audit.logs import home_trust
 from tests.audit.test_log import found, records_of
 

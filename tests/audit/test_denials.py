@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit.denials import Denials
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.write.denials import Denials
 from tests.audit.logs import last_segment
 from tests.audit.test_log import found
 

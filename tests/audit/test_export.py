@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit import keys, layout
-from chatsvc.audit.checkpoint import parse_vkey
-from chatsvc.audit.export import Span, export, parse_moment
-from chatsvc.audit.export_check import is_export, verify_export
-from chatsvc.audit.record import encode
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
-from chatsvc.audit.verify import Trust
-from chatsvc.audit.walk import Tampered
+from chatsvc.audit import keys
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import parse_vkey
+from chatsvc.audit.format.ratchet import parse_seal_key
+from chatsvc.audit.format.record import encode
+from chatsvc.audit.format.rules import Tampered
+from chatsvc.audit.verify.export import Span, export, parse_moment
+from chatsvc.audit.verify.export_check import is_export, verify_export
+from chatsvc.audit.verify.log import Trust
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
 from chatsvc.errors import OperatorError
 from tests.audit.logs import DAY_US, NOON_US, home_trust, last_segment, write_segments, write_some
 

@@ -13,14 +13,15 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit import keys, layout
-from chatsvc.audit.condition import SILENT
+from chatsvc.audit import keys
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import AppendFile, Calls, DiskFailed, DiskFull, Lock, write_whole
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.ratchet import parse_seal_key
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.verdict import CLEAN
+from chatsvc.audit.write.condition import SILENT
+from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, Lock, write_whole
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import home_trust, last_segment, lines_of
 from tests.audit.test_log import CHAT, found, wait_until

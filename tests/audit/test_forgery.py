@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chatsvc.audit import keys, layout
-from chatsvc.audit.checkpoint import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
-from chatsvc.audit.export import Span, export
+from chatsvc.audit import keys
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
+from chatsvc.audit.format.record import decode, encode
+from chatsvc.audit.format.replay import known_keys
+from chatsvc.audit.format.tree import Frontier, leaf_hash
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.record import decode, encode
-from chatsvc.audit.replay import known_keys
-from chatsvc.audit.tree import Frontier, leaf_hash
-from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
-from chatsvc.audit.verify import Trust, verify_log
+from chatsvc.audit.verify.export import Span, export
+from chatsvc.audit.verify.log import Trust, verify_log
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
 from chatsvc.errors import OperatorError
 from tests.audit.logs import NOON_US, Time, home_trust, last_segment, write_segments, write_some
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit import layout
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import Calls
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.record import FIRST_PREV
+from chatsvc.audit.format.tree import leaf_hash
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.record import FIRST_PREV
-from chatsvc.audit.tree import leaf_hash
-from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.verdict import CLEAN
+from chatsvc.disk.append import Calls
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import home_trust, last_segment, lines_of
 

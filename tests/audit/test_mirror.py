@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
-from chatsvc.audit.files import Calls, fill_of
+from chatsvc.audit.format import layout
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.prune import prune
-from chatsvc.audit.verdict import CLEAN
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.prune import prune
+from chatsvc.audit.verify.verdict import CLEAN
+from chatsvc.disk.append import Calls, fill_of
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import DAY_US, home_trust, write_segments, write_some
 from tests.audit.test_faults import fails_to_write

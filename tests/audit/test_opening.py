@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import pytest
 
-from chatsvc.audit import keys, layout
+from chatsvc.audit import keys
 from chatsvc.audit.command import open_for_command
-from chatsvc.audit.contents import make_auditor_key
-from chatsvc.audit.export import Span, export
-from chatsvc.audit.export_check import verify_export
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.journal import Journal
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.ratchet import parse_seal_key
 from chatsvc.audit.keys import signing_key
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.verdict import CLEAN, TAMPERED
-from chatsvc.audit.verify import verify_log, verify_tree
+from chatsvc.audit.verify.export import Span, export
+from chatsvc.audit.verify.export_check import verify_export
+from chatsvc.audit.verify.log import verify_log, verify_tree
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED
+from chatsvc.audit.write.contents import make_auditor_key
+from chatsvc.audit.write.journal import Journal
 from chatsvc.errors import AuditUnavailable, OperatorError
 from tests.audit.logs import DAY_US, home_trust, last_segment, write_segments, write_some
 from tests.audit.test_log import CHAT, found

@@ -11,16 +11,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from chatsvc.audit import keys
-from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, Signer, format_checkpoint, format_vkey, split_notes
-from chatsvc.audit.export import Span, export, signature_text
-from chatsvc.audit.export_check import verify_export
+from chatsvc.audit.format.notes import Checkpoint, NoteInvalid, Signer, format_checkpoint, format_vkey, split_notes
+from chatsvc.audit.format.record import encode
+from chatsvc.audit.format.replay import known_keys
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.record import encode
-from chatsvc.audit.replay import known_keys
-from chatsvc.audit.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
-from chatsvc.audit.verify import Trust, verify_log
-from chatsvc.audit.witness import checkpoint_in
-from chatsvc.audit.witnessed import Submission, Witnessed
+from chatsvc.audit.verify.export import Span, export, signature_text
+from chatsvc.audit.verify.export_check import verify_export
+from chatsvc.audit.verify.log import Trust, verify_log
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
+from chatsvc.audit.witness.held_heads import Submission, Witnessed
+from chatsvc.audit.witness.seen import checkpoint_in
 from tests.audit.logs import NOON_US, Time, home_trust, write_some
 
 

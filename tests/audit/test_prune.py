@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.audit import keys, layout
-from chatsvc.audit.checkpoint import NoteInvalid, Signer
-from chatsvc.audit.prune import NotPruned, prunable, prune, read_policy
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.tombstone import Tombstone, format_tombstone, parse_tombstone, read_tombstone
-from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit import keys
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import NoteInvalid, Signer
+from chatsvc.audit.format.ratchet import parse_seal_key
+from chatsvc.audit.format.tombstone import Tombstone, format_tombstone, parse_tombstone, read_tombstone
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.prune import NotPruned, prunable, prune, read_policy
+from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED
 from chatsvc.errors import ConfigurationInvalid
 from chatsvc.resources import resource_path
 from tests.audit.logs import DAY_US, home_trust, write_segments, write_some

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.format.record import Pseudonyms, describe
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.reading import Filter, Tail, describe_line, merged
-from chatsvc.audit.record import Pseudonyms, describe
+from chatsvc.audit.verify.show import Filter, Tail, describe_line, merged
 from tests.audit.logs import last_segment, write_segments, write_some
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.record import (
+from chatsvc.audit.format.record import (
     MAX_INTEGER,
     Pseudonyms,
     RecordInvalid,

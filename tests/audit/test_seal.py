@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatsvc.audit.seal import Epochs, SealInvalid, SealKey, format_seal_key, parse_seal_key
+from chatsvc.audit.format.ratchet import Epochs, SealInvalid, SealKey, format_seal_key, parse_seal_key
 
 FIRST = SealKey("log", Epochs(1000, 60), 0, bytes(32))
 

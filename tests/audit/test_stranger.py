@@ -9,10 +9,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from chatsvc.audit import keys, layout
-from chatsvc.audit.prune import prune
-from chatsvc.audit.verdict import CLEAN, TAMPERED
-from chatsvc.audit.verify import verify_log
+from chatsvc.audit import keys
+from chatsvc.audit.format import layout
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.prune import prune
+from chatsvc.audit.verify.verdict import CLEAN, TAMPERED
 from tests.audit import stranger
 from tests.audit.logs import DAY_US, home_trust, last_segment, write_segments, write_some
 

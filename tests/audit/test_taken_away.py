@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.audit import layout
 from chatsvc.audit.facts import Result
+from chatsvc.audit.format import layout
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.errors import AuditUnavailable, OperatorError

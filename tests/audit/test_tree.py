@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from chatsvc.audit.tree import (
+from chatsvc.audit.format.tree import (
     EMPTY_ROOT,
     Frontier,
     ProofInvalid,

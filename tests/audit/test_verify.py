@@ -13,16 +13,18 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chatsvc.audit import keys, layout, verify
-from chatsvc.audit.checkpoint import Checkpoint, Signer, format_checkpoint, format_vkey, parse_vkey
-from chatsvc.audit.record import FIRST_PREV, compute_mac, encode, seal
-from chatsvc.audit.replay import Replay, read_notes
-from chatsvc.audit.seal import parse_seal_key
-from chatsvc.audit.tree import leaf_hash, root_of
-from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNKNOWN_KEY, Verdict, worst
-from chatsvc.audit.verify import Trust, verify_log, verify_segment, verify_tree
-from chatsvc.audit.walk import Tampered, Walk, position_at
-from chatsvc.audit.witness import Seen
+from chatsvc.audit import keys
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint, format_vkey, parse_vkey
+from chatsvc.audit.format.ratchet import parse_seal_key
+from chatsvc.audit.format.record import FIRST_PREV, compute_mac, encode, seal
+from chatsvc.audit.format.replay import Replay, read_notes
+from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.tree import leaf_hash, root_of
+from chatsvc.audit.verify import log as verify
+from chatsvc.audit.verify.log import Trust, verify_log, verify_segment, verify_tree
+from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNKNOWN_KEY, Verdict, worst
+from chatsvc.audit.witness.seen import Seen
 from tests.audit.logs import home_trust, last_segment, write_segments, write_some
 
 

@@ -10,15 +10,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import text
 
-from chatsvc.audit import layout
-from chatsvc.audit.checkpoint import Checkpoint, NoteInvalid, Signer, format_checkpoint
 from chatsvc.audit.facts import Result
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import Checkpoint, NoteInvalid, Signer, format_checkpoint
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.publishing import FileWitness, Publisher, SyslogWitness, WitnessRefuses
-from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS
-from chatsvc.audit.verify import verify_log, verify_tree
-from chatsvc.audit.witness import Seen
-from chatsvc.audit.witness_database import DatabaseWitness
+from chatsvc.audit.verify.log import verify_log, verify_tree
+from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS
+from chatsvc.audit.witness.database import DatabaseWitness
+from chatsvc.audit.witness.publisher import FileWitness, Publisher, SyslogWitness, WitnessRefuses
+from chatsvc.audit.witness.seen import Seen
 from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
 from tests.audit.logs import home_trust, last_segment

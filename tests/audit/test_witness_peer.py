@@ -16,19 +16,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from werkzeug.serving import make_server
 
 from chatsvc.app import running_in
-from chatsvc.audit import layout
-from chatsvc.audit.checkpoint import Checkpoint, Signer, format_checkpoint, format_vkey
 from chatsvc.audit.facts import Result
-from chatsvc.audit.growth import Growth
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint, format_vkey
+from chatsvc.audit.format.tree import ProofInvalid, consistency_proof, leaf_hash, root_of, verify_consistency
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.publishing import WitnessRefuses
-from chatsvc.audit.tree import ProofInvalid, consistency_proof, leaf_hash, root_of, verify_consistency
-from chatsvc.audit.verdict import CLEAN, FEWER_RECORDS, TAMPERED
-from chatsvc.audit.verify import verify_log
-from chatsvc.audit.witness import Seen
-from chatsvc.audit.witness_peer import Peer, PeerWitness
+from chatsvc.audit.verify.log import verify_log
+from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED
+from chatsvc.audit.witness.growth_proofs import Growth
+from chatsvc.audit.witness.peer import Peer, PeerWitness
+from chatsvc.audit.witness.publisher import WitnessRefuses
+from chatsvc.audit.witness.seen import Seen
 from chatsvc.errors import OperatorError
-from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.credentials.api_keys import NewKey
 from tests.audit.logs import home_trust, lines_of, write_segments, write_some
 from tests.audit.test_log import CHAT, wait_until
 from tests.system.conftest import make_certificate

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.clients import Clients
-from chatsvc.engine.loop import Loop, LoopOptions
+from chatsvc.engine.engine_side.connections import Clients
+from chatsvc.engine.engine_side.loop import Loop, LoopOptions
 from chatsvc.engine.protocol import Hello
 from chatsvc.engine.runners.base import StepOutput
 from chatsvc.engine.sockets import Listener

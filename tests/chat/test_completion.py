@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.detokenize import Detokenizer
-from chatsvc.engine.client import EngineClient
+from chatsvc.engine.web_side.client import EngineClient
 
 from .test_detokenize import sentencepiece
 from .test_prompt import byte_tokenizer

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.types import Message
-from chatsvc.models.gguf import read_head
+from chatsvc.models.formats.gguf import read_head
 from chatsvc.models.store import ModelStore
-from chatsvc.models.template_process import TemplateProcess
-from chatsvc.models.texts import texts_of_gguf
+from chatsvc.models.text.files import texts_of_gguf
+from chatsvc.models.text.template_process import TemplateProcess
 from tests.chat.families import FAMILIES, Family
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"

@@ -17,7 +17,7 @@ from chatsvc.chat.prompt import PromptRenderer, with_system
 from chatsvc.chat.types import Message
 from chatsvc.errors import InvalidRequest, ModelRefused
 from chatsvc.models.card import ModelCard
-from chatsvc.models.template_process import TemplateProcess
+from chatsvc.models.text.template_process import TemplateProcess
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -32,7 +32,7 @@ from chatsvc.errors import (
 from chatsvc.guard.gate import Credentials
 from chatsvc.guard.principal import scope
 from chatsvc.models.card import ModelCard
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 
 from .conftest import Script
 from .test_prompt import CHATML, byte_tokenizer, card

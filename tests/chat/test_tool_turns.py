@@ -10,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message, ToolCall
-from chatsvc.models.template_process import TemplateProcess
+from chatsvc.models.text.template_process import TemplateProcess
 from tests.chat.families import FAMILIES
 
 CHATML = FAMILIES[0]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from chatsvc.engine.clients import Clients
-from chatsvc.engine.loop import Loop, LoopOptions
+from chatsvc.engine.engine_side.connections import Clients
+from chatsvc.engine.engine_side.loop import Loop, LoopOptions
 from chatsvc.engine.protocol import Hello
 from chatsvc.engine.runners.base import StepOutput
 from chatsvc.engine.sockets import Listener

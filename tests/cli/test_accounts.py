@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask
 
-from chatsvc import settings as configuration
-from chatsvc.cli import administration, user
+from chatsvc.cli.accounts import administration, user
 from chatsvc.cli.main import main
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.gate import Credentials
+from chatsvc.guard.limits.queue import Room
 from chatsvc.guard.principal import ANY_PRINCIPAL
-from chatsvc.guard.room import Room
+from chatsvc.settings import load as configuration
 from chatsvc.wiring import guard_options
 
 PASSWORD = "correct horse battery"

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.format.replay import known_keys
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.replay import known_keys
-from chatsvc.cli import audit
+from chatsvc.cli.audit import command as audit
 from chatsvc.cli.main import main
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import migrate
@@ -242,7 +242,7 @@ def test_prune_removes_tells_and_is_in_the_log(old, home):
 
 
 def test_two_prunings_at_once_are_no_trouble(old, monkeypatch):
-    monkeypatch.setattr("chatsvc.audit.prune.prune", lambda *_: None)
+    monkeypatch.setattr("chatsvc.audit.verify.prune.prune", lambda *_: None)
     assert "removed" not in run("prune")
 
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli.chat import Talk, _printable, read_events
 from chatsvc.cli.main import main
+from chatsvc.cli.service.chat import Talk, _printable, read_events
 
 PASSWORD = "alice's long password"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli import render
+from chatsvc.cli.checks import render
 from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
-from chatsvc.http.schema import max_chat_bytes
+from chatsvc.http.wire.schema import max_chat_bytes
 
 OPTIONS = render.NginxOptions(
     server_name="chat.test",

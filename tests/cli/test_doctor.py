@@ -12,14 +12,15 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chatsvc import pidfile
-from chatsvc.audit.checkpoint import Signer, format_vkey
+from chatsvc.audit.format.notes import Signer, format_vkey
 from chatsvc.audit.keys import drop, initial_seals
 from chatsvc.audit.log import AuditLog
-from chatsvc.cli import checks, memory
+from chatsvc.cli.checks import findings as checks
 from chatsvc.cli.main import main
+from chatsvc.disk import pidfile
 from chatsvc.engine.runners.native import library
-from chatsvc.settings import Settings, load
+from chatsvc.settings.load import Settings, load
+from chatsvc.supervisor import memory
 from chatsvc.wiring import audit_options
 
 

@@ -18,13 +18,16 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chatsvc.cli import kit_install, kit_verify
-from chatsvc.cli.kit_verify import KitDiffers, KitError, verify, verify_signature
 from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
-from chatsvc.models import bundle, embedded, sbom
+from chatsvc.kit import build as bundle
+from chatsvc.kit import install as kit_install
+from chatsvc.kit import sbom
+from chatsvc.kit import verify as kit_verify
+from chatsvc.kit.verify import KitDiffers, KitError, verify, verify_signature
 from chatsvc.models.signing import SigningKeys
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import embedded
 from chatsvc.resources import resource_path
 from tests.models.ggufs import tiny_gguf
 
@@ -101,7 +104,7 @@ def small_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         constraints=None,
         model=model,
         resources={"config": templates, "compose.yaml": templates / "chatsvc.toml"},
-        programs=[Path(kit_verify.__file__), Path(kit_install.__file__)],
+        programs={"kit_verify.py": Path(kit_verify.__file__), "kit_install.py": Path(kit_install.__file__)},
     )
     bundle.build(folder / "kit.tar", contents, keys)
     return folder / "kit.tar", keys.public_bytes()
@@ -161,8 +164,8 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/__init__.py": "",
         "chatsvc/program.py": f"VERSION = {version!r}\n{PROGRAM}",
         "chatsvc/cli/__init__.py": "",
-        "chatsvc/cli/schema.py": SCHEMA.replace("HEAD", head),
-        "chatsvc/cli/going_back.py": GOING_BACK,
+        "chatsvc/kit/schema.py": SCHEMA.replace("HEAD", head),
+        "chatsvc/kit/going_back.py": GOING_BACK,
     }
     wheel = make_wheel(folder / version, "chatsvc", "0.1.0", files)
     contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, [])

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc import pidfile
-from chatsvc.audit.files import Lock
-from chatsvc.cli import memory
+from chatsvc.disk import pidfile
+from chatsvc.disk.append import Lock
 from chatsvc.errors import OperatorError
-from chatsvc.guard.keyring import KeyRing, read_or_make_secret
+from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
+from chatsvc.supervisor import memory
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from chatsvc import pidfile
-from chatsvc.cli import checks
+from chatsvc.cli.checks import findings as checks
 from chatsvc.cli.main import main
+from chatsvc.disk import pidfile
 from chatsvc.models.store import ModelStore
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 from tests.models.ggufs import tiny_gguf
 from tests.models.hub import serve
 from tests.shapes import tiny_qwen2

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli import preflight
+from chatsvc.cli.checks import preflight
 from chatsvc.cli.main import main
-from chatsvc.cli.serve import engine_command
+from chatsvc.cli.service.serve import engine_command
 from chatsvc.errors import ConfigurationInvalid
-from chatsvc.settings import Settings, load
+from chatsvc.settings.load import Settings, load
 
 LISTED = {"CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
 
@@ -99,7 +99,7 @@ def test_a_directory_of_somebody_else_is_a_problem(tmp_path: Path) -> None:
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(0o755)
     code = (
-        f"import os; from chatsvc.cli import preflight; from chatsvc.settings import load\n"
+        f"import os; from chatsvc.cli import preflight; from chatsvc.settings.load import load\n"
         f"settings = load({{'CHATSVC_HOME': {str(tmp_path / 'home')!r}, **{LISTED!r}}})\n"
         f"assert preflight.problems(settings) == []\n"
         f"os.setgid(65534); os.setuid(65534)\n"

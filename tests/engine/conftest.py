@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.client import EngineClient
-from chatsvc.engine.clients import Clients
-from chatsvc.engine.generation import Generation
-from chatsvc.engine.loop import Loop, LoopOptions
+from chatsvc.engine.engine_side.connections import Clients
+from chatsvc.engine.engine_side.loop import Loop, LoopOptions
 from chatsvc.engine.protocol import Finished, Hello, Sampling
 from chatsvc.engine.runners.base import Runner, RunnerOptions
-from chatsvc.engine.runners.openvino import OpenVinoRunner
+from chatsvc.engine.runners.openvino.runner import OpenVinoRunner
 from chatsvc.engine.sockets import Listener
-from chatsvc.models import embedded
+from chatsvc.engine.web_side.client import EngineClient
+from chatsvc.engine.web_side.generation import Generation
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import embedded
 from tests.engine.scripted import ScriptedRunner
 
 

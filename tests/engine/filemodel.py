@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatsvc.engine.loop import LoopOptions
+from chatsvc.engine.engine_side.loop import LoopOptions
 from chatsvc.engine.process import EngineOptions, run
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.models.card import ModelCard

@@ -15,7 +15,7 @@ from chatsvc.engine.runners.base import NotFinite
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.library import Output
-from chatsvc.engine.runners.sampling import Sofar, choose_token, logprobs_of
+from chatsvc.engine.runners.reference.sampling import Sofar, choose_token, logprobs_of
 
 pytestmark = pytest.mark.skipif(
     bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"

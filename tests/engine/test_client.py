@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chatsvc.engine.client import EngineClient, probe
 from chatsvc.engine.protocol import Heartbeat, Hello, Sampling, encode_frame
 from chatsvc.engine.sockets import Listener
+from chatsvc.engine.web_side.client import EngineClient, probe
 from chatsvc.errors import Draining, EngineUnavailable
 from tests.engine.conftest import StartLoop, read_all, wait_for
 from tests.engine.scripted import REFUSED_ID, ScriptedRunner

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.client import EngineClient, probe
 from chatsvc.engine.protocol import (
     Cancel,
     Delta,
@@ -20,6 +19,7 @@ from chatsvc.engine.protocol import (
     decode_to_web,
     encode_frame,
 )
+from chatsvc.engine.web_side.client import EngineClient, probe
 from tests.engine.conftest import StartLoop, read_all, wait_for
 from tests.engine.scripted import EOS_ID, REFUSED_ID, RESTS, ScriptedRunner
 

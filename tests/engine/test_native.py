@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from chatsvc.engine.memory import private_bytes
+from chatsvc.engine.engine_side.memory import private_bytes
 from chatsvc.engine.protocol import Sampling, TokenLogprobs
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.native import library

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chatsvc.engine.runners.native import library
-from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Model, Room
+from chatsvc.engine.runners.native.weights import open_checkpoint
 from chatsvc.errors import OperatorError
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason="the native runner does not run here")

@@ -16,20 +16,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.choice import choose, load_runner
 from chatsvc.engine.runners.native import library
-from chatsvc.engine.runners.native.checkpoint import NotServed, obstacle, open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, Rows
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, fillers
+from chatsvc.engine.runners.native.weights import NotServed, obstacle, open_checkpoint
+from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ModelFailed, OperatorError
-from chatsvc.models import rope
+from chatsvc.models.formats import rope
 from tests.engine.conftest import StartLoop, read_all, wait_for
 from tests.engine.filemodel import make_card
 from tests.engine.truth import model_of

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from chatsvc.engine.protocol import Sampling
-from chatsvc.engine.runners.openvino import OpenVinoRunner
-from chatsvc.engine.runners.prefixes import BLOCK_TOKENS, PrefixIndex, block_names
+from chatsvc.engine.runners.openvino.prefixes import BLOCK_TOKENS, PrefixIndex, block_names
+from chatsvc.engine.runners.openvino.runner import OpenVinoRunner
 from chatsvc.engine.runners.steering import Steering
 from tests.engine.conftest import run
 

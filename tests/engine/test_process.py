@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.client import EngineClient
 from chatsvc.engine.process import EXIT_COULD_NOT_START
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.native import library
+from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import EngineUnavailable
 from chatsvc.models.store import ModelFolder
 from tests.engine.conftest import read_all, wait_for

@@ -8,7 +8,7 @@ import pytest
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import choose, load_runner
-from chatsvc.engine.runners.pipeline import serving_properties
+from chatsvc.engine.runners.openvino.pipeline import serving_properties
 from chatsvc.errors import OperatorError
 from tests.engine.conftest import run
 from tests.engine.filemodel import make_card

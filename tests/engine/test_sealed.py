@@ -7,9 +7,9 @@ from pathlib import Path
 
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.openvino import OpenVinoRunner
-from chatsvc.models import sealing
-from chatsvc.models.sealed import read_kek
+from chatsvc.engine.runners.openvino.runner import OpenVinoRunner
+from chatsvc.models.seal import sealing
+from chatsvc.models.seal.sealed import read_kek
 from chatsvc.models.store import ModelFolder, ModelStore
 from tests.engine.conftest import run
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.memory import drop_file_mapping, private_bytes
+from chatsvc.engine.engine_side.memory import drop_file_mapping, private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.openvino import OpenVinoRunner
+from chatsvc.engine.runners.openvino.runner import OpenVinoRunner
 from chatsvc.engine.runners.sizing import MIB, ModelShape, num_kv_blocks, shape_of, weights_bytes
 from chatsvc.errors import OperatorError
 from chatsvc.models.store import ModelFolder

@@ -22,7 +22,7 @@ from transformers import (
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import load_runner
-from chatsvc.engine.runners.torch_int8 import Int8Linear
+from chatsvc.engine.runners.reference.int8 import Int8Linear
 from chatsvc.errors import OperatorError
 from tests.engine.conftest import run
 from tests.engine.filemodel import make_card

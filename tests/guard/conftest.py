@@ -7,11 +7,11 @@ import pytest
 from flask import Flask
 
 from chatsvc.errors import AuditUnavailable
+from chatsvc.guard.accounts.passwords import PasswordOptions
 from chatsvc.guard.assembly import GuardOptions, assemble
 from chatsvc.guard.gate import GateOptions
-from chatsvc.guard.passwords import PasswordOptions
+from chatsvc.guard.limits.queue import Room
 from chatsvc.guard.principal import Limits
-from chatsvc.guard.room import Room
 
 PASSWORD = "correct horse battery"
 HOME = ip_address("127.0.0.1")

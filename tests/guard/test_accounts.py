@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import update
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts import AccountUpdate
-from chatsvc.guard.names import mapped_name, name_key, normal_name
-from chatsvc.guard.roles import Roles, format_names, parse_names
+from chatsvc.guard.accounts.accounts import AccountUpdate
+from chatsvc.guard.accounts.names import mapped_name, name_key, normal_name
+from chatsvc.guard.accounts.roles import Roles, format_names, parse_names
 from chatsvc.store.tables import Account
 
 PASSWORD = "correct horse battery"

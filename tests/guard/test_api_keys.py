@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
-from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.store.tables import ApiKey
 
 

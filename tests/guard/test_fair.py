@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatsvc.guard.fair import Rotation
+from chatsvc.guard.limits.fair import Rotation
 
 QUANTUM = 256
 costs = st.integers(1, 40_000)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatsvc.errors import AuthenticationFailed
-from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN
 

@@ -14,12 +14,12 @@ from chatsvc.errors import (
     PermissionRefused,
     StoreUnavailable,
 )
-from chatsvc.guard.admission import duration_text
-from chatsvc.guard.api_keys import NewKey
-from chatsvc.guard.directory import Vouched
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials, Gate
+from chatsvc.guard.limits.admission import duration_text
+from chatsvc.guard.limits.queue import Room
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, Principal, scope
-from chatsvc.guard.room import Room
+from chatsvc.guard.providers.directory import Vouched
 
 PASSWORD = "correct horse battery"
 CHAT = scope("chat")

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from chatsvc.errors import OperatorError
-from chatsvc.guard.keyring import KeyRing, read_or_make_secret
+from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
 
 KEEP_S = 1000
 

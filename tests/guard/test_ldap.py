@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from chatsvc.errors import AuthenticationFailed, IdentityUnavailable, LimitExceeded, OperatorError, StoreUnavailable
-from chatsvc.guard.login import Login
+from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.outbox import Outbox
 from tests.conftest import poll_until
 from tests.servers import DIRECTORY_PASSWORD as PASSWORD
@@ -23,10 +23,10 @@ pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")
 
 import ldap3
 
-from chatsvc.guard.ldap import LdapDirectory, LdapOptions
-from chatsvc.guard.ldap import _compared as ldap_compared
-from chatsvc.guard.ldap import _spelled as ldap_spelled
-from chatsvc.guard.ldap import _subject as ldap_subject
+from chatsvc.guard.providers.ldap import LdapDirectory, LdapOptions
+from chatsvc.guard.providers.ldap import _compared as ldap_compared
+from chatsvc.guard.providers.ldap import _spelled as ldap_spelled
+from chatsvc.guard.providers.ldap import _subject as ldap_subject
 
 HERE = ip_address("127.0.0.1")
 

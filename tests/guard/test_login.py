@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, PermissionRefused
-from chatsvc.guard.directory import LoggedIn
-from chatsvc.guard.login import LOGIN_REFUSED, Login
-from chatsvc.guard.passwords import PasswordOptions, Passwords
-from chatsvc.guard.throttle import place_of
+from chatsvc.guard.accounts.login import LOGIN_REFUSED, Login
+from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
+from chatsvc.guard.accounts.throttle import place_of
+from chatsvc.guard.providers.directory import LoggedIn
 from chatsvc.store.tables import Account, LoginFailure
 
 PASSWORD = "correct horse battery"

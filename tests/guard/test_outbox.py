@@ -6,8 +6,8 @@ import pytest
 from flask import Flask
 
 from chatsvc.errors import AuditUnavailable, NotFound
-from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.outbox import Outbox, put_into_outbox
 
 PASSWORD = "correct horse battery"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chatsvc.errors import InvalidRequest, Overloaded
-from chatsvc.guard.passwords import PasswordOptions, Passwords, check_password_rules
+from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords, check_password_rules
 
 QUICK = PasswordOptions(memory_kib=8192, time_cost=1)
 

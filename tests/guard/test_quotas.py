@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.guard.quotas import Bucket, QuotaOf
+from chatsvc.guard.limits.quotas import Bucket, QuotaOf
 from chatsvc.store.tables import Reservation, Usage
 
 ADA = [Bucket("account:ada", 1000)]
@@ -91,7 +91,7 @@ def test_sixty_four_parallel_clients_never_exceed_it_by_one(quotas):
 
 RESERVE_UNTIL_KILLED = """
 import sys, time
-from chatsvc.guard.quotas import Bucket, Quotas
+from chatsvc.guard.limits.quotas import Bucket, Quotas
 from chatsvc.store.database import Database
 
 quotas = Quotas(Database(sys.argv[1]))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.guard.rates import Rates, _Memory
+from chatsvc.guard.limits.rates import Rates, _Memory
 
 
 def test_so_many_are_taken_and_no_more():

@@ -16,14 +16,14 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
 
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, StoreUnavailable
-from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
-from chatsvc.guard.directory import Person
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials
+from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.quotas import Bucket
+from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN, scope
-from chatsvc.guard.quotas import Bucket
-from chatsvc.guard.rates import Rates
-from chatsvc.guard.room import Room
+from chatsvc.guard.providers.directory import Person
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import is_current, migrate, migrate_back
 from chatsvc.store.tables import Base, RefreshToken

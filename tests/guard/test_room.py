@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from chatsvc.errors import LimitExceeded, Overloaded
-from chatsvc.guard.room import Place, Room
+from chatsvc.guard.limits.queue import Place, Room
 
 
 class Clock:

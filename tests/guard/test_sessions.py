@@ -11,8 +11,8 @@ from flask import current_app
 from sqlalchemy import func, select
 
 from chatsvc.errors import AuthenticationFailed, NotFound
-from chatsvc.guard.sessions import RefreshTokenReused
-from chatsvc.guard.tokens import Claims
+from chatsvc.guard.credentials.sessions import RefreshTokenReused
+from chatsvc.guard.credentials.tokens import Claims
 from chatsvc.store.tables import RefreshToken, Session
 
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flask import Flask
 
 from chatsvc.errors import AuthenticationFailed
-from chatsvc.guard.keyring import KeyRing
-from chatsvc.guard.tokens import Claims, TokenOptions, Tokens, unverified_sid
+from chatsvc.guard.credentials.keyring import KeyRing
+from chatsvc.guard.credentials.tokens import Claims, TokenOptions, Tokens, unverified_sid
 
 OPTIONS = TokenOptions()
 

@@ -21,11 +21,11 @@ from pydantic import ValidationError
 import chatsvc
 from chatsvc import logs
 from chatsvc.app import running_in
-from chatsvc.audit import redact
+from chatsvc.audit.write import redact
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.stopping import StopMatcher
 from chatsvc.chat.types import Message
-from chatsvc.http.schema import Body
+from chatsvc.http.wire.schema import Body
 from tests.house.growth import attacks, growth
 
 pytestmark = pytest.mark.timeout(300)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from chatsvc.app import running_in
-from chatsvc.http.routing import template
-from chatsvc.models import embedded
+from chatsvc.http.wire.routing import template
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply import embedded
 from tests.conftest import PASSWORDS
 
 PASSWORD = "a long enough password"

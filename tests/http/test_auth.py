@@ -13,8 +13,8 @@ import pytest
 
 from chatsvc.app import running_in
 from chatsvc.errors import AuditUnavailable, StoreUnavailable
-from chatsvc.guard.api_keys import NewKey
 from chatsvc.guard.assembly import assemble
+from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.outbox import put_into_outbox
 from chatsvc.wiring import guard_options
 

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from chatsvc.http.schema import max_chat_bytes
+from chatsvc.http.wire.schema import max_chat_bytes
 
 JSON = "application/json"
 Q = {"query": "Hi"}
@@ -397,5 +397,7 @@ def test_the_service_answers_after_all_that(client, login):
     headers = login()
     for data in NOT_JSON[:20]:
         client.post("/chat", data=data, headers=headers, content_type=JSON)
-    answer = client.post("/chat", json={"query": "What is the capital of France?", "max_tokens": 16, "temperature": 0}, headers=headers)
+    answer = client.post(
+        "/chat", json={"query": "What is the capital of France?", "max_tokens": 16, "temperature": 0}, headers=headers
+    )
     assert "Paris" in answer.json["result"]

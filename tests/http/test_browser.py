@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 from tests.servers import free_port, openid_provider
 
 DRIVER, BROWSER = shutil.which("chromedriver"), shutil.which("chromium")

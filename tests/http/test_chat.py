@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from chatsvc.app import running_in
-from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.credentials.api_keys import NewKey
 
 PARIS = {"query": "What is the capital of France?", "max_tokens": 16, "temperature": 0}
 

@@ -7,7 +7,7 @@ import pytest
 from chatsvc.app import running_in
 from chatsvc.chat.answering import Answer
 from chatsvc.chat.types import Message
-from chatsvc.guard.api_keys import NewKey
+from chatsvc.guard.credentials.api_keys import NewKey
 
 
 @pytest.fixture

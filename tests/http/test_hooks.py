@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from chatsvc.app import running_in
-from chatsvc.http.hooks import request_id
+from chatsvc.http.wire.hooks import request_id
 from chatsvc.logs import JsonLines
 
 

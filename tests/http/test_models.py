@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from chatsvc.app import running_in
-from chatsvc.models import embedded
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply import embedded
 
 
 @pytest.fixture

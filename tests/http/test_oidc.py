@@ -22,8 +22,8 @@ if importlib.util.find_spec("oidc_provider_mock") is None:
 from chatsvc.app import running_in
 from chatsvc.errors import AuthenticationFailed, OperatorError, StoreUnavailable
 from chatsvc.guard.gate import Credentials
-from chatsvc.guard.oidc import Flow, OidcOptions, OidcProvider
 from chatsvc.guard.principal import ANY_PRINCIPAL
+from chatsvc.guard.providers.oidc import Flow, OidcOptions, OidcProvider
 from tests.servers import free_port, openid_provider
 
 CAROL = {"sub": "sub-carol", "preferred_username": "carol", "groups": ["chatters", "unknown"]}
@@ -324,7 +324,7 @@ def test_metadata_of_another_issuer_is_not_believed(provider_url, monkeypatch, a
         def json(self):
             return answer
 
-    monkeypatch.setattr("chatsvc.guard.oidc.requests.get", lambda *_, **__: Answer())
+    monkeypatch.setattr("chatsvc.guard.providers.oidc.requests.get", lambda *_, **__: Answer())
     with pytest.raises(StoreUnavailable):
         provider.start()
 

@@ -27,8 +27,8 @@ if importlib.util.find_spec("oidc_provider_mock") is None:
 from joserfc import jwt
 
 from chatsvc.app import running_in
-from chatsvc.guard.claims import claim_at, groups_in
-from chatsvc.guard.jwks import usable_keys
+from chatsvc.guard.providers.claims import claim_at, groups_in
+from chatsvc.guard.providers.jwks import usable_keys
 from tests.servers import write_certificate
 
 CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

@@ -7,8 +7,8 @@ import re
 import pytest
 from flask import Flask
 
-from chatsvc.http import ui
-from chatsvc.http.operations import OPERATIONS
+from chatsvc.http.description.operations import OPERATIONS
+from chatsvc.http.pages import views as ui
 
 PAGES = ["/", "/docs"]
 

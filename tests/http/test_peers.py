@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from chatsvc.app import create_app, running_in
 from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
-from chatsvc.settings import load
+from chatsvc.settings.load import load
 from tests.servers import DIRECTORY_PASSWORD, openid_provider
 
 pytest.importorskip("ldap3", reason="the extra 'directory' is not installed")

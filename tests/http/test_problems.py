@@ -10,8 +10,8 @@ from werkzeug.exceptions import BadGateway, ImATeapot
 
 from chatsvc import errors
 from chatsvc.guard.principal import PUBLIC
-from chatsvc.http import problems
-from chatsvc.http.routing import requires
+from chatsvc.http.wire import problems
+from chatsvc.http.wire.routing import requires
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from chatsvc.guard.assembly import assemble
-from chatsvc.guard.quotas import Bucket
+from chatsvc.guard.limits.quotas import Bucket
 from chatsvc.wiring import guard_options
 
 NUM_CLIENTS = 64

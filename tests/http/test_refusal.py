@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.http import ui
+from chatsvc.http.pages import views as ui
 
 # As the browsers send them when a person opens an address.
 CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"

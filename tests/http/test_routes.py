@@ -9,8 +9,8 @@ from flask import Flask
 
 from chatsvc.app import running_in
 from chatsvc.guard.principal import PUBLIC
-from chatsvc.http import routing
-from chatsvc.http.routing import check_every_route, requires
+from chatsvc.http.wire import routing
+from chatsvc.http.wire.routing import check_every_route, requires
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 

@@ -8,11 +8,11 @@ import pytest
 
 from chatsvc.chat.types import Delta, Finish, Start, Usage, Waiting
 from chatsvc.errors import AuthenticationFailed, ClientGone, EngineUnavailable
-from chatsvc.http import connection
-from chatsvc.http.chat import ChatEncoder
-from chatsvc.http.openai import ChunkEncoder
-from chatsvc.http.openai_schema import OpenAIBody
-from chatsvc.http.sse import EventStream, message
+from chatsvc.http.api.chat import ChatEncoder
+from chatsvc.http.api.openai.chat import ChunkEncoder
+from chatsvc.http.api.openai.chat_schema import OpenAIBody
+from chatsvc.http.server import connection
+from chatsvc.http.wire.sse import EventStream, message
 
 FINISH = Finish("id", ("stop",), Usage(3, 2), "model", "c")
 

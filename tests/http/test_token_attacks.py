@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from chatsvc.guard.keyring import KeyRing
+from chatsvc.guard.credentials.keyring import KeyRing
 from tests.guard.test_tokens import ALGORITHMS, b64, forged, good_claims
 
 

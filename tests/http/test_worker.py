@@ -17,7 +17,7 @@ import httpx
 import pytest
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from chatsvc.http.worker import Worker
+from chatsvc.http.server.worker import Worker
 
 MANY = 60
 AT_ONCE_S = 3.0  # it takes milliseconds on an idle machine; with gunicorn's own worker tens of seconds

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.models import embedded
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import embedded
 from tests.models.ggufs import tiny_gguf
 from tests.shapes import tiny_qwen2
 

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from chatsvc.chat.prompt import PromptRenderer
 from chatsvc.chat.types import Message
 from chatsvc.errors import OperatorError
-from chatsvc.models.template_process import TemplateProcess
-from chatsvc.models.texts import read_texts
+from chatsvc.models.text.files import read_texts
+from chatsvc.models.text.template_process import TemplateProcess
 from tests.chat.families import FAMILIES
 
 CHATML = FAMILIES[0]

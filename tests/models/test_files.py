@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.models import files
+from chatsvc.disk import files
 from chatsvc.models.manifest import is_code
 
 

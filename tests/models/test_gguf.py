@@ -9,8 +9,8 @@ import pytest
 from gguf import GGUFReader
 
 from chatsvc.errors import OperatorError
-from chatsvc.models import gguf, requantise
-from chatsvc.models.gguf import GgufInvalid
+from chatsvc.models.formats import gguf, requantise
+from chatsvc.models.formats.gguf import GgufInvalid
 from chatsvc.models.store import ModelFolder, ModelStore
 from tests.models.ggufs import tiny_gguf
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from chatsvc.disk.files import check_sizes
 from chatsvc.engine.runners.choice import choose
 from chatsvc.errors import OperatorError
-from chatsvc.models import finite
 from chatsvc.models.card import SamplingDefaults
-from chatsvc.models.files import check_sizes
-from chatsvc.models.importing import preferred_gguf, suggested_name
+from chatsvc.models.formats import finite
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply.importing import preferred_gguf, suggested_name
 from tests.models.ggufs import tiny_gguf
 from tests.shapes import TEMPLATE
 

@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 
-from chatsvc.models import requantise
-from chatsvc.models.gguf import read_head
+from chatsvc.models.formats import requantise
+from chatsvc.models.formats.gguf import read_head
 from chatsvc.models.store import ModelStore
 from tests.models.ggufs import tiny_gguf
 

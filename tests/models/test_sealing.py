@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from chatsvc.disk import files
 from chatsvc.errors import ModelRefused, OperatorError
-from chatsvc.models import files, manifest, sealed, sealing, unsealing
-from chatsvc.models.sealed import KeyEncryptionKey, Owner, read_kek
+from chatsvc.models import manifest
+from chatsvc.models.seal import sealed, sealing, unsealing
+from chatsvc.models.seal.sealed import KeyEncryptionKey, Owner, read_kek
 from chatsvc.models.store import ModelFolder, ModelStore
 from tests.models.test_tokenizer import generate
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from chatsvc.errors import OperatorError
-from chatsvc.models.source import FetchOptions, fetch
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply.source import FetchOptions, fetch
 from tests.models.hub import Hub, serve
 
 CHAT = "qwen/Qwen1.5-0.5B-Chat"

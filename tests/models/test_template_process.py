@@ -15,8 +15,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from chatsvc.errors import InvalidRequest, ModelRefused, OperatorError, Unavailable
-from chatsvc.models.probing import check_template
-from chatsvc.models.template_process import Render, TemplateProcess, _answered, _Question
+from chatsvc.models.text.probing import check_template
+from chatsvc.models.text.template_process import Render, TemplateProcess, _answered, _Question
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
 CHAT = [

@@ -76,7 +76,7 @@ class Home:
         """The embedded model, active; fetched once for all homes of this machine."""
         code = (
             "from chatsvc.models import embedded; from chatsvc.models.store import ModelStore; "
-            "from chatsvc.settings import load; s = load(); s.home.mkdir(exist_ok=True); "
+            "from chatsvc.settings.load import load; s = load(); s.home.mkdir(exist_ok=True); "
             "embedded.ensure(ModelStore(s.models_directory, s.keys_directory))"
         )
         subprocess.run([sys.executable, "-c", code], env=self.environment, check=True, timeout=300)

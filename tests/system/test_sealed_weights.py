@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
-from chatsvc.models.convert import convert
+from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.models.store import ModelStore
+from chatsvc.models.supply.convert import convert
 from tests.engine.conftest import read_all
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(280)]

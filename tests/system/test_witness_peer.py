@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chatsvc.audit.layout import VKEY
+from chatsvc.audit.format.layout import VKEY
 
 PASSWORD = "alice's long password"
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from chatsvc.audit.files import LockHeld
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
+from chatsvc.disk.append import LockHeld
 from chatsvc.errors import AuditUnavailable
 
 ASIDE = "commands"

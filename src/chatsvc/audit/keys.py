@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from chatsvc.audit import layout
-from chatsvc.audit.checkpoint import VerifierKey, format_vkey, read_vkeys
-from chatsvc.audit.files import write_whole
-from chatsvc.audit.replay import known_keys
-from chatsvc.audit.seal import SealKey, format_seal_key, parse_seal_key
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import VerifierKey, format_vkey, read_vkeys
+from chatsvc.audit.format.ratchet import SealKey, format_seal_key, parse_seal_key
+from chatsvc.audit.format.replay import known_keys
+from chatsvc.disk.append import write_whole
 from chatsvc.errors import OperatorError
 
 _SECRET = 0o400

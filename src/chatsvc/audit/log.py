@@ -14,15 +14,15 @@ import time
 from contextlib import ExitStack
 from typing import Self
 
-from chatsvc.audit.condition import PROBLEMS, SILENT, Condition
-from chatsvc.audit.denials import Denials
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.files import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
-from chatsvc.audit.journal import Entry, Journal
-from chatsvc.audit.opening import open_journal, open_mirror, witnesses_of
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.publishing import Publisher
-from chatsvc.audit.timekeeping import Clock, system_clock
+from chatsvc.audit.witness.publisher import Publisher
+from chatsvc.audit.write.condition import PROBLEMS, SILENT, Condition
+from chatsvc.audit.write.denials import Denials
+from chatsvc.audit.write.journal import Entry, Journal
+from chatsvc.audit.write.opening import open_journal, open_mirror, witnesses_of
+from chatsvc.audit.write.timekeeping import Clock, system_clock
+from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)

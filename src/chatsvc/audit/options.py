@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from chatsvc.audit.witness_peer import Peer
+from chatsvc.audit.witness.peer import Peer
 
 Level = Literal["metadata", "redacted", "sealed"]
 

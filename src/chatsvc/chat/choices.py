@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.types import Delta, Reason, Waiting
-from chatsvc.engine.generation import Generation
 from chatsvc.engine.protocol import Finished
+from chatsvc.engine.web_side.generation import Generation
 from chatsvc.errors import Draining
 
 # All sequences of a request move in the same steps of the engine, so while one is waited for the others have not long

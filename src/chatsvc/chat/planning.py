@@ -16,11 +16,11 @@ from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.prompt import PromptRenderer, with_system
 from chatsvc.chat.sampling import check_supported, sampling_of, sampling_of_choice
 from chatsvc.chat.types import ChatRequest, Message
-from chatsvc.engine.client import EngineClient
 from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ContextLengthExceeded, ModelNotFound
 from chatsvc.models.card import ModelCard, SamplingDefaults
-from chatsvc.models.template_process import TemplateProcess
+from chatsvc.models.text.template_process import TemplateProcess
 
 _log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from chatsvc.chat.tool_turns import as_text, for_template
 from chatsvc.chat.types import Message
 from chatsvc.errors import InvalidRequest
 from chatsvc.models.card import ModelCard
-from chatsvc.models.markers import SeparateTokenizer, declare, markers_of
-from chatsvc.models.probing import probe
-from chatsvc.models.template import MarkerFinder, mended
-from chatsvc.models.template_process import Render, TemplateProcess
+from chatsvc.models.text.markers import SeparateTokenizer, declare, markers_of
+from chatsvc.models.text.probing import probe
+from chatsvc.models.text.template import MarkerFinder, mended
+from chatsvc.models.text.template_process import Render, TemplateProcess
 
 _MARK_DIGITS = 32
 

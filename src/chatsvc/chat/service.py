@@ -22,8 +22,8 @@ from chatsvc.chat.planning import Plan, Planner
 from chatsvc.chat.tool_turns import with_calls
 from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, ScoredToken, Start, Usage, Waiting
 from chatsvc.chat.watch import Watch
-from chatsvc.engine.client import EngineClient
-from chatsvc.engine.generation import Generation
+from chatsvc.engine.web_side.client import EngineClient
+from chatsvc.engine.web_side.generation import Generation
 from chatsvc.errors import (
     AuditUnavailable,
     ChatsvcError,

@@ -18,7 +18,7 @@ from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import choose
 from chatsvc.errors import InvalidRequest, OperatorError
 from chatsvc.models.card import ModelCard
-from chatsvc.models.template_process import TemplateProcess
+from chatsvc.models.text.template_process import TemplateProcess
 
 _TURNS = (Message("user", "Hello"), Message("assistant", "Hello!"), Message("user", "What is the capital of France?"))
 _MAX_STEPS = 10_000

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from chatsvc.cli.recording import recorded
-from chatsvc.settings import load
+from chatsvc.cli.audit.recording import recorded
+from chatsvc.settings.load import load
 
 
 def main(arguments: list[str]) -> int:

@@ -36,8 +36,25 @@ _COMMANDS = {
 }
 
 
+_MODULES = {
+    "serve": "service.serve",
+    "engine": "service.engine",
+    "quickstart": "service.quickstart",
+    "doctor": "checks.doctor",
+    "chat": "service.chat",
+    "user": "accounts.user",
+    "key": "accounts.key",
+    "token": "accounts.token",
+    "model": "models.model",
+    "audit": "audit.command",
+    "bundle": "service.kit",
+    "config": "checks.config",
+    "bench": "models.bench",
+}
+
+
 class LazyGroup(click.Group):
-    """A group whose commands live in ``chatsvc.cli.<name>`` as ``command``."""
+    """A group whose commands are each called ``command`` in the module that ``_MODULES`` names."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """The commands of this installation, in the order a newcomer needs them."""
@@ -77,7 +94,7 @@ class LazyGroup(click.Group):
 
 
 def _module_name(command_name: str) -> str:
-    return f"chatsvc.cli.{command_name}"
+    return f"chatsvc.cli.{_MODULES[command_name]}"
 
 
 def _say(message: str) -> None:

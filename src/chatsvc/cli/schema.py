@@ -10,7 +10,7 @@ import sys
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
-    from chatsvc.settings import load
+    from chatsvc.settings.load import load
     from chatsvc.store.database import Database
     from chatsvc.store.migrate import head, migrate_back
 

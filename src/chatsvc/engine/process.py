@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol, Self
 
-from chatsvc.engine.clients import Clients
-from chatsvc.engine.loop import Loop, LoopOptions
+from chatsvc.engine.engine_side.connections import Clients
+from chatsvc.engine.engine_side.loop import Loop, LoopOptions
 from chatsvc.engine.protocol import Hello
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import load_runner

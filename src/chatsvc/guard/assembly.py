@@ -10,22 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chatsvc.guard.accounts import Accounts
-from chatsvc.guard.api_keys import ApiKeys
-from chatsvc.guard.changes import Change, OnChange, note_nothing
-from chatsvc.guard.directory import Directory, TrustedIssuer, VouchedAccounts
+from chatsvc.guard.accounts.accounts import Accounts
+from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
+from chatsvc.guard.accounts.login import Login
+from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
+from chatsvc.guard.accounts.roles import DEFAULT_ROLES, Roles
+from chatsvc.guard.accounts.throttle import LoginThrottle
+from chatsvc.guard.credentials.api_keys import ApiKeys
+from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
+from chatsvc.guard.credentials.sessions import Sessions
+from chatsvc.guard.credentials.tokens import TokenOptions, Tokens
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
-from chatsvc.guard.keyring import KeyRing, read_or_make_secret
-from chatsvc.guard.login import Login
+from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.quotas import Quotas
+from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox, Recorder, put_into_outbox
-from chatsvc.guard.passwords import PasswordOptions, Passwords
-from chatsvc.guard.quotas import Quotas
-from chatsvc.guard.rates import Rates
-from chatsvc.guard.roles import DEFAULT_ROLES, Roles
-from chatsvc.guard.room import Room
-from chatsvc.guard.sessions import Sessions
-from chatsvc.guard.throttle import LoginThrottle
-from chatsvc.guard.tokens import TokenOptions, Tokens
+from chatsvc.guard.providers.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import migrate
 

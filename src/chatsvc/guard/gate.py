@@ -18,19 +18,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
+from chatsvc.guard.accounts.roles import Roles, parse_names
+from chatsvc.guard.accounts.throttle import LoginThrottle
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
-from chatsvc.guard.admission import Admission, Standing, limits_headers
-from chatsvc.guard.api_keys import PREFIX, ApiKeys
-from chatsvc.guard.directory import TrustedIssuer, Vouched
+from chatsvc.guard.credentials.api_keys import PREFIX, ApiKeys
+from chatsvc.guard.credentials.sessions import Sessions
+from chatsvc.guard.credentials.tokens import Kind, Tokens
+from chatsvc.guard.limits.admission import Admission, Standing, limits_headers
+from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.quotas import Bucket, QuotaOf, Quotas
+from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox
 from chatsvc.guard.principal import ClientAddress, KeyLimits, Limits, Principal, Requirement
-from chatsvc.guard.quotas import Bucket, QuotaOf, Quotas
-from chatsvc.guard.rates import Rates
-from chatsvc.guard.roles import Roles, parse_names
-from chatsvc.guard.room import Room
-from chatsvc.guard.sessions import Sessions
-from chatsvc.guard.throttle import LoginThrottle
-from chatsvc.guard.tokens import Kind, Tokens
+from chatsvc.guard.providers.directory import TrustedIssuer, Vouched
 from chatsvc.store.database import AnyRow
 
 __all__ = ["Admission", "Credentials", "Gate", "GateOptions", "GateParts"]

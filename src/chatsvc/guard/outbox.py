@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from chatsvc.guard.changes import Change, OnChange
+from chatsvc.guard.accounts.changes import Change, OnChange
 from chatsvc.store.database import Database
 from chatsvc.store.tables import OutboxRecord
 

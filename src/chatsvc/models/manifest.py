@@ -20,8 +20,7 @@ from pathlib import Path
 import msgspec
 import rfc8785
 
-from chatsvc.errors import ModelRefused
-from chatsvc.models.files import (
+from chatsvc.disk.files import (
     GROUP_FILE,
     GROUP_FOLDER,
     PRIVATE_FILE,
@@ -32,6 +31,7 @@ from chatsvc.models.files import (
     replace_file,
     sha256_of,
 )
+from chatsvc.errors import ModelRefused
 from chatsvc.models.signing import SigningKeys
 
 MANIFEST_FILE = "manifest.json"

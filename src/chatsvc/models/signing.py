@@ -15,8 +15,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from chatsvc.disk.files import make_private_folder, replace_file, write_file
 from chatsvc.errors import OperatorError
-from chatsvc.models.files import make_private_folder, replace_file, write_file
 
 _KEY_BYTES = 32
 _CREDENTIALS = Path("/run/credentials")

@@ -25,11 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatsvc.errors import ModelRefused, OperatorError
-from chatsvc.models import description, manifest, rollback
-from chatsvc.models.card import ModelCard
-from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription
-from chatsvc.models.files import (
+from chatsvc.disk.files import (
     Progress,
     check_name,
     make_private_folder,
@@ -38,12 +34,16 @@ from chatsvc.models.files import (
     sync_folder,
     temporary_folder,
 )
-from chatsvc.models.importing import GGUF_WEIGHTS, Label, import_into, suggested_name
+from chatsvc.errors import ModelRefused, OperatorError
+from chatsvc.models import description, manifest, rollback
+from chatsvc.models.card import ModelCard
+from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription
 from chatsvc.models.manifest import Manifest
-from chatsvc.models.sealed import Owner, read_kek
+from chatsvc.models.seal.sealed import Owner, read_kek
+from chatsvc.models.seal.unsealing import Plain, copied, unsealed
 from chatsvc.models.signing import SigningKeys
-from chatsvc.models.texts import MAX_SMALL_BYTES, MAX_TOKENIZER_BYTES
-from chatsvc.models.unsealing import Plain, copied, unsealed
+from chatsvc.models.supply.importing import GGUF_WEIGHTS, Label, import_into, suggested_name
+from chatsvc.models.text.files import MAX_SMALL_BYTES, MAX_TOKENIZER_BYTES
 
 CURRENT = "current"
 MAX_GRAPH_BYTES = 256 << 20

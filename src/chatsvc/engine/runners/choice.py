@@ -8,9 +8,9 @@ from pathlib import Path
 
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.errors import OperatorError
-from chatsvc.models import decoder, gguf
 from chatsvc.models.card import ModelCard
-from chatsvc.models.rope import NotServed
+from chatsvc.models.formats import decoder, gguf
+from chatsvc.models.formats.rope import NotServed
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ def load_runner(path: Path, model_format: str, card: ModelCard, options: RunnerO
 
         return NativeRunner(path, card, options)
     if kind == "openvino":
-        from chatsvc.engine.runners.openvino import OpenVinoRunner  # noqa: PLC0415 - only where it serves
+        from chatsvc.engine.runners.openvino.runner import OpenVinoRunner  # noqa: PLC0415 - only where it serves
 
         return OpenVinoRunner(path, card, options)
-    from chatsvc.engine.runners.torch import TorchRunner  # noqa: PLC0415 - only where it serves
+    from chatsvc.engine.runners.reference.runner import TorchRunner  # noqa: PLC0415 - only where it serves
 
     return TorchRunner(path, card, options)
 
@@ -78,9 +78,9 @@ def _obstacle(kind: str, path: Path) -> str:
     if absent:
         return absent
     if kind == "native":
-        from chatsvc.engine.runners.native import checkpoint  # noqa: PLC0415 - numpy, only where it is asked for
+        from chatsvc.engine.runners.native import weights  # noqa: PLC0415 - numpy, only where it is asked for
 
-        return checkpoint.obstacle(path)
+        return weights.obstacle(path)
     return _obstacle_of_openvino(path) if kind == "openvino" and path.is_file() else ""
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.pipeline import serving_properties
-from chatsvc.models.quiet import import_openvino, refuse_telemetry
+from chatsvc.engine.runners.openvino.pipeline import serving_properties
+from chatsvc.models.supply.quiet import import_openvino, refuse_telemetry
 
 _CACHE_SIZE_GB = 1
 _MAX_NUM_BATCHED_TOKENS = 2048
@@ -84,7 +84,7 @@ def forecast_torch(path: Path, windows: Sequence[Sequence[int]], *, int8: bool) 
     """The candidate: the torch runner's own forward pass, token by token as in decoding."""
     import torch  # noqa: PLC0415 - an extra; only where it is needed
 
-    from chatsvc.engine.runners.torch_model import model_for  # noqa: PLC0415 - needs torch
+    from chatsvc.engine.runners.reference.model import model_for  # noqa: PLC0415 - needs torch
 
     model = model_for(_load_fp32(path), max_num_seqs=1, int8=int8)
     forecasts = []
@@ -108,9 +108,9 @@ def _load_fp32(path: Path) -> Any:
 
 def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
     """The candidate: our own forward pass, in chunks through its KV cache as a prompt goes."""
-    from chatsvc.engine.runners.native.checkpoint import open_checkpoint  # noqa: PLC0415 - only where it serves
     from chatsvc.engine.runners.native.filling import fill  # noqa: PLC0415 - only where it serves
     from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Room, Rows  # noqa: PLC0415 - only there
+    from chatsvc.engine.runners.native.weights import open_checkpoint  # noqa: PLC0415 - only where it serves
 
     checkpoint = open_checkpoint(path)
     longest = max(len(window) for window in windows)

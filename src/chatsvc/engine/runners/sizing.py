@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from chatsvc.engine.runners.base import RunnerOptions
-from chatsvc.engine.runners.prefixes import BLOCK_TOKENS
+from chatsvc.engine.runners.openvino.prefixes import BLOCK_TOKENS
 from chatsvc.errors import OperatorError
-from chatsvc.models import gguf
+from chatsvc.models.formats import gguf
 
 MIB = 1024 * 1024
 _PROCESS_BYTES = 260 * MIB

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from chatsvc.engine.runners.prefixes import BLOCK_TOKENS
+from chatsvc.engine.runners.openvino.prefixes import BLOCK_TOKENS
 
 _BUCKET_TOKENS = 512
 _NEWEST_SHARE = 0.5

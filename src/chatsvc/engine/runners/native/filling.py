@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from chatsvc.engine.runners.native.checkpoint import Checkpoint, Tensor, unpacked
 from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
+from chatsvc.engine.runners.native.weights import Checkpoint, Tensor, unpacked
 from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096

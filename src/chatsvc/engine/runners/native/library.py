@@ -64,7 +64,7 @@ class Vector(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder of Llama's or Qwen2's kind; the rotary embedding is as in :class:`chatsvc.models.rope.Rope`."""
+    """A decoder of Llama's or Qwen2's kind; the rotary embedding is as in :class:`chatsvc.models.formats.rope.Rope`."""
 
     hidden_size: int
     intermediate_size: int

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from chatsvc.engine.memory import private_bytes
+from chatsvc.engine.engine_side.memory import private_bytes
 from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
 from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
 from chatsvc.engine.runners.native import library
-from chatsvc.engine.runners.native.checkpoint import open_checkpoint
 from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
@@ -40,6 +39,7 @@ from chatsvc.engine.runners.native.turns import (
     output_of,
     share_out,
 )
+from chatsvc.engine.runners.native.weights import open_checkpoint
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.errors import OperatorError

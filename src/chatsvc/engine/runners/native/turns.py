@@ -10,7 +10,7 @@ from chatsvc.engine.runners.base import StepOutput
 from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
-from chatsvc.engine.runners.prefixes import block_name, block_names
+from chatsvc.engine.runners.openvino.prefixes import block_name, block_names
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,1 @@
+"""Reads the log back: verifies, shows, exports and prunes it."""

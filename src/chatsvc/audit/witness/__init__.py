@@ -1,0 +1,1 @@
+"""Witnesses: what somebody outside this host has seen of the log."""

@@ -1,0 +1,73 @@
+"""Consistency proofs of a growing log, out of its files: only what came since the last proof is read for the next one.
+
+Knows nothing about who wants the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.record import MAX_LINE_BYTES
+from chatsvc.audit.format.rules import position_at
+from chatsvc.audit.format.tree import Frontier, ProofInvalid, extension_proof, leaf_hash
+
+
+class Growth:
+    """A reader of one log's directory. It goes on where it stopped; for another place it looks again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._frontier = Frontier()
+        self._segment: Path | None = None
+        self._offset = 0
+
+    def proof(self, old: int, new: int) -> list[bytes]:
+        """That the tree of ``old`` records is the beginning of the tree of ``new``; of none there is nothing to prove.
+
+        Raises:
+            ProofInvalid: the records are not, or no longer, here.
+            RecordInvalid: a segment has no readable header.
+            OSError: a file cannot be read.
+        """
+        if old == 0:
+            return []
+        if self._segment is None or self._frontier.size != old:
+            self._go_to(old)
+        leaves = list(self._leaves(new - old))
+        proof = extension_proof(self._frontier, leaves)
+        self._take(leaves)
+        return proof
+
+    def _go_to(self, size: int) -> None:
+        """A segment's header repeats the tree before it, so that nothing earlier is read."""
+        found = [path for path in layout.segments(self._directory) if (layout.first_seq(path) or 0) <= size]
+        if not found:
+            raise ProofInvalid(f"{self._directory} does not hold record {size} any more.")
+        self._segment, self._offset = found[-1], 0
+        with self._segment.open("rb") as file:
+            self._frontier = position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n")).frontier
+        self._take(list(self._leaves(size - self._frontier.size)))
+
+    def _take(self, leaves: list[bytes]) -> None:
+        for leaf in leaves:
+            self._frontier.append(leaf)
+
+    def _leaves(self, count: int) -> Iterator[bytes]:
+        """The next so many, also of the segments that follow."""
+        for segment in layout.segments(self._directory):
+            if not count:
+                return
+            if self._segment is not None and segment < self._segment:
+                continue
+            if segment != self._segment:
+                self._segment, self._offset = segment, 0
+            with segment.open("rb") as file:
+                file.seek(self._offset)
+                while count and (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+                    self._offset += len(line)
+                    count -= 1
+                    yield leaf_hash(line[:-1])
+        if count:
+            raise ProofInvalid(f"{self._directory} holds {count} records less than its checkpoint says.")

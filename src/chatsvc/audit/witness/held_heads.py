@@ -1,0 +1,118 @@
+"""Being a witness for other replicas: the last head of each log, and no history but the one it has seen.
+
+A submitted head is taken by these steps, in order: (1) its note is signed by a pinned key, whose name is the log's
+origin; (2) the sender knows the head that is held here; (3) it is not shorter, and not another one of the same length;
+(4) RFC 6962: the held tree is the beginning of the new one; (5) it is durable. Then the head is answered for. One head
+is enough: each was shown to continue the one before it.
+
+The shape follows c2sp.org/tlog-witness; the words on the wire are this service's own (``http/api/audit.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from chatsvc.audit.format.notes import Checkpoint, NoteInvalid, VerifierKey, read_vkeys
+from chatsvc.audit.format.replay import read_checkpoint
+from chatsvc.audit.format.tree import ProofInvalid, verify_consistency
+from chatsvc.audit.witness.seen import checkpoint_in
+from chatsvc.disk.append import DiskFailed, DiskFull, Lock, LockHeld, write_whole
+from chatsvc.errors import AuditUnavailable, ChatsvcError
+
+_LOCK_S = 5
+_MAX_NAME = 240  # of a file
+
+
+class HeadRefused(ChatsvcError):
+    """The head does not continue what was seen of that log."""
+
+    code = "witness_refuses"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A signed checkpoint, the size that the sender believes to be held here, and the proof between the two."""
+
+    note: str
+    old_size: int
+    proof: Sequence[bytes]
+
+
+class Witnessed:
+    """The heads held: one file a log, ``<origin, quoted>.checkpoints``; ``audit verify --witness`` takes it."""
+
+    def __init__(self, directory: Path, pinned: Path | None) -> None:
+        self._directory = directory
+        self._pinned = pinned
+
+    def head(self, origin: str) -> Checkpoint | None:
+        """The last head of a log; None if nothing was seen of it.
+
+        Raises:
+            AuditUnavailable: what is held cannot be read.
+        """
+        path = self._path(origin)
+        try:
+            return checkpoint_in(path.read_text(encoding="utf-8").rstrip("\n") + "\n")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, NoteInvalid) as error:
+            raise AuditUnavailable("The head that is held here cannot be read.") from error
+
+    def take(self, submission: Submission) -> Checkpoint:
+        """Hold a head, if it continues the one that is held.
+
+        Raises:
+            NoteInvalid: it is no signed checkpoint.
+            KeyUnknown: it is signed by no pinned key.
+            HeadRefused: it does not continue what is held.
+            AuditUnavailable: it cannot be held just now.
+        """
+        checkpoint = read_checkpoint(submission.note, self._keys())  # (1)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = Lock(self._directory / "witness.lock", _LOCK_S)
+            try:
+                _check(self.head(checkpoint.origin), checkpoint, submission)
+                note = submission.note + "\n"  # a file of notes: each followed by an empty line
+                write_whole(self._path(checkpoint.origin), note.encode(), 0o640, replace=True)  # (5)
+            finally:
+                lock.release()
+        except (LockHeld, DiskFull, DiskFailed, OSError) as error:
+            raise AuditUnavailable("The head cannot be held just now; send it again.") from error
+        return checkpoint
+
+    def _keys(self) -> list[VerifierKey]:
+        """Read each time: a replica that is new needs no restart of this one."""
+        try:
+            return read_vkeys(self._pinned) if self._pinned else []
+        except (OSError, NoteInvalid) as error:
+            raise AuditUnavailable("The keys of audit.witnessed_keys_file cannot be read.") from error
+
+    def _path(self, origin: str) -> Path:
+        name = quote(origin, safe="")
+        if len(name) > _MAX_NAME:
+            name = hashlib.sha256(origin.encode()).hexdigest()
+        return self._directory / f"{name}.checkpoints"
+
+
+def _check(held: Checkpoint | None, new: Checkpoint, submission: Submission) -> None:
+    size = held.size if held else 0
+    if submission.old_size != size:  # (2)
+        raise HeadRefused(f"The head held here is of {size} records.")
+    if held is None:
+        if submission.proof:
+            raise HeadRefused("Nothing was seen of this log, so there is nothing to prove.")
+        return
+    if new.size < size or (new.size == size and new.root != held.root):  # (3)
+        raise HeadRefused(
+            f"The head held here is of {size} records; this one is older, or of another log of that length."
+        )
+    try:
+        verify_consistency(size, new.size, submission.proof, held.root, new.root)  # (4)
+    except ProofInvalid:
+        raise HeadRefused(f"The log is not shown to begin with the {size} records seen here.") from None

@@ -1,0 +1,136 @@
+"""Sends checkpoints to witnesses: places that the owner of this host cannot rewrite.
+
+A witness that cannot be reached alarms and stops nothing; the next checkpoint covers what it missed.
+:mod:`chatsvc.audit.witness.seen` reads back what they keep.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from chatsvc.audit.format.notes import NoteInvalid
+from chatsvc.audit.witness.seen import Seen, checkpoint_in
+from chatsvc.errors import ChatsvcError, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+_MAX_WAITING = 256
+_PRIORITY = 13 * 8 + 6  # RFC 5424: facility "log audit", severity informational
+
+
+class WitnessRefuses(ChatsvcError):
+    """The witness saw something that this checkpoint does not continue."""
+
+    code = "witness_refuses"
+
+
+class Witness(Protocol):
+    """Keeps checkpoints. ``publish`` raises OSError, StoreUnavailable or WitnessRefuses."""
+
+    name: str
+
+    def publish(self, note: str) -> None:
+        """Keep a signed note."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
+class FileWitness:
+    """A file on another mount. It refuses a log that became shorter, or another one of the same length."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def publish(self, note: str) -> None:
+        """Append the note, durably."""
+        checkpoint = checkpoint_in(note)
+        known = [each for each, _ in self._seen().notes if each.origin == checkpoint.origin]
+        if checkpoint in known:
+            return
+        size = max((each.size for each in known), default=0)
+        if size >= checkpoint.size:
+            raise WitnessRefuses(f"it saw {size} records already, and now another log of {checkpoint.size}")
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(descriptor, note.encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+    def _seen(self) -> Seen:
+        try:
+            return Seen.read(self._path)
+        except (FileNotFoundError, NoteInvalid):
+            return Seen(())
+
+
+class SyslogWitness:
+    """The system's log, which sends it on to another host: ``chatsvc-checkpoint`` and the note as a JSON string."""
+
+    def __init__(self, address: str) -> None:
+        self.name = f"syslog {address}"
+        self._address = address
+
+    def publish(self, note: str) -> None:
+        """Send one datagram."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(1)
+            sender.connect(self._address)
+            sender.send(f"<{_PRIORITY}>chatsvc-checkpoint {json.dumps(note)}".encode())
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class Publisher:
+    """A queue of notes and the loop that sends them; the log gives it a thread."""
+
+    def __init__(self, witnesses: Sequence[Witness]) -> None:
+        self._witnesses = list(witnesses)
+        self._waiting: queue.Queue[str | None] = queue.Queue(_MAX_WAITING)
+        self._why: dict[str, str] = {}
+
+    def alarms(self) -> list[str]:
+        """A sentence for every witness that has not got the latest checkpoint."""
+        return [f"the witness {name} does not take checkpoints: {why}" for name, why in self._why.items()]
+
+    def send(self, note: str) -> None:
+        """Send a note, later. When too many wait, this one is left out: a later one covers it."""
+        try:
+            self._waiting.put_nowait(note)
+        except queue.Full:
+            self._why["queue"] = "they do not answer, and too many checkpoints wait"
+
+    def stop(self) -> None:
+        """Send what waits, then end the loop."""
+        self._waiting.put(None)
+
+    def run(self) -> None:
+        """Until stopped."""
+        while (note := self._waiting.get()) is not None:
+            self._why.pop("queue", None)
+            for witness in self._witnesses:
+                self._publish(witness, note)
+        for witness in self._witnesses:
+            witness.close()
+
+    def _publish(self, witness: Witness, note: str) -> None:
+        try:
+            witness.publish(note)
+        except (OSError, WitnessRefuses, StoreUnavailable) as error:
+            if witness.name not in self._why:
+                _log.error("the witness %s does not take checkpoints: %s", witness.name, error)
+            self._why[witness.name] = str(error)
+        else:
+            self._why.pop(witness.name, None)

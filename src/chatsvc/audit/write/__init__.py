@@ -1,0 +1,1 @@
+"""Writes the log: the only place that opens it for writing."""

@@ -1,0 +1,236 @@
+"""The log's state and what changes it: opening, committing, checkpoints, epochs, rotation, closing.
+
+Single-threaded: :mod:`chatsvc.audit.log` owns the one thread that calls it. Every change is tried on a copy of the
+position and becomes the position only when it is durable.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from chatsvc.audit import keys
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint
+from chatsvc.audit.format.ratchet import EPOCH_ACTION, SealKey
+from chatsvc.audit.format.record import Pseudonyms, Record, describe, format_time, parse_time, seal
+from chatsvc.audit.format.rules import Position, header_of
+from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.write.contents import Contents
+from chatsvc.audit.write.mirror import Mirror
+from chatsvc.audit.write.timekeeping import CLOCK_ACTION, Clock, Moment, Timekeeper
+
+_MICRO = 1_000_000
+_ALARM_US = 3600 * _MICRO
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A record on its way: ``seq`` is set when it is durable; ``abandoned`` when nobody waits for that any more."""
+
+    fields: Record
+    moment: Moment
+    seq: int | None = None
+    abandoned: bool = False
+
+
+@dataclass(slots=True)
+class Since:
+    """What has happened since the last checkpoint, and since the segment began."""
+
+    num_records: int = 0
+    checkpoint_us: int = 0
+    segment_us: int = 0
+    segment_seq: int = 0
+    last_note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What signs, seals and hides."""
+
+    signer: Signer
+    sealing: SealKey
+    pseudonyms: Pseudonyms
+    contents: Contents
+
+
+class Journal:
+    """An open log. Make one with :func:`chatsvc.audit.write.opening.open_journal`."""
+
+    def __init__(self, options: AuditOptions, clock: Clock, mirror: Mirror, secrets: Secrets) -> None:
+        self.options = options
+        self.time = Timekeeper(clock)
+        self.pseudonyms = secrets.pseudonyms
+        self.mirror = mirror
+        self._on_note: Callable[[str], None] = lambda _: None
+        self._steps: deque[tuple[int, str]] = deque(maxlen=16)  # when, since the machine's start, and what
+        self._contents = secrets.contents
+        self._signer = secrets.signer
+        self._sealing = secrets.sealing
+        self._kept_epoch = secrets.sealing.epoch
+        self._since = Since()
+        self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
+
+    def entry(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Entry:
+        """A record to be committed, with the time of now."""
+        fields = describe(stage, facts, result, self.pseudonyms) | more
+        if result is not None and result.content is not None:
+            fields |= self._contents.fields(result.content, self.position.log_id)
+        return Entry(fields, self.time.now())
+
+    def end_of(self, begin: Entry, result: Result) -> Entry:
+        """The end of a committed begin, told by the log itself."""
+        facts = Facts(begin.fields["request_id"] or "", begin.fields["action"], begin.fields["actor"])
+        return self.entry("end", facts, result, begin=begin.seq)
+
+    # -- what the writer thread does, in this order
+
+    def keep_up(self) -> None:
+        """Turn the epoch, tell of a step of the clock, and rotate the segment, if it is time."""
+        moment = self.time.now()
+        now = self._log_time(self.position, moment)
+        if self._kept_epoch < self.position.epoch:
+            self.leave_epoch()
+        if self.position.epochs.at(now) > self.position.epoch:
+            self._turn_epoch(now)
+        if self.time.step(moment):
+            self._tell_step(moment)
+        since = self._since
+        is_due = (
+            self.mirror.segment_bytes >= self.options.segment_bytes
+            or now - since.segment_us >= self.options.segment_age_s * _MICRO
+        )
+        if is_due and self.position.seq > since.segment_seq + 1:
+            self.checkpoint()
+            self.start_segment()
+
+    def commit(self, entries: Sequence[Entry]) -> None:
+        """Make records durable, all or none.
+
+        Raises:
+            DiskFull, DiskFailed: nothing was committed.
+        """
+        position = self.position.copy()
+        lines, seqs = [], []
+        for entry in entries:
+            seqs.append(position.seq)
+            lines.append(self._compose(position, entry))
+        self.mirror.append(b"".join(line + b"\n" for line in lines))
+        self.position = position
+        self._since.num_records += len(entries)
+        for entry, seq in zip(entries, seqs, strict=True):
+            entry.seq = seq
+
+    def checkpoint_is_due(self) -> bool:
+        """Enough records, or enough time with at least one."""
+        since, options = self._since, self.options
+        waited_us = self.time.now().mono_us - since.checkpoint_us
+        return since.num_records >= options.checkpoint_records or (
+            since.num_records > 0 and waited_us >= options.checkpoint_interval_s * _MICRO
+        )
+
+    def checkpoint(self) -> None:
+        """Sign what there is, if there is anything new."""
+        since = self._since
+        if not since.num_records:
+            return
+        frontier = self.position.frontier
+        checkpoint = Checkpoint(self._signer.verifier_key.name, frontier.size, frontier.root())
+        note = self._signer.sign(format_checkpoint(checkpoint))
+        self.mirror.append_note(note)
+        since.num_records, since.checkpoint_us, since.last_note = 0, self.time.now().mono_us, note
+        self._on_note(note)
+
+    def tell_notes_to(self, on_note: Callable[[str], None]) -> None:
+        """From now on, and the one that was made at the start: a log that was rolled back shows itself at once."""
+        self._on_note = on_note
+        assert self._since.last_note is not None, "a log is opened with a checkpoint"
+        on_note(self._since.last_note)
+
+    def continue_from(self, position: Position, since: Since, last: Record) -> None:
+        """Take up a log where it was left, with its last record."""
+        self.position, self._since = position, since
+        self.time.resume(Moment(parse_time(last["ts"]), last["mono"]), last["boot_id"])
+
+    def alarms(self) -> list[str]:
+        """A sentence for every step of the wall clock in the last hour."""
+        since = self.time.now().mono_us - _ALARM_US
+        return [what for when, what in list(self._steps) if when >= since]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self.mirror.close()
+
+    # -- parts
+
+    def _compose(self, position: Position, entry: Entry) -> bytes:
+        action, log_time = entry.fields["action"], self._log_time(position, entry.moment)
+        if action != EPOCH_ACTION:  # the clock may have entered the next epoch since the writer looked at it
+            log_time = max(position.last_us, min(log_time, position.epochs.last_us(position.epoch)))
+        wall = log_time + position.clock_us + entry.fields.get("clock_step_us", 0)
+        record = entry.fields | {
+            "log_id": position.log_id,
+            "seq": position.seq,
+            "ts": format_time(wall),
+            "mono": entry.moment.mono_us,
+            "boot_id": self.time.clock.boot_id,
+            "prev": position.prev.hex(),
+            "epoch": position.epoch,
+        }
+        line = seal(record, self._sealing.mac_key)
+        position.take(record, line)
+        return line
+
+    def _log_time(self, position: Position, moment: Moment) -> int:
+        """The log time of a moment: not before the last record, whatever the clock says within a minute."""
+        return max(self.time.wall_of(moment) - position.clock_us, position.last_us)
+
+    def own(self, action: str, **details: object) -> Entry:
+        """A record about the log itself."""
+        return self.entry("event", Facts("", action), Result("allowed", details=details))
+
+    def _tell_step(self, moment: Moment) -> None:
+        """A record of its own: what comes behind it has the wall time of after the step, and log time goes on."""
+        step_us = self.time.step(moment)
+        before = self.time.wall_of(moment)
+        details = {"before": format_time(before), "after": format_time(moment.wall_us)}
+        reason = f"the wall clock was set {'forward' if step_us > 0 else 'back'} by {abs(step_us) // _MICRO} s"
+        entry = self.entry("event", Facts("", CLOCK_ACTION), Result("error", reason=reason, details=details))
+        entry.moment = moment
+        entry.fields["clock_step_us"] = step_us
+        self.commit([entry])
+        self.time.take_step(moment)
+        self._steps.append((moment.mono_us, f"{reason}: look at what sets it"))
+
+    def _turn_epoch(self, now: int) -> None:
+        """First a record under the old key that names the next epoch, then the old key goes (seal.py)."""
+        entry = self.own(EPOCH_ACTION)
+        entry.fields["next_epoch"] = self.position.epochs.at(now)
+        entry.moment = replace(entry.moment, wall_us=now + self.position.clock_us)
+        self.commit([entry])
+        self.leave_epoch()
+
+    def leave_epoch(self) -> None:
+        """The ratchet's file follows the log; where there is no space for it, the next time.
+
+        First a checkpoint: who opens the log later checks MACs with the present key, and has nothing but checkpoints to
+        check the records of earlier epochs with.
+        """
+        self.checkpoint()
+        self._sealing = self._sealing.forward(self.position.epoch)
+        keys.save_seal_key(self.options.keys, self._sealing)
+        self._kept_epoch = self._sealing.epoch
+
+    def start_segment(self) -> None:
+        """Begin a segment with its header."""
+        position = self.position.copy()
+        entry = self.entry("segment", Facts("", "audit.segment"))
+        entry.fields["segment"] = header_of(position, self._signer.verifier_key.name, self._since.last_note)
+        line = self._compose(position, entry)
+        self.mirror.start_segment(self.position.seq, line + b"\n")
+        self._since.segment_us, self._since.segment_seq = position.last_us, self.position.seq
+        self._since.num_records += 1
+        self.position = position

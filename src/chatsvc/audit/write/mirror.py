@@ -1,0 +1,175 @@
+"""One log on several devices: the same bytes in several directories, best on different file systems.
+
+A write that reaches one of them is durable. A device that has no space is left behind and catches up when it has; one
+that failed is left out until a restart, and at a restart a device that holds less takes over what the other has. A
+device that holds something else is never written: it is evidence. :meth:`Mirror.alarms` tells what is out of order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from chatsvc.audit.format import layout
+from chatsvc.audit.write.device import Device
+from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, write_whole
+
+_CHUNK = 1024 * 1024
+State = Literal["working", "behind", "out"]
+
+
+class Mirror:
+    """The writer's view of all devices; the first that works leads."""
+
+    def __init__(self, devices: Sequence[Device], calls: Calls, missing: Mapping[Path, str] | None = None) -> None:
+        self._calls = calls
+        self._states: dict[Device, State] = dict.fromkeys(devices, "working")
+        self._why: dict[Path, str] = dict(missing or {})
+
+    @property
+    def segment_bytes(self) -> int:
+        """How long the present segment is."""
+        return self._leader().segment_bytes
+
+    @property
+    def directories(self) -> list[Path]:
+        """Where the log is kept."""
+        return [each.directory for each in self._states]
+
+    def alarms(self) -> list[str]:
+        """A sentence for every device that does not hold the whole log."""
+        return [f"{directory} does not hold the whole log: {why}" for directory, why in self._why.items()]
+
+    def choose_leader(self) -> Device:
+        """The device that holds most; a new process continues from it."""
+        leader = max(self._states, key=lambda each: _extent(each.directory))
+        self._states = {leader: "working", **self._states}
+        return leader
+
+    def resume(self, segment: Path, segment_bytes: int, note_bytes: int) -> None:
+        """The leader goes on in its segment; the others take over what they lack."""
+        leader = self._leader()
+        leader.resume(segment, segment_bytes, note_bytes)
+        for device in list(self._states):
+            if device is not leader:
+                self._follow(device, leader)
+
+    def start_segment(self, first_seq: int, header: bytes) -> None:
+        """Begin a new segment everywhere."""
+        self._everywhere(lambda device: device.start_segment(first_seq, header))
+
+    def append(self, data: bytes) -> None:
+        """Make lines durable on every device that can, at least one.
+
+        Raises:
+            DiskFull, DiskFailed: on none.
+        """
+        self._everywhere(lambda device: device.append(data))
+
+    def append_note(self, note: str) -> None:
+        """Make a signed note durable."""
+        self._everywhere(lambda device: device.append_note(note))
+
+    def put(self, name: str, data: bytes) -> None:
+        """A small public file beside the log."""
+        for device in self._in_state("working"):
+            write_whole(device.directory / name, data, 0o644, replace=True)
+
+    def catch_up(self) -> None:
+        """Those that had no space try again. Costs a read of the present segment: not to be done all the time."""
+        for device in list(self._in_state("behind")):
+            self._follow(device, self._leader())
+
+    def close(self) -> None:
+        """Let go of all."""
+        for device in self._states:
+            device.close()
+
+    def _leader(self) -> Device:
+        return next(self._in_state("working"))
+
+    def _in_state(self, state: State) -> Iterator[Device]:
+        return (device for device, its in list(self._states.items()) if its == state)
+
+    def _everywhere(self, act: Callable[[Device], None]) -> None:
+        failures: dict[Device, DiskFull | DiskFailed] = {}
+        num_done = 0
+        for device in self._in_state("working"):
+            try:
+                act(device)
+                num_done += 1
+            except (DiskFull, DiskFailed) as failure:
+                failures[device] = failure
+        if num_done == 0:
+            self._nowhere(failures)
+        for device, error in failures.items():
+            self._set(device, "behind" if isinstance(error, DiskFull) else "out", error.message)
+
+    def _nowhere(self, failures: dict[Device, DiskFull | DiskFailed]) -> None:
+        """Those that are full still hold the same: they stay, and the caller tries again. Those that failed go."""
+        full = {device: error for device, error in failures.items() if isinstance(error, DiskFull)}
+        for device in failures.keys() - full.keys() if full else ():
+            self._set(device, "out", failures[device].message)
+        raise next(iter((full or failures).values()))
+
+    def _set(self, device: Device, state: State, why: str | None) -> None:
+        self._states[device] = state
+        if why is None:
+            self._why.pop(device.directory, None)
+        else:
+            self._why[device.directory] = why
+
+    def _follow(self, device: Device, leader: Device) -> None:
+        try:
+            if not self._copy(device, leader):
+                self._set(device, "out", "it holds another log; move that away")
+                return
+        except DiskFull as error:
+            self._set(device, "behind", error.message)
+        except (DiskFailed, OSError) as error:
+            self._set(device, "out", str(error))
+        else:
+            self._set(device, "working", None)
+
+    def _copy(self, device: Device, leader: Device) -> bool:
+        """Bring a device up to the leader. False if what it holds is not the beginning of what the leader holds."""
+        ours, theirs = layout.segments(leader.directory), layout.segments(device.directory)
+        oldest = layout.first_seq(ours[0]) or 0
+        theirs = [path for path in theirs if (layout.first_seq(path) or 0) >= oldest]  # ours may have been pruned alone
+        names = [path.name for path in ours]
+        if any(path.name not in names for path in theirs):
+            return False
+        first = names.index(theirs[-1].name) if theirs else 0
+        for segment in ours[first:]:
+            if not self._extend(device.directory / segment.name, segment):
+                return False
+            notes = layout.checkpoints_of(segment)
+            self._extend(device.directory / notes.name, notes)
+        for name in (layout.VKEY, layout.TOMBSTONE):
+            if (leader.directory / name).exists():
+                write_whole(device.directory / name, (leader.directory / name).read_bytes(), 0o644, replace=True)
+        last = device.directory / names[-1]
+        device.resume(last, last.stat().st_size, layout.checkpoints_of(last).stat().st_size)
+        return True
+
+    def _extend(self, path: Path, source: Path) -> bool:
+        file = AppendFile(path, self._calls)
+        try:
+            with source.open("rb") as reader, path.open("rb") as own:
+                while piece := own.read(_CHUNK):
+                    if reader.read(len(piece)) != piece:
+                        return False
+                while piece := reader.read(_CHUNK):
+                    file.append(piece)
+            return True
+        finally:
+            file.close()
+
+
+def _extent(directory: Path) -> tuple[int, int]:
+    """How far a log goes: its last segment's number and length."""
+    segments = layout.segments(directory)
+    if not segments:
+        return (-1, 0)
+    return (layout.first_seq(segments[-1]) or 0, segments[-1].stat().st_size)

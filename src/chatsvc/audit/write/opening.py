@@ -1,0 +1,233 @@
+"""Opens a log: a new one, or one that another process left, however it ended.
+
+Rules, in order: (1) a segment that was never begun durably is dropped; (2) every key named beside the log is vouched
+for in ``keys/``, and what the last segment holds follows its own rules, its checkpoints and, behind the last of these,
+its seal; (3) it may not hold less than a checkpoint or the sealing key says; (4) a torn tail, which nobody was told was
+durable, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that does not pass is not written:
+it is evidence. Going on would sign what somebody else has put there.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from chatsvc.audit import keys
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.format import layout
+from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, Signer, format_vkey
+from chatsvc.audit.format.ratchet import Epochs, SealKey
+from chatsvc.audit.format.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
+from chatsvc.audit.format.replay import Notes, Replay, check_header_note, known_keys, read_notes
+from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.witness.database import DatabaseWitness
+from chatsvc.audit.witness.peer import PeerWitness
+from chatsvc.audit.witness.publisher import FileWitness, SyslogWitness, Witness
+from chatsvc.audit.write.contents import Contents
+from chatsvc.audit.write.device import Device
+from chatsvc.audit.write.journal import Entry, Journal, Secrets, Since
+from chatsvc.audit.write.mirror import Mirror
+from chatsvc.audit.write.timekeeping import Clock
+from chatsvc.disk.append import Calls
+from chatsvc.errors import OperatorError
+
+_MICRO = 1_000_000
+_REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
+
+
+def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
+    """The devices that can be opened, at least one."""
+    directories = [options.directory] + ([options.second_directory] if options.second_directory else [])
+    devices: list[Device] = []
+    missing: dict[Path, OSError] = {}
+    for directory in directories:
+        try:
+            devices.append(Device(directory, options.lock_timeout_s, calls))
+        except OSError as error:
+            missing[directory] = error
+        else:
+            opened.callback(devices[-1].close)
+    if not devices:
+        raise missing[options.directory]
+    return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
+
+
+def witnesses_of(options: AuditOptions) -> list[Witness]:
+    """The witnesses that a log is told to have."""
+    witnesses: list[Witness] = [FileWitness(path) for path in options.witness_files]
+    if options.witness_syslog:
+        witnesses.append(SyslogWitness(options.witness_syslog))
+    if options.witness_url:
+        witnesses.append(DatabaseWitness(options.witness_url))
+    if options.witness_peer:
+        directories = [options.directory, *([options.second_directory] if options.second_directory else [])]
+        witnesses.append(PeerWitness(options.witness_peer, directories))
+    return witnesses
+
+
+def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
+    """Open or begin the log, from the device that holds most of it.
+
+    Raises:
+        OperatorError: the log, or a key of it, is damaged or gone; what to do is in the message.
+        DiskFull, DiskFailed: what must be written at the start cannot be.
+    """
+    directory = mirror.choose_leader().directory
+    segments = layout.segments(directory)
+    if segments and not _begun_durably(segments[-1]):  # (1)
+        _drop(segments.pop())
+    if segments:
+        return _resume(options, clock, mirror, segments[-1])
+    if (directory / layout.VKEY).exists():
+        raise OperatorError(f"The audit log's segments are gone from {directory}. {_REMEDY}")
+    return _begin(options, clock, mirror)
+
+
+def _begun_durably(segment: Path) -> bool:
+    notes = layout.checkpoints_of(segment)
+    with segment.open("rb") as file:
+        return file.readline(MAX_LINE_BYTES).endswith(b"\n") or (notes.exists() and notes.stat().st_size > 0)
+
+
+def _drop(segment: Path) -> None:
+    segment.unlink()
+    layout.checkpoints_of(segment).unlink(missing_ok=True)
+
+
+def _begin(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
+    """A new log. Its public key is named last: from then on a directory without segments is a loss."""
+    log_id = os.urandom(16).hex()
+    sealing = SealKey(log_id, Epochs(clock.wall_us() // _MICRO, options.epoch_s), 0, os.urandom(32))
+    keys.begin_sealing(options.keys, sealing)
+    signer = Signer(f"{options.origin}/{log_id}", keys.signing_key(options.keys, create=True))
+    pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=True))
+    contents = Contents(options.level, options.auditor_key)
+    journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
+    journal.start_segment()
+    journal.commit([journal.own("audit.start", log="new", pid=os.getpid(), **options.about)])
+    journal.checkpoint()
+    _name_key(mirror, signer, options)
+    return journal
+
+
+def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) -> Journal:
+    header = _header(segment)
+    sealing = keys.seal_key(options.keys, header["log_id"])
+    signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
+    pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=False))
+    replay, notes, last = _replayed(segment, signer, sealing, keys.vouched(options.keys))  # (2) (3)
+    position = replay.walk.position
+    if sealing.epoch > position.epoch:  # (3)
+        raise OperatorError(
+            f"The audit log in {options.directory} is older than its sealing key: it was rolled back. {_REMEDY}"
+        )
+    contents = Contents(options.level, options.auditor_key)
+    journal = Journal(options, clock, mirror, Secrets(signer, sealing, pseudonyms, contents))
+    since = Since(
+        num_records=position.seq - max(replay.covered, header["seq"]),
+        segment_us=position.last_us,
+        segment_seq=header["seq"],
+        last_note=notes.notes[-1] if notes.notes else header["segment"]["checkpoint"],
+    )
+    journal.continue_from(position, since, last)
+    mirror.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
+    if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
+        journal.leave_epoch()
+    _tidy(journal, len(replay.torn))
+    _name_key(mirror, signer, options)
+    return journal
+
+
+def _header(segment: Path) -> Record:
+    try:
+        with segment.open("rb") as file:
+            line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
+        position_at(line)
+        return decode(line)
+    except RecordInvalid as error:
+        raise OperatorError(f"{segment} is damaged: {error.message} {_REMEDY}") from None
+
+
+def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
+    """The service must not go on with a log that is signed with a key of somebody else."""
+    strangers = [key for key in known_keys(directory) if key.public not in vouched]
+    if strangers:
+        named = ", ".join(f"{key.name} {key.fingerprint}" for key in strangers)
+        raise OperatorError(
+            f"{directory / layout.VKEY} names a key that keys/ does not vouch for: {named}. If it is one that you "
+            f"replaced, add its line to keys/audit-signing.pub. Else the log was forged. {_REMEDY}"
+        )
+
+
+def _replayed(
+    segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]
+) -> tuple[Replay, Notes, Record]:
+    """Read the last segment again, with all its checkpoints and with the seal of the present epoch.
+
+    With it comes the last record.
+    """
+    num_unsealed = 0  # so many records are of epochs whose key is gone
+    try:
+        _require_vouched(segment.parent, vouched)
+        believed = [*known_keys(segment.parent), signer.verifier_key]
+        with segment.open("rb") as file:
+            position = position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))
+        num_covered = position.seq  # by the checkpoint in the header
+        replay = Replay(Walk(position, sealing, only_from_its_epoch=True))
+        notes = read_notes(segment, believed)
+        replay.expect(notes.checkpoints)
+        last: Record = {}
+        for record in replay.segment(segment):
+            last = record
+            if record["stage"] == "segment":
+                check_header_note(record, believed)
+            if record["epoch"] < sealing.epoch:
+                num_unsealed = record["seq"] + 1
+        _require_covered(num_unsealed, max(num_covered, replay.covered))
+    except (Tampered, RecordInvalid, NoteInvalid, KeyUnknown) as error:
+        raise OperatorError(f"The audit log in {segment.parent} is damaged: {error.message} {_REMEDY}") from None
+    if replay.due:
+        raise OperatorError(
+            f"The audit log in {segment.parent} has {replay.walk.position.seq} records, but a checkpoint of "
+            f"{replay.due[0].size} was signed. {_REMEDY}"
+        )
+    return replay, notes, last
+
+
+def _require_covered(num_unsealed: int, num_covered: int) -> None:
+    if num_unsealed > num_covered:
+        raise Tampered(num_covered, "no checkpoint covers it, and the key of its sealing epoch is gone")
+
+
+def _tidy(journal: Journal, torn_bytes: int) -> None:
+    journal.keep_up()
+    orphans = [_orphan(journal, seq, about) for seq, about in sorted(journal.position.open.items())]  # (5)
+    start = journal.own(
+        "audit.start",
+        log="resumed",
+        pid=os.getpid(),
+        torn_bytes=torn_bytes,
+        num_orphans=len(orphans),
+        **journal.options.about,
+    )
+    journal.commit([*orphans, start])
+    journal.checkpoint()
+
+
+def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
+    facts = Facts(about["request_id"] or "", about["action"], about["actor"])
+    return journal.entry("end", facts, Result("aborted", reason="the process ended before this did"), begin=seq)
+
+
+def _name_key(mirror: Mirror, signer: Signer, options: AuditOptions) -> None:
+    """The public key lies in ``keys/``, where a verifier believes it, and beside the log, where he reads its name."""
+    keys.vouch(options.keys, signer.verifier_key)
+    line = format_vkey(signer.verifier_key) + "\n"
+    paths = [directory / layout.VKEY for directory in mirror.directories]
+    known = next((path.read_text(encoding="utf-8") for path in paths if path.exists()), "")
+    if line not in known:
+        known += line
+    if any(not path.exists() or path.read_text(encoding="utf-8") != known for path in paths):
+        mirror.put(layout.VKEY, known.encode())

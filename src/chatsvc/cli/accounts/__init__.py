@@ -1,0 +1,1 @@
+"""``chatsvc user``, ``key`` and ``token``."""

@@ -1,0 +1,1 @@
+"""``chatsvc audit``, and the records of commands."""

@@ -1,0 +1,70 @@
+"""Records in the audit log what a command does to the service: what is recorded is done, and nothing else is.
+
+Accounts and keys go another way (``cli/accounts/administration.py``): their records are in the change's own
+transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from uuid import uuid4
+
+from chatsvc.audit.command import open_for_command
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.cli.accounts.administration import actor
+from chatsvc.errors import ChatsvcError, ModelRefused
+from chatsvc.settings.load import Settings
+from chatsvc.wiring import audit_options
+
+Details = dict[str, object]
+
+
+@contextmanager
+def recorded(settings: Settings, action: str, details: Details) -> Iterator[Details]:
+    """Something short, between its begin and its end; what is put into ``details`` meanwhile is in the end.
+
+    Raises:
+        AuditUnavailable, OperatorError: there is no record, so nothing was done.
+    """
+    with closing(open_for_command(audit_options(settings))) as log:
+        record = log.begin(Facts(uuid4().hex, action, actor()))
+        result = Result("error", details=details)
+        try:
+            yield details
+            result = Result("allowed", details=details)
+        except ChatsvcError as error:
+            result = _failed(error, details)
+            raise
+        finally:
+            record.end(result)
+
+
+@contextmanager
+def recorded_long(settings: Settings, action: str, details: Details) -> Iterator[Details]:
+    """Something that may take an hour: two events of one request id, because nobody may hold the log for so long.
+
+    Raises:
+        AuditUnavailable, OperatorError: there is no record, so nothing was done.
+    """
+    facts = Facts(uuid4().hex, action, actor())
+
+    def tell(result: Result, step: str) -> None:
+        with closing(open_for_command(audit_options(settings))) as log:
+            log.event(facts, replace(result, details={**details, "step": step}))
+
+    tell(Result("allowed"), "begins")
+    try:
+        yield details
+    except BaseException as error:  # also of an operator who gave up
+        failed = _failed(error, details) if isinstance(error, ChatsvcError) else Result("error")
+        tell(failed, "failed")
+        raise
+    tell(Result("allowed"), "done")
+
+
+def _failed(error: ChatsvcError, details: Details) -> Result:
+    return Result(
+        "denied" if isinstance(error, ModelRefused) else "error", reason=error.code or "could_not", details=details
+    )

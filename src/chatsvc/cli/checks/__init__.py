@@ -1,0 +1,1 @@
+"""``chatsvc doctor`` and ``chatsvc config``: what is looked at before a start."""

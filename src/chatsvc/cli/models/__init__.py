@@ -1,0 +1,1 @@
+"""``chatsvc model`` and ``chatsvc bench``."""

@@ -1,0 +1,1 @@
+"""``chatsvc serve``, ``engine``, ``quickstart``, ``chat`` and ``bundle``."""

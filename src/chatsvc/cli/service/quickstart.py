@@ -1,0 +1,212 @@
+"""``chatsvc quickstart`` (``make run``): makes what is missing, then serves, and says how to try it.
+
+What it makes lies below CHATSVC_HOME: chatsvc.toml with this machine alone on the allow list, an administrator named
+``admin`` with a random password, the embedded model. A second start finds all of it and makes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from chatsvc.cli.service.serve import make_home, require_free_port, supervise
+from chatsvc.errors import Conflict, OperatorError
+from chatsvc.settings.load import Settings, environment_value
+
+if TYPE_CHECKING:
+    from chatsvc.models.store import ModelStore
+
+_ADMIN = "admin"
+_PASSWORD_BYTES = 24
+_MAX_LOG_BYTES = 16 * 1024 * 1024
+_TAIL_LINES = 5
+_QUESTION = "What is the capital of France?"
+_CONFIGURATION = """\
+# Made by `chatsvc quickstart`. Every key, its default and what it is for: config/chatsvc.toml.
+
+[guard]
+# Who may connect. Only this machine, until you add the networks of your clients.
+allowed_networks = ["127.0.0.0/8", "::1/128"]
+"""
+
+
+@click.command("quickstart")
+@click.option("--prepare-only", is_flag=True, help="Make what is missing and end; something else serves.")
+def command(prepare_only: bool) -> None:
+    """Make what is missing (keys, administrator, model), then serve: the first thing to try.
+
+    Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
+    """
+    from chatsvc import logs
+    from chatsvc.cli.checks import preflight
+    from chatsvc.disk import pidfile
+
+    os.umask(0o077)
+    with _quiet_end():
+        settings = _settings()
+        if prepare_only:
+            preflight.require(settings)
+            prepare(settings)
+            return
+        if settings.server.socket:
+            raise OperatorError(
+                "server.socket is set: quickstart listens on HOST and PORT; use `chatsvc serve` behind nginx."
+            )
+        log_directory = settings.home / "logs"
+        log_directory.mkdir(mode=0o700, exist_ok=True)
+        for log in log_directory.glob("*.log"):
+            _rotate(log)
+        preflight.require(settings)
+        for warning in preflight.warnings(settings):
+            click.echo(f"Warning: {warning}", err=True)
+        with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
+            logs.configure(settings.logs.level, stream)
+            require_free_port(settings)
+            prepare(settings)
+            click.echo("Starting the engine and the web process …")
+            code = supervise(settings, on_ready=lambda: click.echo(welcome(settings)), log_directory=log_directory)
+    if code:
+        _show_what_failed(log_directory)
+    raise click.exceptions.Exit(code)
+
+
+@contextlib.contextmanager
+def _quiet_end() -> Iterator[None]:
+    """A stop that is asked for before the service runs is an end like any other."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _settings() -> Settings:
+    """The configuration, with PORT and HOST as `make run` gets them; the home is made before it is read."""
+    home = Path(environment_value("CHATSVC_HOME") or "var").absolute()
+    if not home.exists():
+        home.mkdir(mode=0o700, parents=True)
+    configuration = home / "chatsvc.toml"
+    if not configuration.exists() and not environment_value("CHATSVC_CONFIG"):
+        configuration.write_text(_CONFIGURATION, encoding="utf-8")
+        click.echo(f"Wrote {configuration}: only this machine may connect.")
+    from chatsvc.supervisor.probe import settings_as_run
+
+    return settings_as_run()
+
+
+def prepare(settings: Settings) -> None:
+    """Make what is missing: the home, a model that is served, the administrator."""
+    from chatsvc.models.store import ModelStore
+
+    make_home(settings)
+    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
+    if store.active() is None:
+        _bring_model(settings, store)
+    _make_administrator(settings)
+
+
+def _bring_model(settings: Settings, store: ModelStore) -> None:
+    """The embedded model, recorded as `chatsvc model import --activate` is; nobody has to be told: nothing runs yet."""
+    from chatsvc.cli.audit.recording import recorded
+    from chatsvc.cli.models.model import bring_embedded
+    from chatsvc.models.supply import embedded
+
+    if embedded.find(store) is None:
+        click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
+    folder = bring_embedded(settings, store)
+    with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}) as details:
+        details["digest"] = store.activate(folder.name).card().digest
+
+
+def _make_administrator(settings: Settings) -> None:
+    """The first account; its password goes once into a file that only this account of the machine can read."""
+    from chatsvc.cli.accounts.user import command as user
+
+    password_file = settings.home / "admin-password"
+    if password_file.exists():
+        return
+    unconfirmed = settings.home / ".admin-password.new"
+    unconfirmed.unlink(missing_ok=True)
+    descriptor = os.open(unconfirmed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+    with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123  (a descriptor)
+        file.write(secrets.token_urlsafe(_PASSWORD_BYTES) + "\n")
+    arguments = ["add", _ADMIN, "--role", "admin", "--password-file", str(unconfirmed)]
+    try:
+        with contextlib.redirect_stdout(None):
+            user.main(arguments, prog_name="chatsvc user", standalone_mode=False)
+    except Conflict:  # it was made before, and its password file was put away as it should be
+        unconfirmed.unlink()
+        return
+    unconfirmed.rename(password_file)
+    click.echo(f"Made the administrator '{_ADMIN}'; the password is in {password_file}.")
+
+
+def welcome(settings: Settings) -> str:
+    """What to do now. The line works when pasted; the password is in no process's arguments."""
+    from chatsvc.supervisor.probe import base_url
+
+    url = base_url(settings)
+    password_file = shlex.quote(str(settings.home / "admin-password"))
+    json_header = "-H 'Content-Type: application/json'"
+    login = (
+        f"""printf '{{"username":"{_ADMIN}","password":"%s"}}' "$(cat {password_file})" """
+        f"""| curl -s {url}/login {json_header} -d @- """
+        """| sed 's/.*"access_token": *"\\([^"]*\\)".*/\\1/'"""
+    )
+    question = json.dumps({"query": _QUESTION, "temperature": 0})
+    return (
+        f"\nchatsvc is ready at {url} (the chat page; log in as '{_ADMIN}' with the password in {password_file})\n"
+        f"\nTry it:\n\n"
+        f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
+        f"{_about_the_seal(settings)}"
+        f"\nCtrl-C ends it. Logs are in {settings.home / 'logs'}.\n"
+    )
+
+
+def _about_the_seal(settings: Settings) -> str:
+    """How the audit log's first sealing key leaves this machine; nothing once it has."""
+    from chatsvc.audit.keys import initial_seals
+
+    waiting = initial_seals(settings.keys_directory)
+    if not waiting:
+        return ""
+    return (
+        f"\nThe audit log's first sealing key waits in {waiting[0].parent}. While it lies on this machine, whoever\n"
+        "takes the machine can rewrite the log. `chatsvc audit seal-key --output DIR` hands it over to an auditor,\n"
+        "`chatsvc audit seal-key --drop` destroys it.\n"
+    )
+
+
+def _rotate(log: Path) -> None:
+    if log.stat().st_size > _MAX_LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _show_what_failed(log_directory: Path) -> None:
+    """The last words of each process: the remedy is usually among them."""
+    for log in sorted(log_directory.glob("*.log")):
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]:
+            click.echo(f"{log.name}: {_message(line)}", err=True)
+    click.echo(f"chatsvc: it could not start; the lines above are the ends of the logs in {log_directory}.", err=True)
+
+
+def _message(line: str) -> str:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return line
+    return str(fields.get("message", line)) if isinstance(fields, dict) else line

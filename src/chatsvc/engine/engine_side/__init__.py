@@ -1,0 +1,1 @@
+"""The engine process's side: its loop and its connections."""

@@ -1,0 +1,224 @@
+"""Reads a checkpoint's shape and tensors from a GGUF file or a folder of safetensors, without any inference library.
+
+Both are mapped, not read: a tensor's pages are touched when its rows are packed. What this runner cannot compute is
+refused with the reason, so that another runner may serve it. Formats: ggml-org/ggml docs/gguf.md, and
+huggingface/safetensors ("Format" in its README).
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from chatsvc.engine.runners.native.library import GROUP, Matrix, Shape, Vector
+from chatsvc.errors import OperatorError
+from chatsvc.models.formats import decoder, gguf, safetensors
+from chatsvc.models.formats.decoder import Decoder
+from chatsvc.models.formats.rope import NotServed
+
+_HEAD_SIZES = (64, 128)
+_ARCHITECTURES = frozenset({"llama", "qwen2"})
+# Of GGUF's types those that are unpacked here or by the gguf package; the C code reads some as they are stored.
+_GGUF_KINDS = frozenset(
+    {"F64", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    | {"IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
+)
+# What no model has; beyond it a file would make sizes overflow.
+_MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1024, 1 << 18, 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Rows of bytes as they lie in the file; ``kind`` is a name of the file's format."""
+
+    kind: str
+    rows: NDArray[np.uint8]
+
+
+class Checkpoint(Protocol):
+    """A model's files."""
+
+    shape: Shape
+
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
+        """Its rows as they are stored."""
+
+    def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
+        """Its numbers."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A ``.gguf`` file, or a folder with ``config.json`` and safetensors.
+
+    Raises:
+        NotServed: another runner may.
+        OperatorError: the files are damaged.
+    """
+    try:
+        return GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
+        raise OperatorError(
+            f"{path.name} cannot be read as a checkpoint ({error}); import another copy of it"
+        ) from error
+
+
+def obstacle(path: Path) -> str:
+    """What this runner does not compute of the model at ``path``; empty when it serves it.
+
+    Raises:
+        OperatorError: the files are damaged.
+    """
+    try:
+        open_checkpoint(path)
+    except NotServed as error:
+        return error.message
+    return ""
+
+
+def unpacked(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor's numbers, (rows, numbers of a row)."""
+    if tensor.kind == "F64":
+        return tensor.rows.view("<f8").astype(np.float32)
+    numbers: NDArray[np.float32] = dequantize(tensor.rows, GGMLQuantizationType[tensor.kind])
+    return numbers
+
+
+def _shape_of(what: Decoder) -> Shape:
+    """The shape for the C code.
+
+    Raises:
+        NotServed: our forward pass does not compute what the decoder asks for.
+        ValueError: no model has such sizes.
+    """
+    widths = (what.hidden_size, what.intermediate_size, what.num_heads * what.head_size)
+    counts = (what.num_layers, what.vocabulary_size, what.num_heads, what.num_kv_heads, *widths)
+    if min(counts) < 1 or max(widths) > _WIDEST or what.num_kv_heads > what.num_heads:
+        raise ValueError("a size that no model has")
+    if what.num_layers > _MOST_LAYERS or what.vocabulary_size > _LARGEST_VOCABULARY:
+        raise ValueError("a size that no model has")
+    if what.architecture not in _ARCHITECTURES:
+        raise NotServed(f"the architecture {what.architecture}")
+    if what.head_size not in _HEAD_SIZES:
+        raise NotServed(f"heads of {what.head_size} numbers")
+    if any(width % GROUP for width in widths):
+        raise NotServed(f"layers that are no multiple of {GROUP} wide")
+    if what.num_heads % what.num_kv_heads:
+        raise NotServed("query heads that do not share KV heads evenly")
+    if others := what.biases - {"qkv"}:
+        raise NotServed(f"a bias of the {min(others)}")
+    return Shape(
+        hidden_size=what.hidden_size,
+        intermediate_size=what.intermediate_size,
+        num_layers=what.num_layers,
+        num_heads=what.num_heads,
+        num_kv_heads=what.num_kv_heads,
+        head_size=what.head_size,
+        vocabulary_size=what.vocabulary_size,
+        epsilon=what.epsilon,
+        rope_frequencies=what.rope.frequencies,
+        rope_factor=what.rope.attention_factor,
+        has_bias="qkv" in what.biases,
+        is_tied=what.is_tied,
+        is_interleaved=what.is_interleaved,
+    )
+
+
+class GgufCheckpoint:
+    """A GGUF file of architecture ``llama`` or ``qwen2``."""
+
+    _names: ClassVar = {
+        Matrix.EMBEDDING: "token_embd",
+        Matrix.HEAD: "output",
+        Matrix.QUERY: "blk.{}.attn_q",
+        Matrix.KEY: "blk.{}.attn_k",
+        Matrix.VALUE: "blk.{}.attn_v",
+        Matrix.OUTPUT: "blk.{}.attn_output",
+        Matrix.GATE: "blk.{}.ffn_gate",
+        Matrix.UP: "blk.{}.ffn_up",
+        Matrix.DOWN: "blk.{}.ffn_down",
+    }
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:  # unsealed weights are a link to a file in memory
+            head = gguf.head_of(file, path.name)
+            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+            what = decoder.of_gguf(head, gguf.read_floats(file, head, decoder.ROPE_FACTORS))
+        self._tensors = head.tensors
+        self._data_start = head.data_start
+        if unknown := what.kinds - _GGUF_KINDS:
+            raise NotServed(f"numbers of type {min(unknown)}")
+        self.shape = _shape_of(what)
+
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
+        """See :class:`Checkpoint`."""
+        return self._tensor(f"{self._names[matrix].format(layer)}.weight")
+
+    def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
+        """See :class:`Checkpoint`."""
+        if vector is Vector.BIAS:
+            return np.concatenate([self._numbers(f"blk.{layer}.attn_{part}.bias") for part in "qkv"])
+        name = {Vector.FINAL_NORM: "output_norm", Vector.ATTENTION_NORM: f"blk.{layer}.attn_norm"}
+        return self._numbers(f"{name.get(vector, f'blk.{layer}.ffn_norm')}.weight")
+
+    def _numbers(self, name: str) -> NDArray[np.float32]:
+        return np.ascontiguousarray(unpacked(self._tensor(name)).reshape(-1))
+
+    def _tensor(self, name: str) -> Tensor:
+        entry = self._tensors[name]
+        start = self._data_start + entry.offset
+        rows = entry.shape[0] if len(entry.shape) > 1 else 1
+        return Tensor(entry.kind, self._bytes[start : start + entry.num_bytes].reshape(rows, -1))
+
+
+class SafetensorsCheckpoint:
+    """A folder of ``model_type`` ``llama`` or ``qwen2``."""
+
+    _names: ClassVar = {
+        Matrix.EMBEDDING: "model.embed_tokens",
+        Matrix.HEAD: "lm_head",
+        Matrix.QUERY: "model.layers.{}.self_attn.q_proj",
+        Matrix.KEY: "model.layers.{}.self_attn.k_proj",
+        Matrix.VALUE: "model.layers.{}.self_attn.v_proj",
+        Matrix.OUTPUT: "model.layers.{}.self_attn.o_proj",
+        Matrix.GATE: "model.layers.{}.mlp.gate_proj",
+        Matrix.UP: "model.layers.{}.mlp.up_proj",
+        Matrix.DOWN: "model.layers.{}.mlp.down_proj",
+    }
+
+    def __init__(self, folder: Path) -> None:
+        config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+        tensors = safetensors.used(safetensors.tensors_of(folder))
+        self._tensors = {name: _mapped(tensor) for name, tensor in tensors.items()}
+        what = decoder.of_config(config, tensors.keys(), frozenset(tensor.kind for tensor in tensors.values()))
+        if unknown := what.kinds - safetensors.NUMBER_BYTES.keys():
+            raise NotServed(f"numbers of type {min(unknown)}")
+        self.shape = _shape_of(what)
+
+    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
+        """See :class:`Checkpoint`."""
+        return self._tensors[f"{self._names[matrix].format(layer)}.weight"]
+
+    def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
+        """See :class:`Checkpoint`."""
+        prefix = f"model.layers.{layer}"
+        if vector is Vector.BIAS:
+            return np.concatenate([self._numbers(f"{prefix}.self_attn.{part}_proj.bias") for part in "qkv"])
+        name = {Vector.FINAL_NORM: "model.norm", Vector.ATTENTION_NORM: f"{prefix}.input_layernorm"}
+        return self._numbers(f"{name.get(vector, f'{prefix}.post_attention_layernorm')}.weight")
+
+    def _numbers(self, name: str) -> NDArray[np.float32]:
+        return np.ascontiguousarray(unpacked(self._tensors[name]).reshape(-1))
+
+
+def _mapped(tensor: safetensors.StoredTensor) -> Tensor:
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    content = np.memmap(tensor.path, dtype=np.uint8, mode="r", offset=tensor.start, shape=(tensor.num_bytes,))
+    return Tensor(tensor.kind, content.reshape(rows, -1))

@@ -1,0 +1,1 @@
+"""The runner for processors that the native one does not serve: OpenVINO GenAI."""

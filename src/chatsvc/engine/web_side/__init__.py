@@ -1,0 +1,1 @@
+"""The web process's side of the engine: a client of its socket."""

@@ -1,0 +1,162 @@
+"""One connection from the web side to one engine, and the generations that live on it. Starts no thread.
+
+A link that has died stays dead: its generations have been told, and a new engine gets a new link.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from chatsvc.engine.protocol import (
+    NOT_FINITE,
+    Adopt,
+    Cancel,
+    Delta,
+    Finished,
+    Heartbeat,
+    Hello,
+    ProtocolError,
+    Sampling,
+    Submit,
+    ToEngine,
+    decode_to_web,
+    encode_frame,
+)
+from chatsvc.engine.sockets import Connection
+from chatsvc.engine.web_side.generation import Generation
+from chatsvc.errors import ChatsvcError, Draining, EngineUnavailable, ModelFailed, Unavailable
+from chatsvc.models.card import ModelCard
+
+# The web side sends little; an engine inside a long step may leave some of it waiting.
+_MAX_UNSENT_BYTES = 64 * 1024 * 1024
+
+
+class Link:
+    """A connection, the engine's Hello and latest heartbeat, and the generations by their wire ids.
+
+    Args:
+        sock: connected, non-blocking.
+        clock: monotonic seconds.
+        wake: called when bytes are left for the client's thread to send.
+    """
+
+    def __init__(self, sock: socket.socket, clock: Callable[[], float], wake: Callable[[], None]) -> None:
+        self.connection = Connection(sock, max_unsent_bytes=_MAX_UNSENT_BYTES)
+        self.hello: Hello | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.draining_since: float | None = None
+        self._clock = clock
+        self._wake = wake
+        self._heard_at = self._moved_at = clock()
+        self._generations: dict[int, Generation] = {}
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._dead = False
+
+    @property
+    def is_greeted(self) -> bool:
+        """Whether Hello and a first heartbeat have come."""
+        return self.hello is not None and self.heartbeat is not None
+
+    @property
+    def card(self) -> ModelCard:
+        """The engine's model; only of a link that has been greeted."""
+        assert self.hello is not None
+        return self.hello.card
+
+    def submit(self, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int) -> Generation:
+        """Send a sequence.
+
+        Raises:
+            EngineUnavailable: the engine has died.
+        """
+        sequence_id = next(self._ids)
+        generation = Generation(self.card, lambda: self._send(Cancel(sequence_id=sequence_id)))
+        with self._lock:
+            if self._dead:
+                raise EngineUnavailable
+            self._generations[sequence_id] = generation
+        self._send(
+            Submit(
+                sequence_id=sequence_id,
+                prompt_ids=list(prompt_ids),
+                sampling=sampling,
+                sharing_key=sharing_key,
+                num_public=num_public,
+            )
+        )
+        return generation
+
+    def adopt(self) -> None:
+        """Tell the engine that its model has been taken."""
+        self._send(Adopt())
+
+    def receive(self) -> None:
+        """Take in what has arrived. A connection that ended or sent nonsense is broken afterwards."""
+        try:
+            for payload in self.connection.receive():
+                self._heard_at = self._clock()
+                self._handle(decode_to_web(payload))
+        except ProtocolError:
+            self.connection.broken = True
+
+    def is_stalled(self, stall_timeout_s: float) -> bool:
+        """Whether the engine was silent for so long, or has work and makes no step."""
+        now = self._clock()
+        return now - self._heard_at > stall_timeout_s or now - self._moved_at > stall_timeout_s
+
+    def retire_if_unused(self) -> bool:
+        """Take no more submits, unless a generation lives here; True if none does."""
+        with self._lock:
+            self._dead = self._dead or not self._generations
+            return self._dead
+
+    def die(self, why: Unavailable) -> None:
+        """Close, and tell every generation."""
+        with self._lock:
+            self._dead = True
+            generations = list(self._generations.values())
+            self._generations.clear()
+        self.connection.close()
+        for generation in generations:
+            generation.put(why)
+
+    def _send(self, message: ToEngine) -> None:
+        self.connection.send(encode_frame(message))
+        if self.connection.wants_write or self.connection.broken:
+            self._wake()
+
+    def _handle(self, message: Hello | Delta | Finished | Heartbeat) -> None:
+        if isinstance(message, Delta):
+            generation = self._generations.get(message.sequence_id)
+            if generation is not None:
+                generation.put(message)
+        elif isinstance(message, Finished):
+            with self._lock:
+                generation = self._generations.pop(message.sequence_id, None)
+            if generation is not None:
+                generation.put(_end_of(message))
+        elif isinstance(message, Heartbeat):
+            self._take_heartbeat(message)
+        else:
+            self.hello = message
+
+    def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
+        before = self.heartbeat
+        if before is None or heartbeat.num_steps > before.num_steps or heartbeat.num_running == 0:
+            self._moved_at = self._clock()
+        if heartbeat.status == "draining" and self.draining_since is None:
+            self.draining_since = self._clock()
+        self.heartbeat = heartbeat
+
+
+def _end_of(finished: Finished) -> Finished | ChatsvcError:
+    """What a reader gets: a failure is an exception, so that nobody takes it for an answer."""
+    if finished.reason != "error":
+        return finished
+    if finished.detail == NOT_FINITE:
+        return ModelFailed()
+    return Draining() if finished.detail == "draining" else EngineUnavailable(f"The model failed: {finished.detail}.")

@@ -1,0 +1,1 @@
+"""Accounts: names, roles, passwords, logging in."""

@@ -1,0 +1,1 @@
+"""What a caller shows: tokens and their keys, sessions, API keys."""

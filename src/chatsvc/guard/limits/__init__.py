@@ -1,0 +1,1 @@
+"""How much a caller may use: the queue for the engine, rates, quotas."""

@@ -1,0 +1,1 @@
+"""Authorities that vouch for people: LDAP directories and OpenID providers."""

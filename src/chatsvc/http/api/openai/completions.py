@@ -1,0 +1,154 @@
+"""``/v1/completions``: OpenAI's older API, for clients that write their prompts themselves.
+
+A prompt has no roles, and no text in it becomes one; the operator's system text goes before it. Shapes follow OpenAI's
+API reference. Knows nothing about models or tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flask import Blueprint, Response
+
+from chatsvc.chat.service import Whole
+from chatsvc.chat.types import Choice, Delta, Finish, ScoredToken, Usage
+from chatsvc.engine.web_side.client import EngineClient
+from chatsvc.errors import ChatsvcError
+from chatsvc.guard.principal import scope
+from chatsvc.http.api.chat import ChatDesk
+from chatsvc.http.api.openai import tolerance
+from chatsvc.http.api.openai.chat import usage
+from chatsvc.http.api.openai.completions_schema import CompletionBody
+from chatsvc.http.wire import problems, sse
+from chatsvc.http.wire.routing import requires
+
+
+def blueprint(
+    desk: ChatDesk, engine: EngineClient, *, refuses_unknown: bool, clock: Callable[[], float] = time.time
+) -> Blueprint:
+    """The route. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
+    routes = Blueprint("completions", __name__, url_prefix="/v1")
+
+    @routes.post("/completions")
+    @requires(scope("chat"))
+    def completions() -> Response | tuple[dict[str, Any], int, dict[str, str]]:
+        body = desk.read(CompletionBody)
+        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=refuses_unknown))
+        requests = body.to_requests(desk.bounds)
+        echoes = [desk.service.planner.text_of(prompt) if body.echo else "" for prompt in body.prompts()]
+        if body.stream:
+            return desk.stream_all(requests, TextEncoder(engine.card().name, int(clock()), echoes, body), told)
+        done, headers = desk.complete_all(requests)
+        return text_completion(done, echoes, int(clock()), body), 200, headers | told
+
+    return routes
+
+
+def text_completion(
+    done: Sequence[tuple[Sequence[Whole], Finish]], echoes: Sequence[str], created: int, body: CompletionBody
+) -> dict[str, Any]:
+    """``text_completion``; the choices of the first prompt come first."""
+    choices: list[dict[str, Any]] = []
+    for echo, (wholes, finish) in zip(echoes, done, strict=True):
+        for whole, reason in zip(wholes, finish.reasons, strict=True):
+            scored = logprobs(whole.scored, len(echo)) if body.logprobs is not None else None
+            choices.append(text_choice(len(choices), echo + whole.text, reason, scored))
+    return {
+        "id": f"cmpl-{done[0][1].id}",
+        "object": "text_completion",
+        "created": created,
+        "model": done[0][1].model,
+        "choices": choices,
+        "usage": usage(_sum([finish.usage for _, finish in done])),
+    }
+
+
+def text_choice(
+    index: int, text: str, finish_reason: str | None, scored: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One of ``choices``."""
+    return {"index": index, "text": text, "logprobs": scored, "finish_reason": finish_reason}
+
+
+def logprobs(scored: Sequence[ScoredToken], offset: int) -> dict[str, Any]:
+    """A choice's ``logprobs``; the first token stands at ``offset`` of the text. An echoed prompt has none."""
+    shown = [one.data.decode("utf-8", "replace") for one in scored]
+    return {
+        "tokens": shown,
+        "token_logprobs": [one.logprob for one in scored],
+        "top_logprobs": [
+            {other.data.decode("utf-8", "replace"): other.logprob for other in one.alternatives} for one in scored
+        ],
+        "text_offset": list(itertools.accumulate(map(len, shown[:-1]), initial=offset)) if shown else [],
+    }
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    return Usage(
+        sum(one.num_prompt_tokens for one in usages),
+        sum(one.num_completion_tokens for one in usages),
+        sum(one.num_cached_tokens for one in usages),
+    )
+
+
+class TextEncoder:
+    """Chunks of ``text_completion``: texts, an empty one with the reason for each prompt, usage if asked, [DONE]."""
+
+    def __init__(self, model_name: str, created: int, echoes: Sequence[str], body: CompletionBody) -> None:
+        self._frame = {
+            "id": f"cmpl-{secrets.token_hex(16)}",
+            "object": "text_completion",
+            "created": created,
+            "model": model_name,
+        }
+        self._num_choices = body.n or 1
+        self._echoes = {
+            place * self._num_choices + index: echo
+            for place, echo in enumerate(echoes)
+            for index in range(self._num_choices)
+        }
+        self._offsets = {index: len(echo) for index, echo in self._echoes.items()}
+        self._wants_logprobs = body.logprobs is not None
+        self._wants_usage = body.wants_usage
+        self._usages: list[Usage] = []
+        self._num_prompts = len(echoes)
+
+    def encode(self, choice: Choice) -> bytes:
+        """Chunks for what happens to a prompt."""
+        event, first = choice.event, choice.index * self._num_choices
+        if isinstance(event, Delta):
+            return self._piece(first + event.index, event)
+        if isinstance(event, Finish):
+            end = b"".join(
+                self._chunk(index, self._echoes.pop(index, ""), reason)
+                for index, reason in enumerate(event.reasons, start=first)
+            )
+            self._usages.append(event.usage)
+            return end + (self._end() if len(self._usages) == self._num_prompts else b"")
+        return b""
+
+    def error(self, error: ChatsvcError) -> bytes:
+        """An error object, and no [DONE]."""
+        return sse.message(problems.body_of(error))
+
+    def _piece(self, index: int, piece: Delta) -> bytes:
+        scored = logprobs(piece.scored, self._offsets[index]) if self._wants_logprobs else None
+        if scored is not None:
+            self._offsets[index] += sum(map(len, scored["tokens"]))
+        return self._chunk(index, self._echoes.pop(index, "") + piece.text, scored=scored)
+
+    def _chunk(
+        self, index: int, text: str, finish_reason: str | None = None, scored: dict[str, Any] | None = None
+    ) -> bytes:
+        # OpenAI: with include_usage every chunk has the key, null before the last.
+        without_usage = {"usage": None} if self._wants_usage else {}
+        choices = [text_choice(index, text, finish_reason, scored)]
+        return sse.message({**self._frame, "choices": choices, **without_usage})
+
+    def _end(self) -> bytes:
+        counts = {**self._frame, "choices": [], "usage": usage(_sum(self._usages))}
+        return (sse.message(counts) if self._wants_usage else b"") + b"data: [DONE]\n\n"

@@ -1,0 +1,100 @@
+"""What ``/v1`` does with a field that it has no use for: takes it, ignores it, and names it in the answer.
+
+Clients of OpenAI's API send hints and fields of other servers, and ``null`` for what they leave out. Knows nothing
+about what a field means.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from chatsvc.errors import InvalidRequest
+from chatsvc.http.wire.schema import Body
+
+HEADER = "x-ignored-parameters"
+MAX_NAMES = 32
+MAX_NAME_CHARS = 64
+
+# A name comes from the caller: in a header only these characters of it are shown.
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.\-]")
+
+
+class _Ignored:
+    """Marks a declared field that changes nothing."""
+
+
+def _asks_for_nothing(value: Any) -> Any:
+    if value not in (None, False, 0, [], {}):
+        raise ValueError("this is not supported here yet; leave it out")
+    return value
+
+
+# A field of OpenAI's that is a hint: any value is taken, and none is kept in memory.
+Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(default=None)]
+# A field that would change the answer and is not built: only a value that asks for nothing is taken.
+Unsupported = Annotated[
+    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, 0, [], {}]}), Field(default=None)
+]
+
+
+class Tolerant(Body):
+    """An object of ``/v1``: ``null`` means left out, and fields that are not known are taken, but not their values."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                name: item if name in cls.model_fields else True for name, item in value.items() if item is not None
+            }
+        return value
+
+    def ignored_fields(self) -> set[str]:
+        """Declared fields that were sent and change nothing."""
+        return {
+            name
+            for name in self.model_fields_set & set(type(self).model_fields)
+            if any(isinstance(mark, _Ignored) for mark in type(self).model_fields[name].metadata)
+        }
+
+
+def ignored(body: Tolerant, *, refuses_unknown: bool) -> tuple[str, ...]:
+    """The paths of all fields that are ignored, without indexes of lists: ``user``, ``messages.name``.
+
+    Raises:
+        InvalidRequest: ``refuses_unknown``, and one of them is not even known.
+    """
+    names = set()
+    for path, part in _parts("", body):
+        unknown = set(part.model_extra or ())
+        if unknown and refuses_unknown:
+            name = min(unknown).encode("utf-8", "replace").decode()[:100]
+            raise InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
+        names |= {path + name for name in unknown | part.ignored_fields()}
+    return tuple(sorted(names))
+
+
+def headers(names: tuple[str, ...]) -> dict[str, str]:
+    """The header that names what was ignored. It is bounded; of a name only characters safe in a header are shown."""
+    if not names:
+        return {}
+    shown = [_UNSAFE.sub("?", name[:MAX_NAME_CHARS]) for name in names[:MAX_NAMES]]
+    return {HEADER: ", ".join(shown + ["..."] * (len(names) > MAX_NAMES))}
+
+
+def _parts(path: str, value: object) -> Iterator[tuple[str, Tolerant]]:
+    """The objects of a body, each with the prefix of its fields' paths."""
+    if isinstance(value, Tolerant):
+        yield path, value
+        for name in type(value).model_fields:
+            yield from _parts(f"{path}{name}.", getattr(value, name))
+    elif isinstance(value, list):
+        for item in value:
+            if isinstance(item, BaseModel):
+                yield from _parts(path, item)

@@ -1,0 +1,1 @@
+"""The OpenAPI document. Knows what a route declares, not what it does."""

@@ -1,0 +1,1 @@
+"""gunicorn's worker and its connections. Knows no routes."""

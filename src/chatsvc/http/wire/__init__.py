@@ -1,0 +1,1 @@
+"""What every route shares: around a request, its body, its errors, its events."""

@@ -1,0 +1,181 @@
+"""From a body to a checked value: media type, size, strict JSON, then a pydantic model that forbids what it lacks.
+
+Every limit on size is here or in the models. Knows nothing about what a route does with the value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, TypeVar
+
+from flask import Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+from werkzeug.exceptions import HTTPException
+
+from chatsvc.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
+from chatsvc.http.wire import strict_json
+
+# The largest body of a route that takes no text for the model.
+MAX_PLAIN_BYTES = 64 * 1024
+# A token is four or five characters of English or one or two of Chinese, so eight are seldom exceeded on average; each
+# takes six bytes when it is escaped as \uXXXX.
+_BYTES_PER_TOKEN = 8 * 6
+# The context that is assumed while no model is ready: Qwen1.5-0.5B-Chat's.
+_USUAL_CONTEXT_LENGTH = 32_768
+
+# Pydantic's sentences that speak of its classes or of lists where a text may be meant. Every least length here is 1.
+_PLAIN_SENTENCES = {"model_type": "Input should be an object", "too_short": "must not be empty"}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _scalar_values(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("the character NUL is not allowed")
+    if not text.isascii() and _SURROGATE.search(text):
+        raise ValueError("half of a surrogate pair is no character")
+    return text
+
+
+# Any Unicode scalar value except NUL.
+Text = Annotated[str, AfterValidator(_scalar_values), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
+
+
+def max_chat_bytes(context_length: int | None) -> int:
+    """The largest body of a chat: it can fill a context of so many tokens with escaped text, its frame beside it."""
+    return MAX_PLAIN_BYTES + _BYTES_PER_TOKEN * (context_length or _USUAL_CONTEXT_LENGTH)
+
+
+class Body(BaseModel):
+    """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages.
+
+    Lists of a caller's are ``fail_fast``: an error for each of a million items would take seconds and a gigabyte.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = None) -> Model:
+    """Read and check the body of a request. Call it last: address, path, method, token and scope come before.
+
+    Args:
+        request: the request that is answered.
+        model: what the body must be.
+        max_bytes: the largest body that is taken; None: that of every route (``MAX_CONTENT_LENGTH``).
+
+    Raises:
+        UnsupportedMediaType: it is not ``application/json``.
+        BodyTooLarge: it is too large, with or without a Content-Length.
+        InvalidRequest: anything else that is wrong; ``param`` names it.
+    """
+    _check_media_type(request)
+    if max_bytes is not None:
+        request.max_content_length = max_bytes + 1
+    data = read_body(request)
+    with strict_json.turn(len(data)):
+        return validate(strict_json.loads(data), model)
+
+
+def read_body(request: Request) -> bytes:
+    """All bytes of the body, bounded, whether it is chunked or not."""
+    try:
+        data = request.get_data(cache=True)
+    except HTTPException:
+        raise
+    except Exception as error:  # the wire's edge: a server raises its own classes for a chunk that does not parse
+        raise InvalidRequest("The body broke off or is not framed as HTTP says.", code="invalid_body") from error
+    # Werkzeug is given one byte more than we take (see app.py): it refuses a chunked body of exactly its limit.
+    if request.max_content_length is not None and len(data) >= request.max_content_length:
+        raise BodyTooLarge
+    return data
+
+
+def validate(value: Any, model: type[Model]) -> Model:
+    """Check parsed JSON against a model.
+
+    Raises:
+        InvalidRequest: the first problem that was found.
+    """
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def _check_media_type(request: Request) -> None:
+    parameters = {name.lower(): value.lower() for name, value in request.mimetype_params.items()}
+    if (
+        request.mimetype != "application/json"
+        or parameters.pop("charset", "utf-8") not in {"utf-8", "utf8"}
+        or parameters
+        or request.headers.get("Content-Encoding", "identity").lower() != "identity"
+    ):
+        raise UnsupportedMediaType
+
+
+def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
+    problem = _first_cause(problems)
+    if problem["type"] == "extra_forbidden":
+        name = _shown(problem["loc"][-1])
+        return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
+    if problem["type"] == "value_error":
+        # Our own validators raise ValueError("param: sentence") where the problem belongs to no single field.
+        return _own_refusal(problem)
+    path = path_of(problem["loc"])
+    sentence = _PLAIN_SENTENCES.get(problem["type"], problem["msg"])
+    return InvalidRequest(f"{path}: {sentence}.", param=path, code="invalid_value")
+
+
+def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
+    """What the others tend to follow from: a wrong ``type``, then a name that is not known (``mesages``), then order.
+
+    Of the first field's problems the most exact one is told: each member of a union has its own, and one that took the
+    value's type knows more than one that did not.
+    """
+    for problem in problems:
+        if problem["type"] == "literal_error" and problem["loc"][-1] == "type":
+            return problem
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            return problem
+    field = problems[0]["loc"][:1]
+    candidates = (problem for problem in problems if problem["loc"][:1] == field)
+    return max(candidates, key=lambda p: (len(path_of(p["loc"])), not p["type"].endswith("_type")))
+
+
+def _own_refusal(problem: ErrorDetails) -> InvalidRequest:
+    path, sentence = path_of(problem["loc"]), problem["msg"].removeprefix("Value error, ")
+    named, separator, rest = sentence.partition(": ")
+    if separator and named.isidentifier():
+        path, sentence = (f"{path}.{named}" if path else named), rest
+    return InvalidRequest(f"{path}: {sentence}." if path else f"{sentence}.", param=path or None, code="invalid_value")
+
+
+def path_of(location: tuple[int | str, ...]) -> str:
+    """``("messages", 0, "role")`` -> ``messages[0].role``, without the names of union members that pydantic adds."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif _is_field(part):
+            path += f".{_shown(part)}" if path else _shown(part)
+    return path
+
+
+def _is_field(part: str) -> bool:
+    """Pydantic puts the name of a union's member into a location (``str``, ``list[Part]``): those are no fields."""
+    return (
+        part.isidentifier()
+        and part not in {"str", "float", "int", "bool", "none", "constrained"}
+        and part == part.lower()
+    )
+
+
+def _shown(name: int | str) -> str:
+    return str(name).encode("utf-8", "replace").decode()[:100]

@@ -1,0 +1,1 @@
+"""The files that weights come in: GGUF and safetensors, and what they say of the model."""

@@ -1,0 +1,1 @@
+"""Weights encrypted at rest."""

@@ -1,0 +1,151 @@
+"""Seals a model of the store in place, checks it, and changes its key.
+
+In place means: a sealed folder is built beside the plain one and unsealed again for a check; then the two change names
+in one step; then the plain one is overwritten and removed. At every moment there is one whole model under the name, and
+a crash leaves at most a ``.sealing-…`` folder, which the next of these commands destroys. Overwriting does not reach
+what a solid-state disk or a snapshot keeps: keep models on an encrypted disk before they are sealed, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from chatsvc.disk.files import (
+    BLOCK_BYTES,
+    PRIVATE_FOLDER,
+    Progress,
+    copy_file,
+    exchange,
+    no_progress,
+    sync_folder,
+    write_file,
+)
+from chatsvc.errors import OperatorError
+from chatsvc.models import manifest
+from chatsvc.models.description import DESCRIPTION_FILE, ModelDescription
+from chatsvc.models.seal import unsealing
+from chatsvc.models.seal.sealed import SUFFIX, KeyEncryptionKey, Owner, rewrap_file, seal_file
+from chatsvc.models.store import ModelFolder, ModelStore
+
+_PREFIX = ".sealing-"
+
+
+def seal(store: ModelStore, name: str, kek: KeyEncryptionKey, progress: Progress = no_progress) -> None:
+    """Seal the weights of ``name``; no plaintext is left in the store.
+
+    Raises:
+        ModelRefused: the model does not verify.
+        OperatorError: it is sealed already.
+    """
+    folder = _open(store, name, progress)
+    description = folder.description()
+    if description.sealed:
+        raise OperatorError(f"{name} is sealed already; 'chatsvc model rotate-key' gives it another key")
+    owner = Owner(name, description.revision)
+
+    def fill(new: Path) -> None:
+        for weight in description.weights:
+            seal_file(folder.path / weight, new / f"{weight}{SUFFIX}", owner, kek, progress)
+        unsealing.check(new, description.weights, owner, kek)
+
+    sealed = msgspec.structs.replace(description, sealed=True)
+    _replace(store, folder, sealed, description.weights, fill)
+
+
+def rotate(store: ModelStore, name: str, keys: tuple[KeyEncryptionKey, KeyEncryptionKey]) -> None:
+    """Wrap the data keys of ``name`` under another key: ``keys`` is the old one and the new one.
+
+    Raises:
+        ModelRefused: the old key is not the one it was sealed with.
+        OperatorError: the model is not sealed.
+    """
+    folder = _open(store, name, no_progress)
+    description = _sealed_description(folder)
+    owner = Owner(name, description.revision)
+    files = [f"{weight}{SUFFIX}" for weight in description.weights]
+
+    def fill(new: Path) -> None:
+        for file in files:
+            rewrap_file(folder.path / file, new / file, owner, keys)
+        unsealing.check(new, description.weights, owner, keys[1])
+
+    _replace(store, folder, description, files, fill)
+
+
+def check(store: ModelStore, name: str, kek: KeyEncryptionKey) -> None:
+    """Whether the sealed model ``name`` would load with this key; everything is done in memory.
+
+    Raises:
+        ModelRefused: it would not.
+        OperatorError: the model is not sealed.
+    """
+    folder = _open(store, name, no_progress)
+    description = _sealed_description(folder)
+    unsealing.check(folder.path, description.weights, Owner(name, description.revision), kek)
+
+
+def sweep(store: ModelStore) -> None:
+    """Destroy what a sealing that was interrupted left behind."""
+    if store.root.is_dir():
+        for path in store.root.glob(f"{_PREFIX}*"):
+            _destroy(path)
+        sync_folder(store.root)
+
+
+def _open(store: ModelStore, name: str, progress: Progress) -> ModelFolder:
+    sweep(store)
+    folder = store.get(name)
+    folder.verify(full=True, progress=progress)
+    return folder
+
+
+def _sealed_description(folder: ModelFolder) -> ModelDescription:
+    description = folder.description()
+    if not description.sealed:
+        raise OperatorError(f"{folder.name} is not sealed; seal it with 'chatsvc model seal'")
+    return description
+
+
+def _replace(
+    store: ModelStore,
+    folder: ModelFolder,
+    description: ModelDescription,
+    replaced: list[str],
+    fill: Callable[[Path], None],
+) -> None:
+    """Build the new folder, change names with the old one, destroy the old one."""
+    new = store.root / f"{_PREFIX}{folder.name}"
+    new.mkdir(mode=PRIVATE_FOLDER)
+    try:
+        fill(new)
+        for path in folder.path.iterdir():
+            if path.name not in {*replaced, DESCRIPTION_FILE, manifest.MANIFEST_FILE}:
+                copy_file(path, new / path.name)
+        write_file(new / DESCRIPTION_FILE, description.encode())
+        manifest.write(new, folder.name, store.keys)
+        exchange(new, folder.path)
+    finally:
+        _destroy(new)  # the old folder, or what there is of the new one
+    sync_folder(store.root)
+
+
+def _destroy(folder: Path) -> None:
+    """Overwrite every file, then remove the folder."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.is_symlink():
+            _overwrite(path)
+    shutil.rmtree(folder)
+
+
+def _overwrite(path: Path) -> None:
+    zeros = bytes(BLOCK_BYTES)
+    with path.open("r+b", buffering=0) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left > 0:
+            left -= file.write(zeros[: min(left, BLOCK_BYTES)])
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""How models come in: fetched, imported, converted."""

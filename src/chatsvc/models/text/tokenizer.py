@@ -1,0 +1,134 @@
+"""Makes a Hugging Face ``tokenizer.json`` from a GGUF file's metadata, and reads what a ``tokenizer.json`` says.
+
+Byte-level BPE only (``tokenizer.ggml.model`` = gpt2): the families of Qwen and SmolLM. How text is split
+before merging is named by ``tokenizer.ggml.pre``; an unknown name is refused, because a wrong split gives a model text
+it was never trained on and nothing would say so. OpenVINO's reading of the same files is the oracle in the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from chatsvc.errors import OperatorError
+from chatsvc.models.formats.gguf import GgufHead, GgufInvalid
+
+PRE_KEY = "tokenizer.ggml.pre"
+CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
+
+# What the upstream tokenizer.json of each family holds.
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PLAIN = frozenset({"gpt-2", "gpt2", "default"})
+_DIGITS = frozenset({"smollm", "starcoder", "refact"})
+_QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen"})
+
+_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+# Written out for files without a template of their own whose vocabulary has ChatML's two tokens.
+CHATML_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def from_gguf(head: GgufHead) -> Tokenizer:
+    """The tokenizer that the file describes; its control tokens are special tokens.
+
+    Raises:
+        GgufInvalid: it is of another kind, or incomplete.
+    """
+    kind = head.get("tokenizer.ggml.model", str)
+    if kind != "gpt2":
+        raise GgufInvalid(
+            f"the file's tokenizer is of kind {kind!r}; only byte-level BPE ('gpt2') is served: import the model's "
+            "safetensors folder instead"
+        )
+    tokens: list[str] = head.get("tokenizer.ggml.tokens", list)
+    merges = [_pair(merge) for merge in head.get("tokenizer.ggml.merges", list)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    try:
+        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
+    except Exception as error:  # tokenizers raises nothing narrower for a merge that is not in the vocabulary
+        raise GgufInvalid("the file's tokenizer is damaged: a merge is not in its vocabulary") from error
+    _split(tokenizer, family(head))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    types: list[int] = head.get("tokenizer.ggml.token_type", list)
+    tokenizer.add_special_tokens(_added(tokens, types, _CONTROL))
+    tokenizer.add_tokens(_added(tokens, types, _USER_DEFINED))
+    return tokenizer
+
+
+def eos_token_ids(tokenizer: Tokenizer, stated: list[int]) -> list[int]:
+    """The ids that end a completion: the stated ones, and both of ChatML's where the vocabulary has them."""
+    ids = list(stated)
+    if tokenizer.token_to_id(CHATML_START) is not None:
+        ids += [number for text in (CHATML_END, "<|endoftext|>") if (number := tokenizer.token_to_id(text)) is not None]
+    return list(dict.fromkeys(ids))
+
+
+def default_template(tokenizer: Tokenizer) -> str | None:
+    """ChatML for a vocabulary that was made for it, else None."""
+    known = all(tokenizer.token_to_id(text) is not None for text in (CHATML_START, CHATML_END))
+    return CHATML_TEMPLATE if known else None
+
+
+def parse(tokenizer_json: bytes) -> Tokenizer:
+    """A ``tokenizer.json``.
+
+    Raises:
+        OperatorError: it is none.
+    """
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises nothing narrower
+        raise OperatorError("tokenizer.json cannot be read; fetch the model again") from error
+
+
+def _pair(merge: Any) -> tuple[str, str]:
+    left, _, right = str(merge).partition(" ")
+    return left, right
+
+
+def family(head: GgufHead) -> str:
+    """``tokenizer.ggml.pre``; files from before it existed (early 2024, as Qwen1.5's own) go by their architecture."""
+    pre = head.metadata.get(PRE_KEY)
+    if head.metadata.get("general.architecture") == "qwen2" and pre in (None, "default"):
+        return "qwen2"
+    return "default" if pre is None else str(pre)
+
+
+def _split(tokenizer: Tokenizer, name: str) -> None:
+    if name in _PLAIN:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    elif name in _DIGITS:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    elif name in _QWEN2:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        # As upstream's tokenizer.json; llama.cpp and OpenVINO leave it out and so see decomposed accents otherwise.
+        tokenizer.normalizer = normalizers.NFC()
+    else:
+        raise GgufInvalid(
+            f"the file's tokenizer splits text as {name!r}, which is not known here: import the model's safetensors "
+            "folder instead"
+        )
+
+
+def _added(tokens: list[str], types: list[int], wanted: int) -> list[AddedToken]:
+    return [
+        AddedToken(token, normalized=False, special=wanted == _CONTROL)
+        for token, kind in zip(tokens, types, strict=False)
+        if kind == wanted
+    ]

@@ -1,0 +1,1 @@
+"""Configuration: where it comes from and what it may be."""

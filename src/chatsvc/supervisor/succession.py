@@ -1,0 +1,111 @@
+"""Engine processes of the supervisor, and how a new one takes over from the one that serves.
+
+A successor listens under a name of its own. It must load, then answer the supervisor's own question; only then is it
+offered to the web process, under the name :func:`chatsvc.engine.sockets.next_path`; and only when that has taken the
+new model's card does the successor get the name that all use. Until then the old engine serves, so whatever fails on
+the way is felt by nobody. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+from chatsvc.engine.sockets import next_path, trial_path
+from chatsvc.supervisor.child import Child, Command
+from chatsvc.supervisor.watch import EngineWatch
+
+_log = logging.getLogger(__name__)
+
+_SOCKET_VARIABLE = "CHATSVC_ENGINE__SOCKET"
+_ADOPTION_TIMEOUT_S = 60.0  # the web process may just be starting, and makes a tokenizer of the new card
+
+
+class Engine:
+    """An engine process and what is known of it."""
+
+    def __init__(self, command: Command, socket_path: Path, stall_timeout_s: float, now: float) -> None:
+        self.child = Child(command, now)
+        self.watch = EngineWatch(socket_path, self.child.pid, stall_timeout_s)
+
+    def end_gently(self) -> None:
+        """Let it finish what it runs."""
+        self.watch.close()
+        self.child.send(signal.SIGTERM)
+
+    def end_now(self) -> None:
+        """Kill it."""
+        self.watch.close()
+        self.child.kill()
+
+
+class Successor(Engine):
+    """An engine that is to take over; call :meth:`advance` often."""
+
+    def __init__(self, command: Command, socket_path: Path, stall_timeout_s: float, now: float) -> None:
+        self._main, self._trial, self._next = socket_path, trial_path(socket_path), next_path(socket_path)
+        self._stall_timeout_s = stall_timeout_s
+        self._asked_at: float | None = None
+        self._offered_at: float | None = None
+        self.failure = ""
+        self._forget_names()
+        environment = {**command.environment, _SOCKET_VARIABLE: str(self._trial)}
+        super().__init__(replace(command, environment=environment), self._trial, stall_timeout_s, now)
+
+    def advance(self, now: float) -> bool:
+        """Go on; True when it may take over. With a ``failure`` it never will."""
+        code = self.child.exit_code()
+        if code is not None:
+            self.failure = ending(code)
+            return False
+        self.watch.poll(now)
+        if not self.watch.ready:
+            return False
+        if self._asked_at is None:
+            self._asked_at = now
+            self.watch.ask()
+        elif self._offered_at is None:
+            self._offer_when_answered(now, self._asked_at)
+        elif not self.watch.is_adopted and now - self._offered_at > _ADOPTION_TIMEOUT_S:
+            self.failure = "was not taken by the web process (its log says why)"
+        return self.watch.is_adopted and not self.failure
+
+    def take_over(self) -> None:
+        """Give it the name that all use."""
+        for name in (self._trial, self._next):
+            if name.exists():
+                name.replace(self._main)
+        self.watch.move(self._main)
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it answered the supervisor's question."""
+        return self._offered_at is not None
+
+    def end_now(self) -> None:
+        """Kill it, and leave no name behind."""
+        super().end_now()
+        self._forget_names()
+
+    def _offer_when_answered(self, now: float, asked_at: float) -> None:
+        answer = self.watch.answer
+        if answer == "right":
+            self._trial.replace(self._next)
+            self.watch.move(self._next)
+            self._offered_at = now
+            _log.info("the new engine (process %d) answers; it is offered to the web process", self.child.pid)
+        elif answer == "wrong" or now - asked_at > self._stall_timeout_s:
+            self.failure = "did not answer"
+
+    def _forget_names(self) -> None:
+        for name in (self._trial, self._next):
+            name.unlink(missing_ok=True)
+
+
+def ending(code: int) -> str:
+    """How a child ended, in words."""
+    if code == -signal.SIGALRM:
+        return "did not load its model within engine.load_timeout_s"
+    return f"ended with code {code}"

@@ -1,0 +1,243 @@
+"""Keeps an engine and a web process running: start, restart with back-off, replace what hangs, swap, drain.
+
+One thread, no handlers: the signals are blocked and waited for, so nothing happens at a surprising moment. What the
+children are, and how to tell that the service answers, comes in as a :class:`Plan`. Knows nothing about settings.
+
+1. SIGTERM, SIGINT: drain and end. The engine announces the draining and the web refuses new work; when the running
+   streams have finished, or shortly before the deadline, the web process is told to end. A second signal hurries.
+2. SIGHUP: bring up an engine with the model that is active now beside the old one; when it has answered and the web
+   process has taken the new model, the old one finishes what it runs (:mod:`chatsvc.supervisor.succession`). Where
+   memory does not allow two, the old one finishes first.
+3. A child that ends is started again, at once the first time, then with growing pauses.
+4. An engine that hangs is killed, which is the case above.
+5. A child that fails before the service ever answered ends the service: weights that are refused are no reason to wait.
+   One that was killed, by the kernel or by hand, is started again, but not for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chatsvc.supervisor.child import Child, Command
+from chatsvc.supervisor.succession import Engine, Successor, ending
+
+_log = logging.getLogger(__name__)
+
+_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+_TICK_S = 0.2
+_FIRST_PAUSE_S = 0.5
+_MAX_PAUSE_S = 30.0
+_STEADY_S = 60.0  # who ran so long starts with the shortest pause again
+_WEB_MARGIN_S = 3.0  # of the drain deadline, kept for the web process to say its last words
+_HURRY_AFTER_S = 2.0  # `make` and a terminal may both pass one Ctrl-C on: that is not a second signal
+_PROBE_INTERVAL_S = 0.5
+_MAX_KILLED_EARLY = 3
+
+EXIT_STOPPED = 0
+EXIT_COULD_NOT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to keep running.
+
+    Attributes:
+        engine, web: how to start them.
+        engine_socket: where the engine answers.
+        answers: whether the whole service answers now; asked until it does.
+        on_ready: called once, when it first does.
+        two_engines_fit: given the running engine's process id, whether another fits into memory beside it.
+    """
+
+    engine: Command
+    web: Command
+    engine_socket: Path
+    drain_timeout_s: float
+    stall_timeout_s: float
+    answers: Callable[[], bool]
+    on_ready: Callable[[], None]
+    two_engines_fit: Callable[[int], bool]
+
+
+class _Pauses:
+    """How long to wait before a child is started again: nothing, then doubling."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def after(self, ran_s: float) -> float:
+        """The pause after a child that ran for so long."""
+        if ran_s >= _STEADY_S:
+            self._next_s = 0.0
+        pause_s, self._next_s = self._next_s, min(max(self._next_s * 2, _FIRST_PAUSE_S), _MAX_PAUSE_S)
+        return pause_s
+
+
+class Supervisor:
+    """Runs a plan until it is told to stop."""
+
+    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
+        self._plan = plan
+        self._clock = clock
+        self._engine: Engine | None = None
+        self._successor: Successor | None = None
+        self._finishing: list[Engine] = []
+        self._one_at_a_time = False
+        self._web: Child | None = None
+        self._engine_pauses, self._web_pauses = _Pauses(), _Pauses()
+        self._engine_start_at = self._web_start_at = 0.0
+        self._probe_at = 0.0
+        self._has_answered = False
+        self._num_killed_early = 0
+        self._failure: int | None = None
+
+    def run(self) -> int:
+        """Serve; returns the exit code. No child is left when it returns."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            while self._failure is None:
+                received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+                if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
+                    self._drain()
+                    return EXIT_STOPPED
+                if received is not None and received.si_signo == signal.SIGHUP:
+                    self._swap()
+                self._look_after_all()
+            return self._failure
+        finally:
+            self._end_everything()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _look_after_all(self) -> None:
+        now = self._clock()
+        self._look_after_engine(now)
+        self._look_after_successor(now)
+        self._look_after_web(now)
+        self._finishing = [engine for engine in self._finishing if engine.child.exit_code() is None]
+        if not self._has_answered and self._failure is None and now >= self._probe_at:
+            self._probe_at = now + _PROBE_INTERVAL_S
+            if self._engine and self._engine.watch.ready and self._plan.answers():
+                self._has_answered = True
+                self._plan.on_ready()
+
+    def _look_after_engine(self, now: float) -> None:
+        if self._engine is None:
+            if now >= self._engine_start_at and not (self._one_at_a_time and self._finishing):
+                self._one_at_a_time = False
+                plan = self._plan
+                self._engine = Engine(plan.engine, plan.engine_socket, plan.stall_timeout_s, now)
+            return
+        code = self._engine.child.exit_code()
+        if code is not None:
+            self._engine.watch.close()
+            pause_s = self._note_end("engine", code, now - self._engine.child.started_at, self._engine_pauses)
+            self._engine, self._engine_start_at = None, now + pause_s
+            return
+        self._engine.watch.poll(now)
+        if self._engine.watch.is_hung(now):
+            _log.error("the engine (process %d) makes no progress: it is replaced", self._engine.child.pid)
+            self._engine.end_now()
+
+    def _look_after_successor(self, now: float) -> None:
+        if self._successor is None:
+            return
+        successor = self._successor
+        takes_over = successor.advance(now)
+        if successor.failure:
+            _log.error("the new engine %s: the old one goes on with its model", successor.failure)
+            successor.end_now()
+            self._successor = None
+        elif takes_over:
+            _log.info("the new engine (process %d) takes over; the old one finishes what it runs", successor.child.pid)
+            successor.take_over()
+            if self._engine is not None:
+                self._let_finish(self._engine)
+            self._engine, self._successor = successor, None
+
+    def _look_after_web(self, now: float) -> None:
+        if self._web is None:
+            if now >= self._web_start_at:
+                self._web = Child(self._plan.web, now)
+            return
+        code = self._web.exit_code()
+        if code is not None:
+            pause_s = self._note_end("web process", code, now - self._web.started_at, self._web_pauses)
+            self._web, self._web_start_at = None, now + pause_s
+
+    def _note_end(self, what: str, code: int, ran_s: float, pauses: _Pauses) -> float:
+        """Say that a child ended; before the service ever answered that is the end. Returns the pause."""
+        is_killed = code < 0 and code != -signal.SIGALRM
+        if not self._has_answered and is_killed:
+            self._num_killed_early += 1
+        if not self._has_answered and (not is_killed or self._num_killed_early >= _MAX_KILLED_EARLY):
+            _log.error("the %s %s before the service was ready", what, ending(code))
+            self._failure = EXIT_COULD_NOT
+            return 0.0
+        pause_s = pauses.after(ran_s)
+        _log.error("the %s %s; it is started again in %.1f s", what, ending(code), pause_s)
+        return pause_s
+
+    def _swap(self) -> None:
+        if self._successor is not None:
+            self._successor.end_now()  # it may have opened the model that was active a moment ago
+            self._successor = None
+        if self._engine is None or not self._engine.watch.ready:
+            if self._engine is not None:
+                self._engine.end_now()
+            self._engine, self._engine_start_at = None, 0.0
+            return
+        if self._plan.two_engines_fit(self._engine.child.pid):
+            _log.info("bringing up a new engine beside the old one")
+            plan = self._plan
+            self._successor = Successor(plan.engine, plan.engine_socket, plan.stall_timeout_s, self._clock())
+        else:
+            _log.warning("memory does not allow two engines: the old one finishes first, new work is refused meanwhile")
+            self._let_finish(self._engine)
+            self._engine, self._engine_start_at = None, 0.0
+            self._one_at_a_time = True
+
+    def _let_finish(self, engine: Engine) -> None:
+        engine.end_gently()
+        self._finishing.append(engine)
+
+    def _drain(self) -> None:
+        started_at = self._clock()
+        deadline = started_at + self._plan.drain_timeout_s
+        _log.info("draining: new work is refused, running streams have %.0f s", self._plan.drain_timeout_s)
+        engines = [*self._finishing, *([self._engine] if self._engine else [])]
+        if self._successor is not None:
+            self._successor.end_now()
+        for engine in engines:
+            engine.end_gently()
+        hurried = self._wait(
+            lambda: all(engine.child.exit_code() is not None for engine in engines),
+            until=max(deadline - _WEB_MARGIN_S, started_at + self._plan.drain_timeout_s / 2),
+            started_at=started_at,
+        )
+        for engine in engines:
+            engine.end_now()  # what still ran ends with an error event
+        web = self._web
+        if web is not None:
+            web.send(signal.SIGQUIT if hurried else signal.SIGTERM)
+            self._wait(lambda: web.exit_code() is not None, until=deadline, started_at=started_at)
+
+    def _wait(self, done: Callable[[], bool], *, until: float, started_at: float) -> bool:
+        """Wait until ``done`` or the time; True where a second signal asked to hurry."""
+        while not done() and self._clock() < until:
+            received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+            again = received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}
+            if again and self._clock() > started_at + _HURRY_AFTER_S:
+                return True
+        return False
+
+    def _end_everything(self) -> None:
+        for engine in (self._engine, self._successor, *self._finishing):
+            if engine is not None:
+                engine.end_now()
+        if self._web is not None:
+            self._web.kill()
