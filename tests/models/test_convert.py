@@ -95,7 +95,7 @@ def test_a_failing_converter_leaves_nothing(store: ModelStore, tiny_folder: Path
     for path in tiny_folder.iterdir():
         (broken / path.name).write_bytes(path.read_bytes().replace(b'"qwen2"', b'"nosuch"'))
     store.import_path(broken, "broken")
-    with pytest.raises(OperatorError, match=r"chatsvc\.models\.converter failed"):
+    with pytest.raises(OperatorError, match=r"chatsvc\.models\.supply\.converter failed"):
         convert(store, "broken", "int8")
     assert [path.name for path in store.root.iterdir()] == ["broken"]
 

@@ -109,8 +109,8 @@ def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = options.dynamic_quantization_group
     if options.num_threads:
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
-    # OpenVINO computes in bfloat16 wherever the processor knows it. On top of int8 that costs answers (the embedded model
-    # forgot the capital of France) and makes logits equal that are not: greedy and top_k=1 then choose differently.
+    # OpenVINO computes in bfloat16 wherever the processor knows it. On top of int8 that costs answers (the embedded
+    # model forgot the capital of France), and ties between logits become common: greedy and top_k=1 then part.
     properties["INFERENCE_PRECISION_HINT"] = "f32"
     return properties
 
