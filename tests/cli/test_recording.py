@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verify.log import verify_tree
 from chatsvc.audit.verify.verdict import CLEAN
+from chatsvc.cli import going_back
 from chatsvc.cli.audit.recording import recorded_long
 from chatsvc.cli.main import main
 from chatsvc.cli.service.quickstart import prepare
 from chatsvc.errors import OperatorError
-from chatsvc.kit import going_back
 from chatsvc.models.supply import embedded
 from chatsvc.settings.load import load
 from tests.audit.logs import home_trust, lines_of
