@@ -2,7 +2,7 @@
 # conversion and the reference runner belong on another machine. Models, keys, database and log live in volumes.
 #
 # BASE is any Debian with Python 3.11 or newer and its venv module. Pin it by the digest that you have checked:
-#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:… -t chatsvc:0.1.0 .
+#   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:… -t chatsvc .
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build

@@ -3,20 +3,28 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# One file runs on one worker, so that its fixtures are made once; tests/conftest.py begins with the longest files.
+WORKERS  ?= 3
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# CI tries a failed test once more, and the summary lists it. Anywhere else a failed test fails.
+RERUNS   := $(if $(CI),--reruns 1)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-image check fix bench docs lock setup setup-dev debian
+.PHONY: help run test test-fast test-image check fix bench docs lock setup setup-dev debian
 
 help: ## print the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 run: setup ## set up, then serve with the embedded model (PORT, HOST, CHATSVC_HOME)
 	@exec $(BIN)/chatsvc quickstart
 
-test: setup-dev debian check ## check, then run every test, two files at a time, with branch coverage
+test: setup-dev debian check ## check, then run every test, WORKERS files at a time, with branch coverage
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest $(PARALLEL) $(RERUNS) --cov --cov-report=term:skip-covered
+
+test-fast: setup-dev ## run the tests that start no engine and no browser, without coverage
+	@$(BIN)/python -m pytest --fast $(PARALLEL) $(RERUNS)
 
 test-image: setup-dev ## build the container image with Debian's buildah, start it and chat (root, several minutes)
 	@$(BIN)/python -m pytest -m image tests/system/test_image.py

@@ -44,6 +44,29 @@ CHEAP = {
 }
 
 
+# Whatever asks for one of these needs an engine process or a browser.
+NOT_FAST = {"engine_socket", "serve", "server", "app", "client", "service", "driver"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--fast``."""
+    parser.addoption("--fast", action="store_true", help="only tests that start no engine and no browser and are quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--fast``, leave out what is not; otherwise begin with the slow files, so that no worker ends with one."""
+    if config.getoption("fast"):
+        slow = [item for item in items if is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether ``make test-fast`` leaves it out."""
+    marked = any(item.get_closest_marker(name) for name in ("engine", "slow", "system"))
+    return marked or not NOT_FAST.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def poll_until(condition: Callable[[], object], timeout_s: float = 60.0, what: str = "") -> None:
     """Poll until it holds; the limit is generous because the machine may be busy."""
     deadline = time.monotonic() + timeout_s
@@ -75,8 +98,9 @@ def events() -> Callable[[bytes], list[tuple[str | None, Any]]]:
 
 
 @pytest.fixture(scope="session")
-def engine_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def engine_socket(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
     """A real engine process with the embedded model, for the whole session; ready when the fixture is."""
+    assert not pytestconfig.getoption("fast"), "this test starts an engine: mark it with `engine`"
     named = os.environ.get("CHATSVC_TEST_ENGINE_SOCKET")
     if named:
         yield Path(named)

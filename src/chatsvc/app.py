@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from flask import Flask
 
-from chatsvc import __version__
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.witness.held_heads import Witnessed
 from chatsvc.chat.conversations import Conversations
@@ -202,7 +202,7 @@ def _register(app: Flask, running: Running) -> None:
     app.register_blueprint(conversations.blueprint(running.conversations))
     app.register_blueprint(ui.blueprint(single_sign_on=running.provider is not None))
     configured = openapi.Configured(settings.chat.max_tokens_cap, running.guard.roles.names())
-    openapi.install(app, __version__, configured)
+    openapi.install(app, version("chatsvc"), configured)
 
 
 def _register_oidc(app: Flask, running: Running) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_every_direct_dependency_has_its_reason() -> None:
 
 def test_make_prints_its_targets() -> None:
     output = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("run", "test", "check", "fix", "bench", "docs"):
+    for target in ("run", "test", "test-fast", "check", "fix", "bench", "docs"):
         assert f"make {target} " in output
 
 
@@ -60,8 +61,42 @@ def test_ci_calls_make_test_and_nothing_else() -> None:
     assert lines == [
         "set -euo pipefail",
         'cd "$(dirname "${BASH_SOURCE[0]}")/.."',
+        'export CI="${CI:-true}"',
         "exec make test </dev/null",
     ]
+
+
+def test_the_workflow_runs_the_two_commands_of_a_contributor() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    assert [command for command in commands if command.startswith("make ")] == ["make test-fast", "make test"]
+
+
+def test_hooks_before_a_commit_run_what_is_installed_and_fetch_nothing() -> None:
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system"
+        assert hook["entry"].startswith(".venv/bin/")
+
+
+def test_a_failed_test_is_tried_again_in_ci_only() -> None:
+    def command(**environment: str) -> str:
+        given = {"PATH": os.environ["PATH"], **environment}
+        output = subprocess.run(
+            ["make", "-n", "test-fast"], cwd=ROOT, env=given, capture_output=True, text=True, check=True
+        ).stdout
+        return next(line for line in output.splitlines() if "pytest" in line)
+
+    assert "--reruns" not in command()
+    assert "--reruns 1" in command(CI="true")
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = PROJECT["version"].replace(".", r"\.")
+    for name in ("Dockerfile", "compose.yaml", "src/chatsvc/__init__.py", "README.md"):
+        assert not re.search(rf"chatsvc[:-]{version}|__version__", (ROOT / name).read_text(encoding="utf-8")), name
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_pages_that_are_made_from_the_code_are_what_the_code_says() -> None:

@@ -75,7 +75,7 @@ class Home:
     def bring_model(self) -> None:
         """The embedded model, active; fetched once for all homes of this machine."""
         code = (
-            "from chatsvc.models import embedded; from chatsvc.models.store import ModelStore; "
+            "from chatsvc.models.supply import embedded; from chatsvc.models.store import ModelStore; "
             "from chatsvc.settings.load import load; s = load(); s.home.mkdir(exist_ok=True); "
             "embedded.ensure(ModelStore(s.models_directory, s.keys_directory))"
         )
