@@ -24,7 +24,7 @@ from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.credentials.keyring import read_or_make_secret
 from chatsvc.guard.gate import Gate
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.http.api import admin, audit, auth, chat, conversations, models, ops
 from chatsvc.http.api.chat_schema import Bounds
 from chatsvc.http.api.openai import chat as openai
@@ -63,7 +63,7 @@ class Running:
     audit: AuditLog
     guard: Guard
     gate: Gate
-    room: Room
+    queue: Queue
     engine: EngineClient
     service: ChatService
     conversations: Conversations
@@ -133,8 +133,10 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     guard = assemble(options, directory=ldap_directory(settings))
     on_failure.callback(guard.close)
     provider = oidc_provider(settings)
-    room = Room(settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal)
-    gate = guard.gate(options, room, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
+    queue = Queue(
+        settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal
+    )
+    gate = guard.gate(options, queue, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
     templates = TemplateProcess()
@@ -152,12 +154,14 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     )
     on_failure.callback(pulse.close)
     health = ops.Health(engine, log, drain, pulse, service.streak)
-    metrics.add_gauges(ops.gauges(health, room))
+    metrics.add_gauges(ops.gauges(health, queue))
     gate.housekeep()  # what was done by command while we were away
     pulse.start()
     engine.start(planner.prepare)
     on_failure.callback(engine.close)
-    return Running(settings, log, guard, gate, room, engine, service, kept, templates, drain, metrics, health, provider)
+    return Running(
+        settings, log, guard, gate, queue, engine, service, kept, templates, drain, metrics, health, provider
+    )
 
 
 def _planner_options(settings: Settings) -> PlannerOptions:

@@ -121,7 +121,7 @@ def begin(events):
 
 
 def is_free(place):
-    return place.running.room.num_running == 0 and place.running.room.num_waiting == 0 and not place.script.running
+    return place.running.queue.num_running == 0 and place.running.queue.num_waiting == 0 and not place.script.running
 
 
 def test_a_prompt_has_the_whole_beginning_or_none_of_it(make_place):
@@ -329,7 +329,7 @@ def test_deleting_the_conversation_cancels_what_is_answered_in_it(place, wait_un
     events = place.service.stream(place.call(), ask("two", conversation_id=finish.conversation_id))
     assert next(events).conversation_id == finish.conversation_id
     assert isinstance(next(events), Waiting)
-    assert place.running.room.num_waiting == (0 if is_running else 1)
+    assert place.running.queue.num_waiting == (0 if is_running else 1)
     place.running.conversations.delete(place.principal.account_id, finish.conversation_id)
     with pytest.raises(ConversationDeleted):
         list(events)
@@ -477,7 +477,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place(place):
     queued = place.service.stream(place.call(lambda: True), ask())
     with pytest.raises(ClientGone):
         list(queued)
-    assert place.running.room.num_waiting == 0
+    assert place.running.queue.num_waiting == 0
     for events in running:
         events.close()
 

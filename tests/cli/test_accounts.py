@@ -17,7 +17,7 @@ from chatsvc.cli.accounts import administration, user
 from chatsvc.cli.main import main
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.gate import Credentials
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import ANY_PRINCIPAL
 from chatsvc.settings import load as configuration
 from chatsvc.wiring import guard_options
@@ -59,7 +59,7 @@ def web(environment):
     app = Flask("web")
     guard.tokens.install(app)
     with app.app_context():
-        yield guard, guard.gate(options, Room(1, 1, 1), lambda *_: None)
+        yield guard, guard.gate(options, Queue(1, 1, 1), lambda *_: None)
     guard.close()
 
 

@@ -10,7 +10,7 @@ from chatsvc.errors import AuditUnavailable
 from chatsvc.guard.accounts.passwords import PasswordOptions
 from chatsvc.guard.assembly import GuardOptions, assemble
 from chatsvc.guard.gate import GateOptions
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import Limits
 
 PASSWORD = "correct horse battery"
@@ -65,7 +65,7 @@ def gate(guard, options):
     def record(action, actor, details):
         raise AuditUnavailable
 
-    return guard.gate(options, Room(2, 4, 3), record)
+    return guard.gate(options, Queue(2, 4, 3), record)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from chatsvc.errors import (
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.guard.limits.admission import duration_text
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, Principal, scope
 from chatsvc.guard.providers.directory import Vouched
 
@@ -184,7 +184,7 @@ class Issuer:
 
 
 def test_2_an_account_that_another_issuer_vouches_for_must_still_be_there_and_enabled(guard, options, ada):
-    gate = guard.gate(options, Room(2, 4, 3), lambda *_: None, issuer=Issuer(ada["id"]))
+    gate = guard.gate(options, Queue(2, 4, 3), lambda *_: None, issuer=Issuer(ada["id"]))
     admission = gate.admit(gate.authenticate(bearer("their.own.token"), CHAT))
     assert admission.principal.name == "ada"
     assert not admission.is_revoked()
@@ -353,7 +353,7 @@ def test_a_running_stream_survives_a_blink_of_the_store_and_no_more(gate, guard,
 
     monkeypatch.setattr(guard.database, "first", down)
     assert not admission.is_revoked()
-    admission._seen_alive_at -= 1.1
+    admission._verified_at -= 1.1
     with pytest.raises(StoreUnavailable):
         admission.is_revoked()
     monkeypatch.undo()
@@ -365,7 +365,7 @@ def test_old_rows_are_purged_once_a_minute(guard, options, clock, monkeypatch):
     purged = []
     for part in (guard.sessions, guard.throttle, guard.quotas):
         monkeypatch.setattr(part, "purge", lambda part=part: purged.append(part))
-    parts = guard.gate(options, Room(1, 1, 1), lambda *_: None)._parts
+    parts = guard.gate(options, Queue(1, 1, 1), lambda *_: None)._parts
     gate = Gate(parts, options.gate, clock=clock)
     for seconds, expected in ((0, 0), (61, 3), (10, 3), (60, 6)):
         clock.advance(seconds)

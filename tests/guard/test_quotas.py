@@ -139,13 +139,27 @@ def test_another_thread_may_be_quicker_to_settle_late(quotas):
     quotas.reserve(ADA, 1)
 
 
-def test_old_rows_are_purged(quotas, guard, clock):
-    quotas.reserve(ADA, 1)
-    clock.advance(40 * 86_400)
-    quotas.purge()
+def test_the_counts_of_the_newest_thirty_two_days_are_kept(quotas, guard, clock):
+    for _ in range(34):
+        quotas.reserve(ADA, 10)
+        quotas.purge()
+        clock.advance(86_400)
     with guard.database.reading() as session:
-        assert session.scalar(select(func.count()).select_from(Usage)) == 0
-        assert session.scalar(select(func.count()).select_from(Reservation)) == 0
+        days = sorted(session.scalars(select(Usage.day)))
+        assert len(days) == 32
+        assert days[-1] == int(clock.now // 86_400) - 1
+        assert session.scalar(select(func.count()).select_from(Reservation)) == 2  # a day old at most
+
+
+@pytest.mark.parametrize("days", [40, 4000])
+def test_a_clock_that_was_far_ahead_for_a_while_gives_nobody_new_tokens(quotas, clock, days):
+    quotas.reserve(ADA, 600)
+    clock.advance(86_400 * days)
+    quotas.reserve(ADA, 10)
+    quotas.purge()
+    clock.advance(-86_400 * days)
+    quotas.purge()
+    assert remaining(quotas) == 400
 
 
 def test_the_quota_of_a_principal_is_the_same_count(quotas):

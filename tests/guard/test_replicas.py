@@ -19,7 +19,7 @@ from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, StoreU
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.limits.quotas import Bucket
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN, scope
@@ -47,7 +47,7 @@ class Replica:
 
     def __init__(self, options, clock):
         self.guard = assemble(options, clock=clock)
-        self.gate = self.guard.gate(options, Room(4, 4, 4), lambda *_: None)
+        self.gate = self.guard.gate(options, Queue(4, 4, 4), lambda *_: None)
         self._app = Flask("replica")
         self.guard.tokens.install(self._app)
 

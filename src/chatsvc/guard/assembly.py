@@ -21,7 +21,7 @@ from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import TokenOptions, Tokens
 from chatsvc.guard.gate import Gate, GateOptions, GateParts
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.limits.quotas import Quotas
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox, Recorder, put_into_outbox
@@ -64,7 +64,9 @@ class Guard:
     rates: Rates
     on_change: OnChange
 
-    def gate(self, options: GuardOptions, room: Room, record: Recorder, *, issuer: TrustedIssuer | None = None) -> Gate:
+    def gate(
+        self, options: GuardOptions, queue: Queue, record: Recorder, *, issuer: TrustedIssuer | None = None
+    ) -> Gate:
         """The gate in front of them. ``record`` makes an administrative record durable in the audit log."""
         parts = GateParts(
             tokens=self.tokens,
@@ -73,7 +75,7 @@ class Guard:
             roles=self.roles,
             rates=self.rates,
             quotas=self.quotas,
-            room=room,
+            queue=queue,
             throttle=self.throttle,
             outbox=Outbox(self.database, record),
             issuer=issuer,

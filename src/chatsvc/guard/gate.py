@@ -5,7 +5,7 @@
 3. Scope: the principal has what the route asks for.                    403
 4. Rate: requests a minute of the principal, and of its key.            429
 5. Quota: tokens of today are left; :meth:`Admission.charge` takes them. 429
-6. Room: a place to wait or to run.                                     429 of one's own, 503 of all
+6. Queue: a ticket, to run or to wait for a slot.                        429; 503 when the queue is full
 
 Steps 1–3 are asked of every request, 4–6 (:meth:`Gate.admit`) of those that want the model.
 """
@@ -25,7 +25,7 @@ from chatsvc.guard.credentials.api_keys import PREFIX, ApiKeys
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import Kind, Tokens
 from chatsvc.guard.limits.admission import Admission, Standing, limits_headers
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.limits.quotas import Bucket, QuotaOf, Quotas
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox
@@ -69,7 +69,7 @@ class GateParts:
     roles: Roles
     rates: Rates
     quotas: Quotas
-    room: Room
+    queue: Queue
     throttle: LoginThrottle
     outbox: Outbox
     issuer: TrustedIssuer | None = None
@@ -87,9 +87,9 @@ class Gate:
         self._purge_at = clock() + _PURGE_EVERY_S
 
     @property
-    def room(self) -> Room:
+    def queue(self) -> Queue:
         """Where requests wait and run."""
-        return self._parts.room
+        return self._parts.queue
 
     def admit_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
         """Step 1.
@@ -132,7 +132,7 @@ class Gate:
 
         Raises:
             LimitExceeded: over one's own rate, quota or concurrency.
-            Overloaded: the room is full.
+            Overloaded: the queue is full.
             StoreUnavailable: rate or quota cannot be told.
         """
         limits = self._limits_of(principal)
@@ -148,7 +148,7 @@ class Gate:
             refused.headers.update(limits_headers(standing))
             raise refused
         try:
-            place = self._parts.room.enter(  # (6)
+            ticket = self._parts.queue.enter(  # (6)
                 principal.account_id,
                 max_own=limits.max_concurrent,
                 key_id=principal.key_id,
@@ -157,7 +157,7 @@ class Gate:
         except LimitExceeded as error:
             error.headers.update(limits_headers(standing))
             raise
-        return Admission(principal, place, quota, standing, self.is_revoked)
+        return Admission(principal, ticket, quota, standing, self.is_revoked)
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether what a running request came in with has died since.
@@ -268,10 +268,10 @@ class Gate:
 
     def _places_left(self, principal: Principal) -> tuple[int, int]:
         """The tighter one of the account's and the key's limit of requests at a time, and what is left of it."""
-        places, of_key = self.room.places_of(principal.account_id), principal.key_limits.max_concurrent
-        counts = [(self._limits_of(principal).max_concurrent, len(places))]
+        tickets, of_key = self.queue.tickets_of(principal.account_id), principal.key_limits.max_concurrent
+        counts = [(self._limits_of(principal).max_concurrent, len(tickets))]
         if of_key is not None:
-            counts.append((of_key, sum(place.key_id == principal.key_id for place in places)))
+            counts.append((of_key, sum(ticket.key_id == principal.key_id for ticket in tickets)))
         limit, num_held = min(counts, key=lambda count: count[0] - count[1])
         return limit, max(0, limit - num_held)
 

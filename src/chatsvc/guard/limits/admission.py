@@ -1,4 +1,7 @@
-"""What a request that came through the gate holds until it ends. Knows its place and its quota, not what it asks."""
+"""What an admitted request holds until it ends: its ticket in the queue and its reserved tokens of the daily quota.
+
+Knows nothing about what the request asks.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +12,50 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.guard.limits.queue import Place
+from chatsvc.guard.limits.queue import Ticket
 from chatsvc.guard.limits.quotas import QuotaOf, QuotaState, Reserved
 from chatsvc.guard.limits.rates import RateState
 from chatsvc.guard.principal import Principal
 
-# How long a stream may go on when the store cannot say whether its session lives. It is looked up every half second, so
-# the second look that fails ends it: about a second, as the contract says.
-_BLIND_S = 0.9
+# How long a stream may continue while the store cannot say whether its session was revoked. The stream asks every half
+# second, so the second failure in a row ends it, after about one second.
+_MAX_UNVERIFIED_S = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a principal has left."""
+    """A principal's rate and quota, and what is left of them."""
 
     rate: RateState
     quota: QuotaState
 
 
 class Admission:
-    """One admitted request. Release it in a ``finally``; what was charged and not settled is given back then."""
+    """One admitted request. Call :meth:`release` in a ``finally``: it returns tokens that were charged, not settled."""
 
     def __init__(
         self,
         principal: Principal,
-        place: Place,
+        ticket: Ticket,
         quota: QuotaOf,
         standing: Standing,
         is_revoked: Callable[[Principal], bool],
     ) -> None:
         self.principal = principal
-        self._place = place
+        self._ticket = ticket
         self._quota = quota
         self._standing = standing
         self._is_revoked = is_revoked
         self._reserved: Reserved | None = None
-        self._seen_alive_at = time.monotonic()
+        self._verified_at = time.monotonic()
         self._lock = threading.Lock()
 
     def charge(self, num_tokens: int) -> None:
-        """Reserve the prompt and all tokens that may be made.
+        """Reserve tokens of the daily quota: the prompt's, and all that may be generated.
 
         Raises:
-            LimitExceeded: they do not fit into what is left of today.
+            LimitExceeded: fewer are left today.
+            StoreUnavailable: the database is down.
         """
         assert self._reserved is None, "an admission is charged once"
         try:
@@ -62,58 +66,54 @@ class Admission:
         self._standing = replace(self._standing, quota=self._reserved.state)
 
     def settle(self, num_tokens: int) -> None:
-        """Count what was really used. Only the first call counts."""
+        """Replace the reservation by the tokens really used. Only the first call counts."""
         with self._lock:
             reserved, self._reserved = self._reserved, None
         if reserved is not None:
             self._quota.settle(reserved.id, num_tokens)
 
     def wait_turn(self, cost_tokens: int, timeout_s: float) -> bool:
-        """Wait for a slot; False when the time is over first. Call it again then.
-
-        Raises:
-            Draining: the service is going down.
-        """
-        return self._place.wait_turn(cost_tokens, timeout_s)
+        """See :meth:`chatsvc.guard.limits.queue.Ticket.wait_turn`."""
+        return self._ticket.wait_turn(cost_tokens, timeout_s)
 
     def position(self) -> int:
-        """How many turns until this one's, itself included; 0 when it has come."""
-        return self._place.position()
+        """See :meth:`chatsvc.guard.limits.queue.Ticket.position`."""
+        return self._ticket.position()
 
     def estimate_s(self) -> float | None:
-        """How long until the turn comes; None when nobody can tell yet."""
-        return self._place.estimate_s()
+        """See :meth:`chatsvc.guard.limits.queue.Ticket.estimate_s`."""
+        return self._ticket.estimate_s()
 
     def is_revoked(self) -> bool:
-        """Whether logout, a password change, disabling or revoking has ended what this request came in with.
+        """Whether the request's credential was revoked since: logout, new password, disabled account, revoked key.
 
         Raises:
-            StoreUnavailable: the store has been unable to say for too long.
+            StoreUnavailable: the database has not answered for about a second.
         """
         now = time.monotonic()
         try:
             revoked = self._is_revoked(self.principal)
         except StoreUnavailable:
-            if now - self._seen_alive_at > _BLIND_S:
+            if now - self._verified_at > _MAX_UNVERIFIED_S:
                 raise
             return False
-        self._seen_alive_at = now
+        self._verified_at = now
         return revoked
 
     def release(self) -> None:
-        """Give the place back. Again is fine."""
+        """Settle what was charged as unused, and leave the queue. Further calls do nothing."""
         try:
             self.settle(0)
         finally:
-            self._place.leave()
+            self._ticket.leave()
 
     def limits_headers(self) -> dict[str, str]:
-        """The ``x-ratelimit-*`` headers, as of the last charge."""
+        """The ``x-ratelimit-*`` headers as of the last charge."""
         return limits_headers(self._standing)
 
 
 def limits_headers(standing: Standing) -> dict[str, str]:
-    """OpenAI's headers, with OpenAI's way to write a duration."""
+    """OpenAI's ``x-ratelimit-*`` headers."""
     return {
         "x-ratelimit-limit-requests": str(standing.rate.limit),
         "x-ratelimit-remaining-requests": str(standing.rate.remaining),
@@ -125,7 +125,7 @@ def limits_headers(standing: Standing) -> dict[str, str]:
 
 
 def duration_text(seconds: float) -> str:
-    """``6m0s``, ``11h46m3s``, ``1s``."""
+    """A duration as OpenAI writes it: ``6m0s``, ``11h46m3s``, ``1s``; rounded up, at least ``0s``."""
     whole = max(0, math.ceil(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"

@@ -1,15 +1,15 @@
-"""Whose turn is next: deficit round robin over tokens, between principals.
+"""Whose turn is next: deficit round robin over tokens, between principals (after Shreedhar and Varghese, 1995).
 
-Those who wait stand in a ring, one line a principal. A round visits every line once and credits it with a quantum of
-tokens; a line with a positive balance then has its *first* request served, and only that one, and the request's cost is
-taken off the balance. So the balance may go below zero, and a line in debt is passed over until its credits have paid.
-A request costs at least one quantum, so that many small ones are no way round the ring.
+Each principal with waiting requests has a line; the lines form a ring. A round visits every line once and credits it
+with a quantum of tokens. If the line's balance is then positive, its *first* request is served, and only that one, and
+the request's cost is subtracted. The balance may so become negative: a line in debt is skipped until its credits have
+paid. A request costs at least one quantum, so splitting work into many small requests gains nothing.
 
-What follows, and what the tests hold it to:
+It follows, and the tests check:
 
-- who is in no debt is served after at most one request of every other principal, however many those have waiting;
-- of two principals who always have something waiting, none gets ahead by more than its last request and one quantum;
-- an idle time pays debts like a waiting one, but earns no credit; when nobody waits any more, debts are forgotten.
+- a principal without debt is served after at most one request of each other principal, however many those queue;
+- of two principals that always have requests waiting, neither gets ahead by more than its last request and one quantum;
+- idle rounds pay off debt but earn no credit; when the ring is empty, all debt is forgotten.
 
 Knows nothing about threads, clocks, slots or what an item is.
 """
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class _Line(Generic[Item]):
-    """One principal's requests, oldest first. ``credited_round`` is the last round whose credit is in ``balance``."""
+    """One principal's requests, oldest first. ``balance`` (tokens) includes the credits up to ``credited_round``."""
 
     balance: int
     credited_round: int
@@ -33,20 +33,20 @@ class _Line(Generic[Item]):
 
 
 class Rotation(Generic[Item]):
-    """The ring of those who wait. One owner at a time: there is no lock in here."""
+    """The ring of lines. Not thread-safe: the queue's lock guards it."""
 
     def __init__(self, quantum_tokens: int = 256) -> None:
         self._quantum = quantum_tokens
-        self._lines: OrderedDict[str, _Line[Item]] = OrderedDict()  # who waits; the first is visited next
-        self._debtors: dict[str, _Line[Item]] = {}  # who does not wait, but has not paid yet
+        self._lines: OrderedDict[str, _Line[Item]] = OrderedDict()  # with waiting requests; the first is visited next
+        self._debtors: dict[str, _Line[Item]] = {}  # nothing waits, but the balance is still negative
         self._round = 0
 
     def __len__(self) -> int:
-        """How many requests wait."""
+        """Number of waiting requests."""
         return sum(len(line.waiting) for line in self._lines.values())
 
     def add(self, principal_id: str, item: Item, cost_tokens: int) -> None:
-        """Put a request at the end of its principal's line, and a new line at the end of the ring."""
+        """Append a request to its principal's line; a new line goes to the end of the ring."""
         line = self._lines.get(principal_id)
         if line is None:
             line = self._debtors.pop(principal_id, None) or _Line(balance=0, credited_round=self._round - 1)
@@ -54,7 +54,7 @@ class Rotation(Generic[Item]):
         line.waiting.append((item, max(cost_tokens, self._quantum)))
 
     def take(self) -> Item | None:
-        """The request whose turn it is, out of the ring; None when nobody waits."""
+        """Remove and return the request whose turn it is; None when nothing waits."""
         while self._lines:
             principal_id, line = next(iter(self._lines.items()))
             if line.credited_round == self._round:
@@ -69,7 +69,7 @@ class Rotation(Generic[Item]):
         return None
 
     def remove(self, principal_id: str, item: Item) -> None:
-        """Take out a request that nobody wants any more. What is not there is ignored: its turn has just come."""
+        """Remove an abandoned request. One that is not in line is ignored: its turn has just come."""
         line = self._lines.get(principal_id)
         if line is None:
             return
@@ -78,7 +78,7 @@ class Rotation(Generic[Item]):
             self._step_back(principal_id, line)
 
     def order(self) -> list[Item]:
-        """All requests in the order in which they would be taken if nothing else came."""
+        """All waiting requests in the order :meth:`take` would return them if no other came."""
         rehearsal: Rotation[Item] = Rotation(self._quantum)
         rehearsal._round = self._round
         for principal_id, line in self._lines.items():
@@ -95,18 +95,18 @@ class Rotation(Generic[Item]):
         line.credited_round = self._round
 
     def _begin_round(self) -> None:
-        """Begin the next round in which somebody can be served; the empty ones between would change nothing else."""
+        """Advance to the next round that can serve a request, skipping rounds that only add credit."""
         missing = [self._rounds_until_served(line) for line in self._lines.values()]
         self._round += max(1, min(missing))
         self._debtors = {name: line for name, line in self._debtors.items() if self._rounds_until_served(line) > 0}
 
     def _rounds_until_served(self, line: _Line[Item]) -> int:
-        """How many rounds from now until the line's balance is positive; 0 or less when it is by now."""
+        """Rounds until the line's balance is positive; 0 or less if it already is."""
         balance = line.balance + (self._round - line.credited_round) * self._quantum
         return -balance // self._quantum + 1
 
     def _step_back(self, principal_id: str, line: _Line[Item]) -> None:
-        """To the end of the ring, or out of it when nothing of this principal waits."""
+        """Move a line to the end of the ring, or out of it when nothing of this principal waits."""
         if line.waiting:
             self._lines.move_to_end(principal_id)
             return

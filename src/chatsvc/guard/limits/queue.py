@@ -1,17 +1,17 @@
-"""The room: so many run, so many may wait for their turn, nobody else comes in.
+"""The bounded queue in front of the engine: ``max_running`` requests hold a slot, ``max_waiting`` wait for one.
 
-A caller enters, lines up once it knows what it will cost, waits for its turn, and leaves::
+A caller enters, waits once it knows what it will cost, and leaves::
 
-    place = room.enter(principal_id)            # refused here, at once, or never
+    ticket = queue.enter(principal_id)          # the only call that refuses: at once, before any work
     try:
-        while not place.wait_turn(cost_tokens, timeout_s=0.25):
-            ...                                 # look after the client; place.position() tells how far it is
-        ...                                     # one of the slots is ours
+        while not ticket.wait_turn(cost_tokens, timeout_s=0.25):
+            ...                                 # is the client still there? ticket.position() for its progress
+        ...                                     # the caller holds a slot
     finally:
-        place.leave()
+        ticket.leave()
 
-Whose turn is next is :mod:`chatsvc.guard.limits.fair`'s decision. All state is under one lock, never held while
-waiting. Knows nothing about requests, tokens' texts or the engine.
+:mod:`chatsvc.guard.limits.fair` decides whose turn is next. One lock guards all state and is never held while waiting.
+Knows nothing about requests, texts or the engine.
 """
 
 from __future__ import annotations
@@ -24,44 +24,54 @@ from typing import Literal
 from chatsvc.errors import LimitExceeded, Overloaded
 from chatsvc.guard.limits.fair import Rotation
 
-# What a slot is held for, as long as nobody has left one yet.
-_UNSEEN_HOLD_S = 10.0
-# How much the last caller counts in the mean of what slots are held for.
+# How long a slot is assumed to be held until the first one has been released.
+_FIRST_HOLD_S = 10.0
+# Weight of the newest hold in the moving average of hold times.
 _NEWEST_SHARE = 0.125
 
 
-class Place:
-    """A caller's place in the room. Its methods may be called from any thread; :meth:`leave` must be."""
+class Ticket:
+    """One caller's position in the queue, and its slot later. Every ticket must be given back by :meth:`leave`.
 
-    def __init__(self, room: Room, principal_id: str, key_id: str | None) -> None:
+    The methods may be called from any thread.
+    """
+
+    def __init__(self, queue: Queue, principal_id: str, key_id: str | None) -> None:
         self.principal_id = principal_id
         self.key_id = key_id
         self.state: Literal["entered", "waiting", "running", "left"] = "entered"
         self.running_since = 0.0
         self.woken = threading.Event()
-        self._room = room
+        self._queue = queue
 
     def wait_turn(self, cost_tokens: int, timeout_s: float) -> bool:
-        """Line up (the first call does) and wait for a slot; False when the time is over first."""
-        self._room.line_up(self, cost_tokens)
+        """Wait up to ``timeout_s`` for a slot; whether one is held now. The first call joins the line."""
+        self._queue.line_up(self, cost_tokens)
         self.woken.wait(timeout_s)
-        return self._room.has_turn(self)
+        return self._queue.has_turn(self)
 
     def position(self) -> int:
-        """How many turns until this one's, itself included; 0 when it has come."""
-        return self._room.position(self)
+        """1 for the next in line; 0 once it holds a slot or has left."""
+        return self._queue.position(self)
 
     def estimate_s(self) -> float | None:
-        """How long until the turn comes, from what slots were held for so far; None when nobody has left yet."""
-        return self._room.estimate_s(self)
+        """Expected wait, from how long slots were held so far; None until the first slot was released."""
+        return self._queue.estimate_s(self)
 
     def leave(self) -> None:
-        """Give the place back. Again is fine."""
-        self._room.release(self)
+        """Leave the queue and release the slot, if any. Further calls do nothing."""
+        self._queue.release(self)
 
 
-class Room:
-    """``max_running`` slots, ``max_waiting`` places to wait, ``max_per_principal`` of both for one principal."""
+class Queue:
+    """The queue.
+
+    Args:
+        max_running: slots.
+        max_waiting: callers that may be inside without a slot.
+        max_per_principal: callers of one principal, running and waiting together.
+        clock: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -75,12 +85,12 @@ class Room:
         self._max_per_principal = max_per_principal
         self._clock = clock
         self._lock = threading.Lock()
-        self._places: set[Place] = set()
-        self._running: set[Place] = set()
-        self._rotation: Rotation[Place] = Rotation()
-        self._positions: dict[Place, int] | None = None  # made when asked for, thrown away when anything moves
+        self._tickets: set[Ticket] = set()
+        self._running: set[Ticket] = set()
+        self._rotation: Rotation[Ticket] = Rotation()
+        self._positions: dict[Ticket, int] | None = None  # a cache, dropped whenever the order may have changed
         self._mean_hold_s: float | None = None
-        self._num_sent_away = 0  # refused, and not yet made up for by somebody leaving
+        self._num_refused = 0  # refusals less releases, at least 0: how many will probably come back before this one
 
     @property
     def num_running(self) -> int:
@@ -89,9 +99,9 @@ class Room:
 
     @property
     def num_waiting(self) -> int:
-        """Callers that are inside without a slot."""
+        """Callers inside without a slot."""
         with self._lock:
-            return len(self._places) - len(self._running)
+            return len(self._tickets) - len(self._running)
 
     def enter(
         self,
@@ -100,115 +110,118 @@ class Room:
         max_own: int | None = None,
         key_id: str | None = None,
         max_of_key: int | None = None,
-    ) -> Place:
-        """Come in, to wait or to run.
+    ) -> Ticket:
+        """Take a ticket.
 
-        ``max_own`` replaces ``max_per_principal`` for a principal with its own limit; ``max_of_key`` is how many of
-        those may have come with this one key.
+        Args:
+            principal_id: whose fair share the ticket uses.
+            max_own: replaces ``max_per_principal`` for a principal with its own limit.
+            key_id: the API key, if any.
+            max_of_key: how many tickets this key may hold.
 
         Raises:
-            LimitExceeded: this principal, or this key, has as many inside as it may.
-            Overloaded: all places are taken.
+            LimitExceeded: the principal or the key holds as many tickets as it may.
+            Overloaded: the queue is full.
         """
         max_own = self._max_per_principal if max_own is None else max_own
         with self._lock:
-            own = [place for place in self._places if place.principal_id == principal_id]
-            of_key = [place for place in own if place.key_id == key_id]
+            own = [ticket for ticket in self._tickets if ticket.principal_id == principal_id]
+            of_key = [ticket for ticket in own if ticket.key_id == key_id]
             if max_of_key is not None and len(of_key) >= max_of_key:
                 raise self._too_many(of_key, max_of_key, "the key's")
             if len(own) >= max_own:
                 raise self._too_many(own, max_own, "your")
-            if len(self._places) >= self._max_running + self._max_waiting:
-                self._num_sent_away += 1
-                raise Overloaded(retry_after_s=self._turns_s(min(self._num_sent_away, len(self._places))))
-            place = Place(self, principal_id, key_id)
-            self._places.add(place)
-            return place
+            if len(self._tickets) >= self._max_running + self._max_waiting:
+                self._num_refused += 1
+                raise Overloaded(retry_after_s=self._turns_s(min(self._num_refused, len(self._tickets))))
+            ticket = Ticket(self, principal_id, key_id)
+            self._tickets.add(ticket)
+            return ticket
 
-    def places_of(self, principal_id: str) -> list[Place]:
-        """Where a principal's requests stand now, for telling it so."""
+    def tickets_of(self, principal_id: str) -> list[Ticket]:
+        """The tickets a principal holds now."""
         with self._lock:
-            return [place for place in self._places if place.principal_id == principal_id]
+            return [ticket for ticket in self._tickets if ticket.principal_id == principal_id]
 
-    # What a Place asks for.
+    # Called by Ticket.
 
-    def line_up(self, place: Place, cost_tokens: int) -> None:
-        """The first time, put the place where its turn can come."""
+    def line_up(self, ticket: Ticket, cost_tokens: int) -> None:
+        """Join the line; further calls do nothing."""
         with self._lock:
-            if place.state == "entered":
-                place.state = "waiting"
-                self._rotation.add(place.principal_id, place, cost_tokens)
+            if ticket.state == "entered":
+                ticket.state = "waiting"
+                self._rotation.add(ticket.principal_id, ticket, cost_tokens)
                 self._positions = None
                 self._fill_slots()
 
-    def has_turn(self, place: Place) -> bool:
-        """Whether the place holds a slot."""
+    def has_turn(self, ticket: Ticket) -> bool:
+        """Whether the ticket holds a slot."""
         with self._lock:
-            return place.state == "running"
+            return ticket.state == "running"
 
-    def position(self, place: Place) -> int:
-        """See :meth:`Place.position`. Who has not lined up yet counts as the last."""
+    def position(self, ticket: Ticket) -> int:
+        """See :meth:`Ticket.position`. A ticket that has not joined the line counts as the last."""
         with self._lock:
-            if place.state in ("running", "left"):
+            if ticket.state in ("running", "left"):
                 return 0
             if self._positions is None:
                 self._positions = {waiting: turn for turn, waiting in enumerate(self._rotation.order(), start=1)}
-            return self._positions.get(place, len(self._positions) + 1)
+            return self._positions.get(ticket, len(self._positions) + 1)
 
-    def estimate_s(self, place: Place) -> float | None:
-        """See :meth:`Place.estimate_s`."""
-        position = self.position(place)
+    def estimate_s(self, ticket: Ticket) -> float | None:
+        """See :meth:`Ticket.estimate_s`."""
+        position = self.position(ticket)
         with self._lock:
             return None if self._mean_hold_s is None else self._turns_s(position)
 
-    def release(self, place: Place) -> None:
-        """See :meth:`Place.leave`."""
+    def release(self, ticket: Ticket) -> None:
+        """See :meth:`Ticket.leave`."""
         with self._lock:
-            if place.state == "left":
+            if ticket.state == "left":
                 return
-            if place.state == "running":
-                self._running.remove(place)
-                self._learn(self._clock() - place.running_since)
-            elif place.state == "waiting":
-                self._rotation.remove(place.principal_id, place)
-            place.state = "left"
-            self._places.remove(place)
-            self._num_sent_away = max(0, self._num_sent_away - 1)
+            if ticket.state == "running":
+                self._running.remove(ticket)
+                self._learn(self._clock() - ticket.running_since)
+            elif ticket.state == "waiting":
+                self._rotation.remove(ticket.principal_id, ticket)
+            ticket.state = "left"
+            self._tickets.remove(ticket)
+            self._num_refused = max(0, self._num_refused - 1)
             self._positions = None
             self._fill_slots()
 
-    # Under the lock.
+    # Called with the lock held.
 
     def _fill_slots(self) -> None:
-        while len(self._running) < self._max_running and (place := self._rotation.take()) is not None:
-            place.state = "running"
-            place.running_since = self._clock()
-            self._running.add(place)
+        while len(self._running) < self._max_running and (ticket := self._rotation.take()) is not None:
+            ticket.state = "running"
+            ticket.running_since = self._clock()
+            self._running.add(ticket)
             self._positions = None
-            place.woken.set()
+            ticket.woken.set()
 
     def _learn(self, hold_s: float) -> None:
         mean = hold_s if self._mean_hold_s is None else self._mean_hold_s
         self._mean_hold_s = mean + _NEWEST_SHARE * (hold_s - mean)
 
     def _hold_s(self) -> float:
-        """What a slot is held for: the mean of those who left, or more when those who run have taken longer already."""
-        seen = _UNSEEN_HOLD_S if self._mean_hold_s is None else self._mean_hold_s
+        """Expected hold time of a slot: the average so far, or the mean age of the running ones if that is more."""
+        seen = _FIRST_HOLD_S if self._mean_hold_s is None else self._mean_hold_s
         if not self._running:
             return seen
         now = self._clock()
-        return max(seen, sum(now - place.running_since for place in self._running) / len(self._running))
+        return max(seen, sum(now - ticket.running_since for ticket in self._running) / len(self._running))
 
     def _turns_s(self, num_turns: int) -> float:
-        """How long until so many have left, when all slots are held."""
+        """Expected time until ``num_turns`` slots were released, with all slots in use."""
         return num_turns * self._hold_s() / max(self._max_running, 1)
 
-    def _too_many(self, held: Collection[Place], max_held: int, whose: str) -> LimitExceeded:
-        num_running = sum(place.state == "running" for place in held)
+    def _too_many(self, held: Collection[Ticket], max_held: int, whose: str) -> LimitExceeded:
+        num_running = sum(ticket.state == "running" for ticket in held)
         if num_running:
             retry_after_s = self._hold_s() / num_running
         else:
-            retry_after_s = self._turns_s(len(self._places) - len(self._running)) + self._hold_s()
+            retry_after_s = self._turns_s(len(self._tickets) - len(self._running)) + self._hold_s()
         return LimitExceeded(
             f"You have {max_held} requests running or waiting, which is {whose} limit; wait for one to end.",
             retry_after_s=retry_after_s,

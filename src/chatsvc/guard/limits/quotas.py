@@ -1,8 +1,11 @@
-"""Tokens a day: reserved before, settled after, exact under any concurrency. Knows nothing about who asks.
+"""Daily token quotas: reserved before a generation, settled after it, exact under any concurrency.
 
-A reservation is added to the day's count at once, in the statement that checks the limit, so no order of requests can
-exceed it. Settling gives back what was not used. A reservation that is never settled (its process died) stays counted
-in full: what such a generation really used is unknown, and the limit must hold.
+One SQL statement checks the limit and adds the reservation, so no interleaving of requests exceeds the limit. Settling
+gives back what was not used. A reservation that is never settled (its process died) stays counted in full: nobody knows
+what that generation used, and the limit must hold.
+
+Days are UTC days of a clock that may have been wrong. So old counts are not deleted by age: see :meth:`Quotas.purge`.
+Knows nothing about principals.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from chatsvc.store.database import Database, Statement
 from chatsvc.store.tables import Reservation, Usage
 
 _DAY_S = 86_400
-# Longer than any generation may take: only then is a reservation's row of no use.
-_KEEP_ROW_S = 86_400
+# A reservation's row is deleted after this; longer than any generation may take.
+_KEEP_RESERVATION_S = 86_400
 _KEEP_DAYS = 31
 
-# On the tables, not the classes: there are no objects to keep in step.
+# Core tables, not ORM classes: these statements run with every request.
 _USAGE: Table = Usage.__table__  # type: ignore[assignment]
 _RESERVATION: Table = Reservation.__table__  # type: ignore[assignment]
 _THIS = (_USAGE.c.bucket == bindparam("name"), _USAGE.c.day == bindparam("today"))
@@ -34,7 +37,7 @@ _ADD_WITHIN = Statement(
     _ADDING.where(_USAGE.c.num_tokens + bindparam("more") <= bindparam("limit")).returning(_USAGE.c.num_tokens)
 )
 _COUNT = Statement(select(_USAGE.c.num_tokens).where(*_THIS))
-_BEGIN_DAY = Statement(  # in words that both databases know
+_BEGIN_DAY = Statement(  # SQLAlchemy has no ON CONFLICT that both databases share
     text("INSERT INTO usage (bucket, day, num_tokens) VALUES (:name, :today, 0) ON CONFLICT DO NOTHING")
 )
 _RESERVE = Statement(insert(_RESERVATION))
@@ -47,7 +50,7 @@ _TAKE_RESERVATION = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One count and its limit."""
+    """A counter (of an account or of an API key) and its limit in tokens a day."""
 
     name: str
     limit: int
@@ -55,7 +58,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class QuotaState:
-    """What is left of the tightest bucket, and when the day ends."""
+    """The bucket with the fewest tokens left, and the seconds until the UTC day ends."""
 
     limit: int
     remaining: int
@@ -64,7 +67,7 @@ class QuotaState:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """A reservation that has to be settled."""
+    """A reservation that is not settled yet."""
 
     id: str
     num_tokens: int
@@ -72,16 +75,20 @@ class Reserved:
 
 
 class Quotas:
-    """Counts tokens of UTC days in the database."""
+    """Counts tokens of each UTC day in the database."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
-        # Settlements that an outage kept from the database; they are made up for with the next reservation.
+        # (reservation, tokens) that could not be settled during an outage; retried before the next reservation.
         self._unsettled: deque[tuple[str, int]] = deque(maxlen=10_000)
 
     def state(self, buckets: Sequence[Bucket]) -> QuotaState:
-        """What is left."""
+        """What is left in the tightest bucket.
+
+        Raises:
+            StoreUnavailable: the database is down.
+        """
         today = self._day()
         rows = [self._database.first(_COUNT, {"name": bucket.name, "today": today}) for bucket in buckets]
         return self._tightest(
@@ -89,20 +96,21 @@ class Quotas:
         )
 
     def reserve(self, buckets: Sequence[Bucket], num_tokens: int) -> Reserved:
-        """Set tokens aside in every bucket, or in none.
+        """Reserve tokens in every bucket, or in none.
 
         Raises:
-            LimitExceeded: it would be more than a limit.
+            LimitExceeded: a bucket has fewer left today.
+            StoreUnavailable: the database is down.
         """
         self._settle_late()
         day = self._day()
         reservation_id = uuid.uuid4().hex
         counts: list[tuple[Bucket, int]] = []
         with self._database.counting() as connection:
-            for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one order: no deadlock
+            for bucket in sorted(buckets, key=lambda bucket: bucket.name):  # one lock order: no deadlock
                 values = {"name": bucket.name, "today": day, "more": num_tokens, "limit": bucket.limit}
                 counted = _ADD_WITHIN.run(connection, values)
-                if counted is None:  # the day's first, or too much
+                if counted is None:  # the bucket has no row of today yet, or the limit is reached
                     _BEGIN_DAY.run(connection, {"name": bucket.name, "today": day})
                     counted = _ADD_WITHIN.run(connection, values)
                 if counted is None:
@@ -110,29 +118,34 @@ class Quotas:
                 counts.append((bucket, counted.num_tokens))
             row = {"id": reservation_id, "day": day, "num_tokens": num_tokens}
             names = " ".join(bucket.name for bucket in buckets)
-            _RESERVE.run(connection, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_ROW_S})
+            _RESERVE.run(connection, {**row, "buckets": names, "expires_at": self._clock() + _KEEP_RESERVATION_S})
         return Reserved(reservation_id, num_tokens, self._tightest(counts))
 
     def settle(self, reservation_id: str, num_tokens: int) -> None:
-        """Count what was used instead of what was reserved. Again is fine; an outage is made up for later."""
+        """Replace a reservation by what was used. Idempotent; during an outage it is deferred, not lost."""
         try:
             self._settle(reservation_id, num_tokens)
         except StoreUnavailable:
             self._unsettled.append((reservation_id, num_tokens))
 
     def exceeded(self) -> LimitExceeded:
-        """The refusal."""
+        """The error of an exhausted quota."""
         return LimitExceeded(
-            "Your tokens of today do not suffice; ask for fewer with max_tokens, or come back tomorrow (UTC).",
+            "Too few tokens of today are left; ask for fewer with max_tokens, or come back tomorrow (UTC).",
             retry_after_s=self._until_midnight_s(),
             code="token_quota_exceeded",
         )
 
     def purge(self) -> None:
-        """Forget old days, and reservations that nobody will settle."""
+        """Delete expired reservations, and counts of all days but the newest 32 that have any.
+
+        Days are compared with each other, not with the clock: a clock that runs a year ahead for an hour adds one day,
+        and today's counts survive it.
+        """
+        newest = select(Usage.day).distinct().order_by(Usage.day.desc()).offset(_KEEP_DAYS).limit(1).scalar_subquery()
         with self._database.session() as session:
             session.execute(delete(Reservation).where(Reservation.expires_at < self._clock()))
-            session.execute(delete(Usage).where(Usage.day < self._day() - _KEEP_DAYS))
+            session.execute(delete(Usage).where(Usage.day < newest))
 
     def _settle(self, reservation_id: str, num_tokens: int) -> None:
         with self._database.counting() as connection:
@@ -146,7 +159,7 @@ class Quotas:
         while self._unsettled:
             try:
                 reservation_id, num_tokens = self._unsettled.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread took the last one
                 return
             try:
                 self._settle(reservation_id, num_tokens)
@@ -167,13 +180,13 @@ class Quotas:
 
 @dataclass(frozen=True, slots=True)
 class QuotaOf:
-    """The buckets of one principal (its account's, and perhaps its key's)."""
+    """The buckets of one principal: its account's and, if it has one, its API key's."""
 
     quotas: Quotas
     buckets: Sequence[Bucket]
 
     def state(self) -> QuotaState:
-        """What is left of the tightest."""
+        """See :meth:`Quotas.state`."""
         return self.quotas.state(self.buckets)
 
     def reserve(self, num_tokens: int) -> Reserved:

@@ -1,10 +1,10 @@
 """Requests a minute over a sliding window, by the package ``limits``: in memory, or in Redis for several replicas.
 
-Knows nothing about who asks. Redis down is StoreUnavailable: an unlimited caller is not an option. While it hangs, one
-caller now and then waits for it, and nobody else.
+Without Redis nobody is unlimited: :class:`StoreUnavailable`. While Redis hangs, a breaker lets one caller at a time
+wait for it and refuses the others at once. Knows nothing about principals.
 
-In memory the moments are of the monotonic clock, so a clock that is put right changes nothing. In Redis they are of the
-replicas' clocks, and what one that was ahead has left behind lives for a minute: Redis lets the key expire by then.
+Times in memory come from the monotonic clock, so setting the system clock changes nothing. Times in Redis come from the
+replicas' system clocks; entries of a clock that was ahead disappear after a minute, because Redis expires their key.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ _WINDOW_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RateState:
-    """What is left of the tightest limit, and when the window has moved past the oldest request."""
+    """The tightest limit, and the seconds until the oldest counted request leaves the window."""
 
     limit: int
     remaining: int
     reset_s: float
 
 
-class _Sweeping:
-    """Forgets requests of long ago now and then, when it is asked whether it still will."""
+class _Sweeper:
+    """Deletes expired entries every 10 s. Stands in for the package's timer, which it polls by ``is_alive``."""
 
     def __init__(self, storage: MemoryStorage) -> None:
         self._storage = storage
         self._due_at = time.monotonic() + _SWEEP_S
 
     def is_alive(self) -> bool:
-        """Always."""
+        """Sweep if it is due; always true, so the package starts no timer."""
         if time.monotonic() >= self._due_at:
             self._due_at = time.monotonic() + _SWEEP_S
             self.sweep()
         return True
 
     def sweep(self) -> None:
-        """Forget now."""
+        """Delete expired entries, and the locks of keys without entries."""
         for key in list(self._storage.events):
             with self._storage.locks[key]:
                 now = time.monotonic()
@@ -65,22 +65,22 @@ class _Sweeping:
 
 
 class _Memory(MemoryStorage):
-    """The package's, by the monotonic clock, and without its timer.
+    """The package's storage on the monotonic clock, without its timer.
 
-    The timer is a new thread at nearly every request, dearer than the counting.
+    The package starts a timer thread with nearly every request, which costs more than counting the request.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.timer.cancel()
-        self.timer = _Sweeping(self)  # type: ignore[assignment] # it is asked for nothing else
+        self.timer = _Sweeper(self)  # type: ignore[assignment] # the package only calls is_alive()
 
     def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Count ``amount`` requests, unless more than ``limit`` would lie in the last ``expiry`` seconds."""
+        """Count ``amount`` requests unless the last ``expiry`` seconds would then hold more than ``limit``."""
         self.timer.is_alive()
         now = time.monotonic()
         with self.locks[key]:
-            entries = self.events.setdefault(key, [])  # the newest first
+            entries = self.events.setdefault(key, [])  # newest first
             position = limit - amount
             if position < 0 or (position < len(entries) and entries[position].atime >= now - expiry):
                 return False
@@ -89,8 +89,8 @@ class _Memory(MemoryStorage):
             entries[:0] = [entry] * amount
             return True
 
-    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:  # noqa: ARG002 (the package's)
-        """When the oldest request of the window was, and how many there are."""
+    def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:  # noqa: ARG002 (the package's signature)
+        """Time of the oldest request in the window (now if there is none), and the number of requests in it."""
         now = time.monotonic()
         entries = self.events.get(key, [])
         num_inside = bisect.bisect_left(entries, -(now - expiry), key=lambda entry: -entry.atime)
@@ -98,15 +98,15 @@ class _Memory(MemoryStorage):
 
 
 class Rates:
-    """Counts requests.
+    """Counts requests against limits.
 
     Args:
-        url: ``redis://…``, or None for this process's memory.
+        url: ``redis://…``, or None to count in this process's memory.
     """
 
     def __init__(self, url: str | None = None) -> None:
         storage = storage_from_string(url, wrap_exceptions=True, **_REDIS_OPTIONS) if url else _Memory()
-        self._clock: Callable[[], float] = time.time if url else time.monotonic  # that of the storage
+        self._clock: Callable[[], float] = time.time if url else time.monotonic  # the storage's clock
         self._limiter = MovingWindowRateLimiter(storage)
         self._breaker = Breaker()
 
@@ -114,7 +114,7 @@ class Rates:
         """Count one request against each (bucket, requests a minute).
 
         Raises:
-            LimitExceeded: one of them is used up; those before it in the sequence have counted the request.
+            LimitExceeded: one of them is used up; the buckets before it in the sequence have counted the request.
             StoreUnavailable: Redis is down.
         """
         with self._outages():
@@ -127,7 +127,7 @@ class Rates:
             return self._state(limits)
 
     def state(self, limits: Sequence[tuple[str, int]]) -> RateState:
-        """What is left, without counting.
+        """The tightest limit, without counting a request.
 
         Raises:
             StoreUnavailable: Redis is down.
@@ -136,7 +136,7 @@ class Rates:
             return self._state(limits)
 
     def ping(self) -> None:
-        """Count nothing.
+        """Ask Redis for an answer.
 
         Raises:
             StoreUnavailable: Redis is down.

@@ -159,8 +159,8 @@ class _Views:
                 "limits": limits,
                 "remaining": remaining,
                 "requests": [
-                    {"position": place.position(), "estimate_s": place.estimate_s()}
-                    for place in self._parts.gate.room.places_of(caller.account_id)
+                    {"position": ticket.position(), "estimate_s": ticket.estimate_s()}
+                    for ticket in self._parts.gate.queue.tickets_of(caller.account_id)
                 ],
             }
         )

@@ -16,7 +16,7 @@ from flask import Blueprint, Response
 from chatsvc.audit.log import AuditLog
 from chatsvc.chat.drain import Drain
 from chatsvc.engine.web_side.client import EngineClient
-from chatsvc.guard.limits.queue import Room
+from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import PUBLIC, scope
 from chatsvc.http.wire.routing import requires
 from chatsvc.observe.metrics import CONTENT_TYPE, Metrics
@@ -95,14 +95,14 @@ def blueprint(health: Health, metrics: Metrics) -> Blueprint:
     return routes
 
 
-def gauges(health: Health, room: Room) -> Callable[[], dict[str, tuple[str, float]]]:
+def gauges(health: Health, queue: Queue) -> Callable[[], dict[str, tuple[str, float]]]:
     """What ``/metrics`` reads at scrape time."""
 
     def read() -> dict[str, tuple[str, float]]:
         engine = health.engine.status()
         return {
             "chatsvc_sequences_running": ("Sequences in the engine's batch.", engine.num_running),
-            "chatsvc_sequences_waiting": ("Requests waiting for a slot.", engine.num_waiting + room.num_waiting),
+            "chatsvc_sequences_waiting": ("Requests waiting for a slot.", engine.num_waiting + queue.num_waiting),
             "chatsvc_sequences_max": ("Slots of the engine.", engine.max_num_seqs),
             "chatsvc_kv_cache_usage_perc": ("Share of the KV cache in use, 0 to 1.", engine.cache_usage),
             "chatsvc_engine_steps": ("Steps of the engine since it started.", engine.num_steps),

@@ -1,4 +1,4 @@
-"""The room: bounded, fair, and no slot is ever lost."""
+"""The queue: bounded, fair, and no slot is ever lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from chatsvc.errors import LimitExceeded, Overloaded
-from chatsvc.guard.limits.queue import Place, Room
+from chatsvc.guard.limits.queue import Queue, Ticket
 
 
 class Clock:
@@ -22,42 +22,42 @@ class Clock:
         return self.now
 
 
-def make_room(clock=None, **changes) -> Room:
+def make_queue(clock=None, **changes) -> Queue:
     sizes = {"max_running": 2, "max_waiting": 3, "max_per_principal": 4} | changes
-    return Room(**sizes, clock=clock or Clock())
+    return Queue(**sizes, clock=clock or Clock())
 
 
-def fill(room: Room, *names: str) -> list[Place]:
-    """Places that have lined up; the first ones run."""
-    places = [room.enter(name) for name in names]
-    for place in places:
-        place.wait_turn(100, 0)
-    return places
+def fill(queue: Queue, *names: str) -> list[Ticket]:
+    """Tickets that have lined up; the first ones run."""
+    tickets = [queue.enter(name) for name in names]
+    for ticket in tickets:
+        ticket.wait_turn(100, 0)
+    return tickets
 
 
 def test_a_free_slot_is_given_at_once():
-    room = make_room()
-    place = room.enter("a")
-    assert place.wait_turn(100, 0)
-    assert place.wait_turn(100, 0)
-    assert (room.num_running, room.num_waiting) == (1, 0)
-    assert place.position() == 0
-    assert place.estimate_s() is None
+    queue = make_queue()
+    ticket = queue.enter("a")
+    assert ticket.wait_turn(100, 0)
+    assert ticket.wait_turn(100, 0)
+    assert (queue.num_running, queue.num_waiting) == (1, 0)
+    assert ticket.position() == 0
+    assert ticket.estimate_s() is None
 
 
 def test_who_finds_no_slot_waits_and_is_told_its_position():
-    room = make_room()
-    _, _, third, fourth = fill(room, "a", "b", "c", "d")
+    queue = make_queue()
+    _, _, third, fourth = fill(queue, "a", "b", "c", "d")
     assert not third.wait_turn(100, 0)
     assert [third.position(), fourth.position()] == [1, 2]
-    assert (room.num_running, room.num_waiting) == (2, 2)
-    late = room.enter("e")
+    assert (queue.num_running, queue.num_waiting) == (2, 2)
+    late = queue.enter("e")
     assert late.position() == 3
 
 
 def test_a_slot_that_becomes_free_goes_to_the_next():
-    room = make_room()
-    first, _, third, fourth = fill(room, "a", "b", "c", "d")
+    queue = make_queue()
+    first, _, third, fourth = fill(queue, "a", "b", "c", "d")
     first.leave()
     assert third.wait_turn(100, 0)
     assert not fourth.wait_turn(100, 0)
@@ -65,8 +65,8 @@ def test_a_slot_that_becomes_free_goes_to_the_next():
 
 
 def test_who_waits_is_woken_by_the_slot():
-    room = Room(1, 5, 5)
-    first, second = fill(room, "a", "b")
+    queue = Queue(1, 5, 5)
+    first, second = fill(queue, "a", "b")
     got = []
     waiter = threading.Thread(target=lambda: got.append(second.wait_turn(100, 30)))
     waiter.start()
@@ -76,8 +76,8 @@ def test_who_waits_is_woken_by_the_slot():
 
 
 def test_leaving_twice_frees_one_slot():
-    room = make_room()
-    first, _, third, fourth = fill(room, "a", "b", "c", "d")
+    queue = make_queue()
+    first, _, third, fourth = fill(queue, "a", "b", "c", "d")
     first.leave()
     first.leave()
     assert third.wait_turn(100, 0)
@@ -87,58 +87,58 @@ def test_leaving_twice_frees_one_slot():
 
 
 def test_who_leaves_while_waiting_gives_its_place_in_the_queue_back():
-    room = make_room(max_running=1, max_waiting=1)
-    first, second = fill(room, "a", "b")
+    queue = make_queue(max_running=1, max_waiting=1)
+    first, second = fill(queue, "a", "b")
     with pytest.raises(Overloaded):
-        room.enter("c")
+        queue.enter("c")
     second.leave()
-    third = room.enter("c")
+    third = queue.enter("c")
     first.leave()
     assert third.wait_turn(100, 0)
 
 
 def test_a_full_room_refuses_before_anything_is_known_of_the_cost():
-    room = make_room(max_running=1, max_waiting=2)
+    queue = make_queue(max_running=1, max_waiting=2)
     for name in "abc":
-        room.enter(name)
+        queue.enter(name)
     with pytest.raises(Overloaded) as refusal:
-        room.enter("d")
+        queue.enter("d")
     assert refusal.value.retry_after_s > 0
 
 
 def test_a_principal_at_its_own_limit_is_refused_and_others_are_not():
-    room = make_room(max_per_principal=2)
-    fill(room, "a", "a")
+    queue = make_queue(max_per_principal=2)
+    fill(queue, "a", "a")
     with pytest.raises(LimitExceeded) as refusal:
-        room.enter("a")
+        queue.enter("a")
     assert refusal.value.code == "concurrency_limit_exceeded"
-    assert room.enter("b")
-    assert len(room.places_of("a")) == 2
+    assert queue.enter("b")
+    assert len(queue.tickets_of("a")) == 2
 
 
 def test_a_principal_may_have_a_limit_of_its_own():
-    room = make_room(max_per_principal=2)
-    room.enter("a", max_own=1)
+    queue = make_queue(max_per_principal=2)
+    queue.enter("a", max_own=1)
     with pytest.raises(LimitExceeded):
-        room.enter("a", max_own=1)
-    room.enter("b", max_own=3)
-    room.enter("b", max_own=3)
-    room.enter("b", max_own=3)
+        queue.enter("a", max_own=1)
+    queue.enter("b", max_own=3)
+    queue.enter("b", max_own=3)
+    queue.enter("b", max_own=3)
 
 
 def test_retry_after_comes_from_the_rate_at_which_slots_became_free():
     clock = Clock()
-    room = make_room(clock, max_running=2, max_waiting=1, max_per_principal=9)
+    queue = make_queue(clock, max_running=2, max_waiting=1, max_per_principal=9)
     for _ in range(30):
-        pair = fill(room, "a", "b")
+        pair = fill(queue, "a", "b")
         clock.now += 6
-        for place in pair:
-            place.leave()
-    fill(room, "a", "b", "c")
+        for ticket in pair:
+            ticket.leave()
+    fill(queue, "a", "b", "c")
     waits = []
     for _ in range(4):
         with pytest.raises(Overloaded) as refusal:
-            room.enter("d")
+            queue.enter("d")
         waits.append(refusal.value.retry_after_s)
     # One of two slots becomes free every 3 s; after 9 s nobody is left of those who are inside now.
     assert waits == pytest.approx([3, 6, 9, 9])
@@ -146,52 +146,52 @@ def test_retry_after_comes_from_the_rate_at_which_slots_became_free():
 
 def test_an_estimate_is_the_position_times_the_rate():
     clock = Clock()
-    room = make_room(clock, max_running=2, max_waiting=5)
-    (first,) = fill(room, "a")
+    queue = make_queue(clock, max_running=2, max_waiting=5)
+    (first,) = fill(queue, "a")
     clock.now += 4
     first.leave()
-    places = fill(room, "a", "b", "c", "d", "e")
-    assert [place.estimate_s() for place in places] == pytest.approx([0, 0, 2, 4, 6])
+    tickets = fill(queue, "a", "b", "c", "d", "e")
+    assert [ticket.estimate_s() for ticket in tickets] == pytest.approx([0, 0, 2, 4, 6])
 
 
 def test_slots_that_are_held_for_longer_than_ever_make_the_estimate_longer():
     clock = Clock()
-    room = make_room(clock, max_running=1, max_waiting=1)
-    (first,) = fill(room, "a")
+    queue = make_queue(clock, max_running=1, max_waiting=1)
+    (first,) = fill(queue, "a")
     clock.now += 4
     first.leave()
-    _, second = fill(room, "a", "b")
+    _, second = fill(queue, "a", "b")
     clock.now += 50
     assert second.estimate_s() == pytest.approx(50)
 
 
 def test_retry_after_of_ones_own_limit_is_when_one_of_its_own_ends():
     clock = Clock()
-    room = make_room(clock, max_running=2, max_waiting=9, max_per_principal=2)
-    (first,) = fill(room, "a")
+    queue = make_queue(clock, max_running=2, max_waiting=9, max_per_principal=2)
+    (first,) = fill(queue, "a")
     clock.now += 8
     first.leave()
-    fill(room, "a", "a", "b", "b")
+    fill(queue, "a", "a", "b", "b")
     for name, expected in {"a": 4, "b": 2 * 8 / 2 + 8}.items():
         with pytest.raises(LimitExceeded) as refusal:
-            room.enter(name)
+            queue.enter(name)
         assert refusal.value.retry_after_s == pytest.approx(expected)
 
 
 def test_a_hundred_waiting_delay_another_principal_by_one_turn():
-    room = make_room(max_running=1, max_waiting=200, max_per_principal=200)
-    running, *_ = fill(room, *["many"] * 101)
-    (single,) = fill(room, "single")
+    queue = make_queue(max_running=1, max_waiting=200, max_per_principal=200)
+    running, *_ = fill(queue, *["many"] * 101)
+    (single,) = fill(queue, "single")
     assert single.position() <= 2
     running.leave()
-    for place in room.places_of("many"):
-        if place.state == "running":
-            place.leave()
+    for ticket in queue.tickets_of("many"):
+        if ticket.state == "running":
+            ticket.leave()
     assert single.wait_turn(100, 0)
 
 
 def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
-    room = Room(16, 300, 400)
+    queue = Queue(16, 300, 400)
     most_running, refused, served = [0], [], []
     counting = threading.Lock()
     running = [0]
@@ -199,25 +199,25 @@ def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
     def come(number: int) -> None:
         whims = random.Random(number)
         try:
-            place = room.enter(f"p{number % 7}")
+            ticket = queue.enter(f"p{number % 7}")
         except Overloaded as error:
             refused.append(error.retry_after_s)
             return
         try:
             for _ in range(2 if whims.random() < 0.2 else 1000):
-                if place.wait_turn(whims.randrange(1, 4000), 0.05):
+                if ticket.wait_turn(whims.randrange(1, 4000), 0.05):
                     break
             else:
                 return
             with counting:
                 running[0] += 1
                 most_running[0] = max(most_running[0], running[0])
-            place.position()
+            ticket.position()
             with counting:
                 running[0] -= 1
             served.append(number)
         finally:
-            place.leave()
+            ticket.leave()
 
     threads = [threading.Thread(target=come, args=(number,)) for number in range(500)]
     for thread in threads:
@@ -228,29 +228,29 @@ def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
     assert most_running[0] <= 16
     assert len(served) >= 300
     assert all(wait > 0 for wait in refused)
-    assert (room.num_running, room.num_waiting) == (0, 0)
-    assert len(room._rotation) == 0
-    assert not room._places
+    assert (queue.num_running, queue.num_waiting) == (0, 0)
+    assert len(queue._rotation) == 0
+    assert not queue._tickets
 
 
 class AnyInterleaving(RuleBasedStateMachine):
     """Whatever comes in whatever order: the books agree, and no slot is idle while somebody waits for it."""
 
-    places = Bundle("places")
+    tickets = Bundle("tickets")
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
         self.max_running = 2
-        self.room = Room(2, 4, 3, self.clock)
-        self.inside: list[Place] = []
+        self.queue = Queue(2, 4, 3, self.clock)
+        self.inside: list[Ticket] = []
 
-    @rule(target=places, name=st.sampled_from("abc"))
+    @rule(target=tickets, name=st.sampled_from("abc"))
     def enter(self, name):
-        own = sum(place.principal_id == name for place in self.inside)
+        own = sum(ticket.principal_id == name for ticket in self.inside)
         full = len(self.inside) >= self.max_running + 4
         try:
-            place = self.room.enter(name)
+            ticket = self.queue.enter(name)
         except LimitExceeded:
             assert own >= 3
         except Overloaded:
@@ -258,25 +258,25 @@ class AnyInterleaving(RuleBasedStateMachine):
         else:
             assert own < 3
             assert not full
-            self.inside.append(place)
-            return place
+            self.inside.append(ticket)
+            return ticket
         return None
 
-    @rule(place=places, cost=st.integers(1, 5000))
-    def wait(self, place, cost):
-        if place is None:
+    @rule(ticket=tickets, cost=st.integers(1, 5000))
+    def wait(self, ticket, cost):
+        if ticket is None:
             return
-        had_turn = place.state == "running" or None
-        assert place.wait_turn(cost, 0) is (had_turn or place.state == "running")
+        had_turn = ticket.state == "running" or None
+        assert ticket.wait_turn(cost, 0) is (had_turn or ticket.state == "running")
 
-    @rule(place=consumes(places), again=st.booleans())
-    def leave(self, place, again):
-        if place is None:
+    @rule(ticket=consumes(tickets), again=st.booleans())
+    def leave(self, ticket, again):
+        if ticket is None:
             return
-        self.inside.remove(place)
-        place.leave()
+        self.inside.remove(ticket)
+        ticket.leave()
         if again:
-            place.leave()
+            ticket.leave()
 
     @rule(seconds=st.integers(0, 20))
     def time_passes(self, seconds):
@@ -284,12 +284,12 @@ class AnyInterleaving(RuleBasedStateMachine):
 
     @invariant()
     def the_books_agree(self):
-        running = [place for place in self.inside if place.state == "running"]
-        waiting = [place for place in self.inside if place.state == "waiting"]
-        assert self.room.num_running == len(running)
-        assert self.room.num_waiting == len(self.inside) - len(running)
+        running = [ticket for ticket in self.inside if ticket.state == "running"]
+        waiting = [ticket for ticket in self.inside if ticket.state == "waiting"]
+        assert self.queue.num_running == len(running)
+        assert self.queue.num_waiting == len(self.inside) - len(running)
         assert not waiting or len(running) >= self.max_running
-        assert sorted(place.position() for place in waiting) == list(range(1, len(waiting) + 1))
+        assert sorted(ticket.position() for ticket in waiting) == list(range(1, len(waiting) + 1))
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase
