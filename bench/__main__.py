@@ -2,7 +2,7 @@
 
 Every server is up for the whole run and is measured in turn at each number of streams, so that what else the machine
 does meets them all alike; a table shows medians over the rounds. Writes results.json and the plots below docs/bench,
-and the tables of docs/performance.md; what a run does not measure stays as it was.
+and the tables of docs/explanation/performance.md; what a run does not measure stays as it was.
 """
 
 from __future__ import annotations

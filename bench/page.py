@@ -1,4 +1,4 @@
-"""Keeps results in docs/bench and puts their tables into docs/performance.md, between the marks that name them."""
+"""Keeps results in docs/bench and writes their tables into docs/explanation/performance.md, between named marks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from bench import machine
 
 FOLDER = Path("docs/bench")
-_PAGE = Path("docs/performance.md")
+_PAGE = Path("docs/explanation/performance.md")
 
 
 def save(name: str, result: Mapping[str, Any], table: str) -> None:

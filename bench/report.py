@@ -76,7 +76,7 @@ def markdown(runs: Sequence[Run]) -> str:
         parts.append(_machine(run.machine))
         for scenario, those in _by_scenario(run.measurements):
             title = _TITLES[scenario]
-            parts.append(f"### {title}\n\n{_table(those)}\n\n![{title}](bench/{scenario}.svg)")
+            parts.append(f"### {title}\n\n{_table(those)}\n\n![{title}](../bench/{scenario}.svg)")
     everything = [one for run in runs for one in run.measurements]
     parts += [_ratios(everything), _layers(everything), _processors(everything)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: docs/cli.md and docs/configuration.md. A test compares them."""
+"""Writes the pages that are made from the code into docs/reference. A test compares them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from chatsvc.cli.main import main
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DOCS = _ROOT / "docs"
+_DOCS = _ROOT / "docs" / "reference"
 _WIDTH = 100
 _COMMAND_LINE = """\
 # The command line
 
 Made by `make docs` from the program itself; a test keeps it so.
 Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it.
-`chatsvc audit verify` has more of them, in `audit-format.md`.
+`chatsvc audit verify` has more: see [the audit format](audit-format.md).
 """
 _CONFIGURATION = """\
 # Configuration

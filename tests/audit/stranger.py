@@ -1,4 +1,4 @@
-"""A verifier written from docs/audit-format.md. It imports nothing of chatsvc: python stranger.py DIRECTORY [SEAL_KEY]."""
+"""A verifier written from docs/reference/audit-format.md. It imports nothing of chatsvc: python stranger.py DIRECTORY [SEAL_KEY]."""
 
 import base64
 import hashlib

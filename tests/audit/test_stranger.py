@@ -1,4 +1,4 @@
-"""docs/audit-format.md is enough: a verifier that imports nothing of ours comes to the same verdicts."""
+"""docs/reference/audit-format.md is enough: a verifier that imports nothing of ours comes to the same verdicts."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ KINDS = {"safetensors": ("native", "torch", "torch-int8"), "gguf": ("native", "o
 
 
 def serves(name: str, scaling: str, model_format: str, kind: str) -> bool:
-    """What docs/models.md promises."""
+    """What docs/reference/models.md promises."""
     if kind == "native":  # of safetensors, biases come with one on the attention's output
         return name in ("llama", "qwen2") or (name == "llama-biases" and model_format == "gguf")
     if kind == "openvino":

@@ -1,6 +1,6 @@
 """Requests as the clients of others send them, against the real service and model: each is answered, whole and streamed.
 
-The bodies have the fields and the order of what was recorded from the client that is named; docs/clients.md has their versions.
+The bodies have the fields and the order of what was recorded from the client that is named; docs/how-to/clients.md has their versions.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_a_5xx_of_the_framework_is_a_server_error(broken, caplog):
 
 
 def test_the_page_of_errors_names_every_code_that_goes_over_the_wire():
-    page = Path(__file__).parents[2].joinpath("docs", "errors.md").read_text(encoding="utf-8")
+    page = Path(__file__).parents[2].joinpath("docs", "reference", "errors.md").read_text(encoding="utf-8")
 
     def subclasses(kind):
         for each in kind.__subclasses__():

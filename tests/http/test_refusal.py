@@ -16,7 +16,7 @@ from chatsvc.http.pages import views as ui
 CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8"
 FIREFOX = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 OUTSIDE = {"REMOTE_ADDR": "198.51.100.7"}
-DOCS = Path(__file__).parents[2] / "docs"
+ERRORS = Path(__file__).parents[2] / "docs" / "reference" / "errors.md"
 
 
 @pytest.mark.parametrize("accept", [CHROMIUM, FIREFOX, "text/html"])
@@ -92,7 +92,7 @@ def test_head_has_no_body(bare_client):
 
 
 def test_every_code_of_the_documentation_has_a_sentence_in_both_languages():
-    rows = [line.split("|") for line in (DOCS / "errors.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    rows = [line.split("|") for line in ERRORS.read_text(encoding="utf-8").splitlines() if "|" in line]
     codes = {code for row in rows for code in re.findall(r"`([a-z_]+)`", row[3])}
     texts = ui.error_texts()
     assert {"invalid_token", "queue_full"} <= codes <= set(texts)

@@ -145,7 +145,7 @@ WEB = [sys.executable, "-m", "chatsvc.cli.main", "serve", "--only", "web"]
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_disk_that_fails_gives_503_until_a_restart_and_loses_nothing(make_home, start, until, free_port) -> None:
-    """What docs/audit-format.md says of an fsync error, in the real web process; the kernel injects it."""
+    """What docs/reference/audit-format.md says of an fsync error, in the real web process; the kernel injects it."""
     port, password = str(free_port()), "alice's long password"
     home = make_home("failing", GUARD__ALLOWED_NETWORKS='["127.0.0.1"]', SERVER__PORT=port)
     home.add_account("alice", password, "user")

@@ -1,4 +1,4 @@
-"""A completion from admission to the last piece: the steps 4–9 of a request's way (``docs/request-path.md``).
+"""A completion from admission to the last delta: the steps 4–9 of ``docs/explanation/request-path.md``.
 
 Knows nothing about HTTP: it takes a request that passed the schema and yields what happens.
 """

@@ -179,9 +179,9 @@ def write_units(templates: Path, prefix: Path, folder: Path) -> list[Path]:
 
 def _unit_line(line: str, prefix: Path) -> str | None:
     """The templates are for /opt/chatsvc and /var/lib/chatsvc; here all is below the prefix. None: not wanted here."""
-    home, document = prefix / "home", (prefix / "current/docs/runbook.md").as_uri().replace("%", "%%")
+    home, document = prefix / "home", (prefix / "current/docs/how-to/runbook.md").as_uri().replace("%", "%%")
     here = {
-        "Documentation=file:/opt/chatsvc/docs/runbook.md": f"Documentation={document}",
+        "Documentation=file:/opt/chatsvc/docs/how-to/runbook.md": f"Documentation={document}",
         "Environment=CHATSVC_HOME=/var/lib/chatsvc": f"Environment={_quoted(f'CHATSVC_HOME={home}')}",
         "Environment=CHATSVC_CONFIG=/etc/chatsvc/chatsvc.toml": None,  # it is home/chatsvc.toml
         "StateDirectory=chatsvc": f"ReadWritePaths={_quoted(str(home))}",
@@ -289,7 +289,7 @@ To try it, that is all. As a service of this machine, as root:
   6. nginx in front of it: {program} config nginx --help
   7. {program} doctor
 Containers instead: {current}/compose.yaml, with an image that was made elsewhere and came by `docker load`.
-All of it in more words: {current}/docs/runbook.md"""
+All of it in more words: {current}/docs/how-to/runbook.md"""
 
 
 if __name__ == "__main__":

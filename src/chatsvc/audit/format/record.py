@@ -1,4 +1,4 @@
-"""A record: one RFC 8785 (canonical JSON) object a line. docs/audit-format.md lists its fields.
+"""A record: one RFC 8785 (canonical JSON) object a line. docs/reference/audit-format.md lists its fields.
 
 Knows how a record is written and read, and nothing about chains, files or keys. A record holds text, integers,
 booleans, null, lists and objects; never a fraction, so that every language reads the same numbers.

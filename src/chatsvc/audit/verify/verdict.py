@@ -1,4 +1,4 @@
-"""What a verification comes to. The exit codes are part of the format (docs/audit-format.md)."""
+"""What a verification comes to. The exit codes are part of the format (docs/reference/audit-format.md)."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def audit_keys(settings: Settings) -> Iterator[Finding]:
     own = vouched(settings.keys_directory)
     for key in [key for log in logs(settings.audit_directory) for key in known_keys(log) if key.public not in own]:
         what = f"the audit log names a key that keys/ does not vouch for: {key.name} {key.fingerprint}"
-        yield Finding("audit keys", "fatal", what, "`chatsvc audit verify`; see docs/audit-format.md, Verifying.")
+        yield Finding("audit keys", "fatal", what, "`chatsvc audit verify`; see docs/reference/audit-format.md.")
 
 
 def model(settings: Settings) -> Iterator[Finding]:

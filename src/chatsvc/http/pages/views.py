@@ -90,7 +90,7 @@ def read_pages() -> dict[str, Page]:
 
 
 def error_texts() -> dict[str, dict[str, str]]:
-    """What a person reads for an error: a sentence a language (``en``, ``zh``) for every code of ``docs/errors.md``."""
+    """A sentence for people (``en``, ``zh``) for every error code of ``docs/reference/errors.md``."""
     texts: dict[str, dict[str, str]] = json.loads(_FILES.joinpath("errors.json").read_bytes())
     return texts
 

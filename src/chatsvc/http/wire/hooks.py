@@ -1,6 +1,6 @@
 """Around every request: its id, its address, then path, method, token and scope, in this order; one log line after it.
 
-The steps 1–3 of a request's way (``docs/request-path.md``). Bodies are not read here: a view does that last.
+The steps 1–3 of a request's way (``docs/explanation/request-path.md``). A view reads the body, last.
 Knows nothing about what a route does.
 """
 
