@@ -31,7 +31,7 @@ from chatsvc.http.api.openai import chat as openai
 from chatsvc.http.api.openai import completions
 from chatsvc.http.description import openapi
 from chatsvc.http.pages import views as ui
-from chatsvc.http.wire import hooks, problems, routing
+from chatsvc.http.wire import hooks, problems, routing, tokens
 from chatsvc.http.wire.schema import MAX_PLAIN_BYTES
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelStore
@@ -106,7 +106,7 @@ def _application(running: Running) -> Flask:
     app.url_map.merge_slashes = False
     app.url_map.strict_slashes = False  # a trailing slash is the same route
     app.extensions[EXTENSION] = running
-    running.guard.tokens.install(app)
+    tokens.install(app, running.guard.ring.algorithm)
     problems.install(app)
     hooks.install(app, _door(running))
     _register(app, running)

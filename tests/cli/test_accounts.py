@@ -11,7 +11,6 @@ from ipaddress import ip_address
 
 import pytest
 from click.testing import CliRunner
-from flask import Flask
 
 from chatsvc.cli.accounts import administration, user
 from chatsvc.cli.main import main
@@ -21,6 +20,7 @@ from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import ANY_PRINCIPAL
 from chatsvc.settings import load as configuration
 from chatsvc.wiring import guard_options
+from tests.tokens import signed_pair
 
 PASSWORD = "correct horse battery"
 
@@ -56,10 +56,7 @@ def web(environment):
     """A web process's guard on the same home."""
     options = guard_options(configuration.load(environment))
     guard = assemble(options)
-    app = Flask("web")
-    guard.tokens.install(app)
-    with app.app_context():
-        yield guard, guard.gate(options, Queue(1, 1, 1), lambda *_: None)
+    yield guard, guard.gate(options, Queue(1, 1, 1), lambda *_: None)
     guard.close()
 
 
@@ -127,7 +124,7 @@ def test_disabling_enabling_and_removing_take_effect(run, ada):
 
 def test_a_new_password_ends_sessions_and_forgets_failures(run, ada, web):
     guard, gate = web
-    pair = guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")[1]
+    pair = signed_pair(guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")[1])
     assert run("user", "passwd", "ada", "--password-stdin", given="another good password")[0] == 0
     with pytest.raises(Exception, match="Authentication failed"):
         gate.authenticate(Credentials((f"Bearer {pair.access_token}",)), ANY_PRINCIPAL)
@@ -198,7 +195,7 @@ def test_keys_speak_json_too(run, ada):
 
 def test_signing_keys_are_rotated_without_logging_anybody_out(run, ada, web):
     guard, gate = web
-    pair = guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")[1]
+    pair = signed_pair(guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")[1])
     kid = json.loads(run("key", "rotate-signing", "--json")[1])["kid"]
     assert gate.authenticate(Credentials((f"Bearer {pair.access_token}",)), ANY_PRINCIPAL)
     until = time.monotonic() + 10  # an unknown key is looked for twenty times a second at most
@@ -211,7 +208,8 @@ def test_signing_keys_are_rotated_without_logging_anybody_out(run, ada, web):
 @pytest.mark.parametrize("how", ["sid", "jti", "refresh", "account", "stdin"])
 def test_a_session_is_ended_by_whatever_is_known_of_it(run, ada, web, how):
     guard, gate = web
-    sid, pair = guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")
+    sid, unsigned = guard.sessions.start(guard.accounts.get("ada").id, "127.0.0.1")
+    pair = signed_pair(unsigned)
     jti = guard.tokens.check(pair.refresh_token, "refresh").jti
     access = guard.tokens.check(pair.access_token, "access").jti
     arguments = {

@@ -4,7 +4,6 @@ import time
 from ipaddress import ip_address, ip_network
 
 import pytest
-from flask import Flask
 
 from chatsvc.errors import AuditUnavailable
 from chatsvc.guard.accounts.passwords import PasswordOptions
@@ -12,6 +11,7 @@ from chatsvc.guard.assembly import GuardOptions, assemble
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import Limits
+from tests.tokens import signed_pair
 
 PASSWORD = "correct horse battery"
 HOME = ip_address("127.0.0.1")
@@ -53,10 +53,7 @@ def options(tmp_path):
 @pytest.fixture
 def guard(options, clock):
     guard = assemble(options, clock=clock)
-    app = Flask("test")
-    guard.tokens.install(app)
-    with app.app_context():
-        yield guard
+    yield guard
     guard.close()
 
 
@@ -77,4 +74,4 @@ def ada(guard):
 @pytest.fixture
 def pair(guard, ada):
     """The tokens of one login."""
-    return guard.sessions.start(ada["id"], str(HOME))[1]
+    return signed_pair(guard.sessions.start(ada["id"], str(HOME))[1])

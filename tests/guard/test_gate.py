@@ -20,6 +20,7 @@ from chatsvc.guard.limits.admission import duration_text
 from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, Principal, scope
 from chatsvc.guard.providers.directory import Vouched
+from tests.tokens import sign, signed_pair
 
 PASSWORD = "correct horse battery"
 CHAT = scope("chat")
@@ -158,7 +159,7 @@ def test_2_a_token_for_somebody_elses_session_is_refused(gate, guard, pair):
     other = guard.sessions.start(guard.accounts.get("bob").id, "127.0.0.1")[0]
     for forged in (replace(claims, sid=other), replace(claims, sid="unknown")):
         with pytest.raises(AuthenticationFailed):
-            gate.authenticate(bearer(guard.tokens.sign("access", forged)), ANY_PRINCIPAL)
+            gate.authenticate(bearer(sign(guard.tokens, "access", forged)), ANY_PRINCIPAL)
 
 
 def test_2_a_store_that_cannot_say_is_503_never_not_revoked(gate, guard, pair, key, monkeypatch):
@@ -210,7 +211,7 @@ def test_3_a_principal_without_the_scope_is_refused(gate, guard, pair):
 
 def test_4_requests_a_minute_are_limited_and_the_refusal_says_all_about_it(gate, guard, ada):
     guard.accounts.set_limits("ada", {"requests_per_minute": 3})
-    pair = guard.sessions.start(ada["id"], "127.0.0.1")[1]
+    pair = signed_pair(guard.sessions.start(ada["id"], "127.0.0.1")[1])
     principal = gate.authenticate(bearer(pair.access_token), CHAT)
     for _ in range(3):
         gate.admit(principal).release()
@@ -297,11 +298,11 @@ def test_6_a_key_may_hold_fewer_places_than_its_account(gate, guard, ada, princi
     gate.admit(of_key).release()
 
 
-def test_6_a_full_room_is_overloaded_for_everybody(gate, guard, principal):
+def test_6_a_full_queue_is_overloaded_for_everybody(gate, guard, principal):
     held = []
     for name in ("bob", "eve", "joe"):
         guard.accounts.add(name, PASSWORD, ["user"])
-        pair = guard.sessions.start(guard.accounts.get(name).id, "127.0.0.1")[1]
+        pair = signed_pair(guard.sessions.start(guard.accounts.get(name).id, "127.0.0.1")[1])
         other = gate.authenticate(bearer(pair.access_token), CHAT)
         held += [gate.admit(other), gate.admit(other)]
     with pytest.raises(Overloaded):

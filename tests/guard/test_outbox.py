@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from flask import Flask
 
 from chatsvc.errors import AuditUnavailable, NotFound
 from chatsvc.guard.assembly import assemble
@@ -16,10 +15,7 @@ PASSWORD = "correct horse battery"
 @pytest.fixture
 def by_command(options, clock):
     guard = assemble(options, on_change=put_into_outbox("cli:root", clock=clock), clock=clock)
-    app = Flask("test")
-    guard.tokens.install(app)
-    with app.app_context():
-        yield guard
+    yield guard
     guard.close()
 
 

@@ -10,7 +10,6 @@ from ipaddress import ip_address
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from flask import Flask
 from redis import Redis as RedisClient
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
@@ -27,6 +26,7 @@ from chatsvc.guard.providers.directory import Person
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import is_current, migrate, migrate_back
 from chatsvc.store.tables import Base, RefreshToken
+from tests.tokens import signed_pair
 
 PASSWORD = "correct horse battery"
 
@@ -48,21 +48,17 @@ class Replica:
     def __init__(self, options, clock):
         self.guard = assemble(options, clock=clock)
         self.gate = self.guard.gate(options, Queue(4, 4, 4), lambda *_: None)
-        self._app = Flask("replica")
-        self.guard.tokens.install(self._app)
 
     def ask(self, token, requirement=ANY_PRINCIPAL):
-        with self._app.app_context():
-            return self.gate.authenticate(Credentials((f"Bearer {token}",)), requirement)
+        return self.gate.authenticate(Credentials((f"Bearer {token}",)), requirement)
 
     def start_session(self, account_id):
-        with self._app.app_context():
-            return self.guard.sessions.start(account_id, "127.0.0.1")
+        sid, pair = self.guard.sessions.start(account_id, "127.0.0.1")
+        return sid, signed_pair(pair)
 
     def refresh(self, token):
-        with self._app.app_context():
-            claims = self.guard.tokens.check(token, "refresh")
-            return self.guard.sessions.refresh(claims, "127.0.0.1").refresh_token
+        claims = self.guard.tokens.check(token, "refresh")
+        return signed_pair(self.guard.sessions.refresh(claims, "127.0.0.1")).refresh_token
 
 
 @pytest.fixture

@@ -11,22 +11,18 @@ import time
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flask import Flask
 
 from chatsvc.errors import AuthenticationFailed
 from chatsvc.guard.credentials.keyring import KeyRing
 from chatsvc.guard.credentials.tokens import Claims, TokenOptions, Tokens, unverified_sid
+from tests.tokens import sign
 
 OPTIONS = TokenOptions()
 
 
 @pytest.fixture(params=["HS256", "EdDSA"])
 def tokens(request, tmp_path, clock):
-    tokens = Tokens(KeyRing(tmp_path / "keys", request.param, keep_s=100_000, clock=clock), OPTIONS, clock=clock)
-    app = Flask("test")
-    tokens.install(app)
-    with app.app_context():
-        yield tokens
+    return Tokens(KeyRing(tmp_path / "keys", request.param, keep_s=100_000, clock=clock), OPTIONS, clock=clock)
 
 
 def good_claims(kind="access", **changes):
@@ -80,18 +76,18 @@ def refused(tokens, token, kind="access"):
 def test_a_token_that_was_signed_is_accepted_and_gives_its_claims(tokens, kind):
     now = int(time.time())
     claims = Claims("account", "session", "id", now, now + 600)
-    assert tokens.check(tokens.sign(kind, claims), kind) == claims
+    assert tokens.check(sign(tokens, kind, claims), kind) == claims
 
 
 def test_the_same_claims_give_the_same_text(tokens):
     now = int(time.time())
     claims = Claims("account", "session", "id", now, now + 600)
-    assert tokens.sign("refresh", claims) == tokens.sign("refresh", claims)
+    assert sign(tokens, "refresh", claims) == sign(tokens, "refresh", claims)
 
 
 def test_the_header_says_what_the_design_says(tokens):
     now = int(time.time())
-    header = jwt.get_unverified_header(tokens.sign("access", Claims("a", "s", "j", now, now + 60)))
+    header = jwt.get_unverified_header(sign(tokens, "access", Claims("a", "s", "j", now, now + 60)))
     assert header == {"alg": tokens.ring.algorithm, "kid": tokens.ring.current().kid, "typ": "at+jwt"}
 
 
@@ -102,8 +98,8 @@ def test_a_token_forged_with_the_real_key_is_the_same_as_ours(tokens):
 def test_one_kind_is_never_the_other(tokens):
     now = int(time.time())
     claims = Claims("account", "session", "id", now, now + 600)
-    refused(tokens, tokens.sign("refresh", claims), "access")
-    refused(tokens, tokens.sign("access", claims), "refresh")
+    refused(tokens, sign(tokens, "refresh", claims), "access")
+    refused(tokens, sign(tokens, "access", claims), "refresh")
     refused(tokens, forged(tokens, good_claims(), {"typ": "rt+jwt"}), "refresh")
     refused(tokens, forged(tokens, good_claims(type="refresh")), "access")
 
@@ -155,7 +151,7 @@ def test_leeway_is_thirty_seconds_on_either_side(tokens):
 
 def test_a_token_expires_by_the_clock_that_was_passed_in(tokens, clock):
     now = int(clock())
-    token = tokens.sign("access", Claims("a", "s", "j", now, now + 60))
+    token = sign(tokens, "access", Claims("a", "s", "j", now, now + 60))
     clock.advance(120)
     assert refused(tokens, token) == "expired"
 
@@ -199,13 +195,10 @@ def test_an_algorithm_that_is_no_text_is_refused(tokens, value):
 def test_a_public_key_as_a_shared_secret_is_refused(tmp_path, clock):
     ring = KeyRing(tmp_path / "keys", "EdDSA", keep_s=1000, clock=clock)
     tokens = Tokens(ring, OPTIONS, clock=clock)
-    app = Flask("test")
-    tokens.install(app)
     public = ring.jwks()["keys"][0]["x"]
-    with app.app_context():
-        for secret in (public.encode(), base64.urlsafe_b64decode(public + "=")):
-            refused(tokens, forged(tokens, good_claims(), {"alg": "HS256"}, secret))
-            refused(tokens, forged(tokens, good_claims(), key=secret))
+    for secret in (public.encode(), base64.urlsafe_b64decode(public + "=")):
+        refused(tokens, forged(tokens, good_claims(), {"alg": "HS256"}, secret))
+        refused(tokens, forged(tokens, good_claims(), key=secret))
 
 
 def test_a_stripped_empty_or_changed_signature_is_refused(tokens):
@@ -334,17 +327,16 @@ def test_what_is_no_token_at_all_is_refused(tokens, token):
 
 def test_tokens_signed_before_a_rotation_stay_good(tokens):
     now = int(time.time())
-    token = tokens.sign("access", Claims("a", "s", "j", now, now + 60))
+    token = sign(tokens, "access", Claims("a", "s", "j", now, now + 60))
     tokens.ring.rotate()
     assert tokens.check(token, "access").jti == "j"
 
 
-def test_a_key_that_is_dropped_between_the_two_looks_is_a_refusal(tokens, monkeypatch):
+def test_the_key_that_the_header_names_is_looked_up_once(tokens, monkeypatch):
     token = forged(tokens, good_claims())
-    key = tokens.ring.current()
-    answers = iter([key, None])
+    answers = iter([tokens.ring.current()])  # a second look, when the key has been dropped, would raise StopIteration
     monkeypatch.setattr(tokens.ring, "find", lambda kid: next(answers))
-    refused(tokens, token)
+    assert tokens.check(token, "access").sub == "account"
 
 
 def test_an_operator_can_tell_the_session_of_a_token_that_was_found(tokens):

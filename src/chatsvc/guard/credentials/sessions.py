@@ -269,7 +269,7 @@ class Sessions:
         access = Claims(successor.account_id, successor.sid, access_jti, now, now + lifetime_s)
         refresh = Claims(successor.account_id, successor.sid, successor.jti, successor.issued_at, successor.expires_at)
         return TokenPair(
-            self._tokens.sign("access", access), self._tokens.sign("refresh", refresh), expires_in=lifetime_s
+            self._tokens.unsigned("access", access), self._tokens.unsigned("refresh", refresh), expires_in=lifetime_s
         )
 
     def _end(self, session: StoreSession, condition: Any, why: str) -> int:

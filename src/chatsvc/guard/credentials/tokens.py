@@ -1,16 +1,16 @@
-"""Signs and checks JSON Web Tokens. Knows nothing about sessions or who an account is.
+"""Says what our JSON Web Tokens hold, and checks them. Knows nothing about sessions, accounts or Flask.
 
-Flask-JWT-Extended signs and decodes; by itself it accepts far too much (tokens without ``exp``, ``jti`` or ``type``,
-any ``typ``, an ``exp`` in the far future), so its answer is one step among these:
+Flask-JWT-Extended signs the contents, in :mod:`chatsvc.http.wire.tokens`. A check takes these steps. PyJWT, which does
+the third, by itself accepts tokens without ``exp``, ``jti`` or ``type``, with any ``typ``, and valid for centuries:
 
-1. Shape: three non-empty parts of base64url without padding, at most 4 KiB. Nothing else is looked at.
-2. Header: exactly ``alg``, ``kid``, ``typ``. ``alg`` is the pinned one, ``typ`` the wanted kind (RFC 9068 2.1), and
-   ``kid`` names a key of the ring. So no ``crit``, ``jwk``, ``jku`` or ``x5u`` is ever followed.
-3. Signature, ``exp``, ``nbf``, ``iat``, ``iss``, ``aud``: Flask-JWT-Extended on PyJWT with that one key and algorithm.
+1. Shape: three non-empty parts of base64url without padding, at most 4 KiB. Nothing else is read before this.
+2. Header: exactly ``alg``, ``kid`` and ``typ`` (RFC 7515 4.1). ``alg`` is the configured algorithm, ``typ`` the wanted
+   kind (RFC 9068 2.1) and ``kid`` a key of the ring. So ``crit``, ``jwk``, ``jku`` and ``x5u`` are never followed.
+3. Signature, ``exp``, ``nbf``, ``iat``, ``iss``, ``aud``: PyJWT, with that one key and algorithm (RFC 8725 3.1).
 4. Claims: all of ``iss sub aud iat nbf exp jti sid type`` with their exact types; ``type`` is the wanted kind;
    ``exp - iat`` is above 0 and at most the configured lifetime.
 
-Every failure is :class:`AuthenticationFailed` with one public message; the reason is for the log.
+Every failure is :class:`AuthenticationFailed` with one public message; its reason goes to the log only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import flask_jwt_extended
 import jwt
-from flask_jwt_extended.exceptions import JWTExtendedException
 
 from chatsvc.errors import AuthenticationFailed
 from chatsvc.guard.credentials.keyring import KeyRing, SigningKey
@@ -42,7 +40,7 @@ _INTEGER_CLAIMS = ("iat", "nbf", "exp")
 
 @dataclass(frozen=True, slots=True)
 class TokenOptions:
-    """What every token of this installation has in common."""
+    """What all tokens of this installation have in common. Times are in seconds."""
 
     issuer: str = "chatsvc"
     audience: str = "chatsvc"
@@ -51,13 +49,13 @@ class TokenOptions:
     leeway_s: int = 30
 
     def lifetime_s(self, kind: Kind) -> int:
-        """The longest a token of that kind may live."""
+        """The longest lifetime of a token of that kind, in seconds."""
         return self.access_lifetime_s if kind == "access" else self.refresh_idle_s
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The claims of a token that passed every step."""
+    """The claims by which tokens differ. ``sub`` is the account's id, ``sid`` the session's; times are Unix seconds."""
 
     sub: str
     sid: str
@@ -67,74 +65,53 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPair:
-    """What a login or a refresh gives."""
+class UnsignedToken:
+    """All that a token will hold, and the key to sign it with."""
 
-    access_token: str
-    refresh_token: str
-    expires_in: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer on the wire."""
-        return {
-            "access_token": self.access_token,
-            "refresh_token": self.refresh_token,
-            "token_type": "Bearer",
-            "expires_in": self.expires_in,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Signer:
-    """What the library is given as an identity: it hands it back to each loader, so one key serves one token."""
-
-    sub: str
     kind: Kind
+    header: dict[str, str]
+    payload: dict[str, str | int]
     key: SigningKey
 
 
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """What a login or a refresh gives; ``expires_in`` is the access token's lifetime in seconds."""
+
+    access: UnsignedToken
+    refresh: UnsignedToken
+    expires_in: int
+
+
 class Tokens:
-    """Signs and checks. Both need the Flask application that :meth:`install` was given to be the current one."""
+    """Fills in and checks tokens.
+
+    Args:
+        ring: the keys, and with them the one algorithm.
+        options: what every token has in common.
+        clock: Unix seconds, for step 4. PyJWT compares with the system clock in step 3.
+    """
 
     def __init__(self, ring: KeyRing, options: TokenOptions, *, clock: Callable[[], float] = time.time) -> None:
         self.ring = ring
         self.options = options
         self._clock = clock
 
-    def install(self, app: Any) -> None:
-        """Set the extension up on the application. No route of ours uses its decorators: hooks ask the gate."""
-        app.config.update(
-            JWT_ALGORITHM=self.ring.algorithm,
-            JWT_DECODE_ALGORITHMS=[self.ring.algorithm],
-            JWT_DECODE_AUDIENCE=self.options.audience,
-            JWT_ENCODE_AUDIENCE=self.options.audience,
-            JWT_DECODE_ISSUER=self.options.issuer,
-            JWT_ENCODE_ISSUER=self.options.issuer,
-            JWT_DECODE_LEEWAY=self.options.leeway_s,
-            JWT_TOKEN_LOCATION=["headers"],
-            JWT_COOKIE_CSRF_PROTECT=False,
-        )
-        manager = flask_jwt_extended.JWTManager(app)
-        manager.user_identity_loader(lambda signer: signer.sub)
-        manager.encode_key_loader(lambda signer: signer.key.private)
-        manager.additional_headers_loader(lambda signer: {"kid": signer.key.kid, "typ": _TYP[signer.kind]})
-        manager.decode_key_loader(lambda header, _claims: self._public_key(header))
-
-    def sign(self, kind: Kind, claims: Claims) -> str:
-        """The token with these claims. The same claims under the same key give the same text."""
-        create = flask_jwt_extended.create_access_token if kind == "access" else flask_jwt_extended.create_refresh_token
-        token: str = create(
-            _Signer(claims.sub, kind, self.ring.current()),
-            expires_delta=False,
-            additional_claims={
-                "iat": claims.iat,
-                "nbf": claims.iat,
-                "exp": claims.exp,
-                "jti": claims.jti,
-                "sid": claims.sid,
-            },
-        )
-        return token
+    def unsigned(self, kind: Kind, claims: Claims) -> UnsignedToken:
+        """The contents of a token with these claims. The same claims and key always give the same token."""
+        key = self.ring.current()
+        payload: dict[str, str | int] = {
+            "iss": self.options.issuer,
+            "sub": claims.sub,
+            "aud": self.options.audience,
+            "iat": claims.iat,
+            "nbf": claims.iat,
+            "exp": claims.exp,
+            "jti": claims.jti,
+            "sid": claims.sid,
+            "type": kind,
+        }
+        return UnsignedToken(kind, {"alg": self.ring.algorithm, "kid": key.kid, "typ": _TYP[kind]}, payload, key)
 
     def check(self, token: str, kind: Kind) -> Claims:
         """The claims of a good token of that kind.
@@ -146,17 +123,25 @@ class Tokens:
         if len(token) > _MAX_TOKEN_LENGTH or not _SHAPE.fullmatch(token):
             raise AuthenticationFailed("malformed token")
         # (2) header
-        self._check_header(token, kind)
+        key = self._key_named(token, kind)
         # (3) signature and registered claims
         try:
-            flask_jwt_extended.decode_token(token)
-        # PyJWT lets what its JSON parser and its arithmetic raise pass through for absurd input.
-        except (jwt.PyJWTError, JWTExtendedException, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            payload = jwt.decode(
+                token,
+                key.public,
+                algorithms=[self.ring.algorithm],
+                audience=self.options.audience,
+                issuer=self.options.issuer,
+                leeway=self.options.leeway_s,
+            )
+        # For absurd input, errors of PyJWT's JSON parser and its arithmetic pass through it unchanged.
+        except (jwt.PyJWTError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
             raise AuthenticationFailed(f"token refused: {type(error).__name__}") from None
-        # (4) claims: as they were signed, for the library fills in a `type` and a `jti` that are missing
-        return self._checked_claims(json.loads(_decode_part(token.split(".")[1])), kind)
+        # (4) claims
+        return self._checked_claims(payload, kind)
 
-    def _check_header(self, token: str, kind: Kind) -> None:
+    def _key_named(self, token: str, kind: Kind) -> SigningKey:
+        """Check the header; the key that it names."""
         try:
             header = json.loads(_decode_part(token.partition(".")[0]))
         except (ValueError, RecursionError):
@@ -165,8 +150,10 @@ class Tokens:
             raise AuthenticationFailed("unexpected header parameters")
         if header["alg"] != self.ring.algorithm or header["typ"] != _TYP[kind]:
             raise AuthenticationFailed("wrong algorithm or kind of token")
-        if not isinstance(header["kid"], str) or self.ring.find(header["kid"]) is None:
+        key = self.ring.find(header["kid"]) if isinstance(header["kid"], str) else None
+        if key is None:
             raise AuthenticationFailed("unknown signing key")
+        return key
 
     def _checked_claims(self, claims: dict[str, Any], kind: Kind) -> Claims:
         if not all(isinstance(claims.get(name), str) and claims[name] for name in _TEXT_CLAIMS):
@@ -183,19 +170,13 @@ class Tokens:
             raise AuthenticationFailed("expired")
         return Claims(claims["sub"], claims["sid"], claims["jti"], claims["iat"], claims["exp"])
 
-    def _public_key(self, header: dict[str, Any]) -> Any:
-        key = self.ring.find(header["kid"])
-        if key is None:  # dropped between the two looks
-            raise JWTExtendedException
-        return key.public
-
 
 def _decode_part(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
 def unverified_sid(token: str) -> str | None:
-    """The session that a token names, unverified: for an operator who wants to end what a found token belongs to."""
+    """The session id in a token, unverified: lets an operator end the session of a token that was found somewhere."""
     try:
         unverified_claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.PyJWTError:

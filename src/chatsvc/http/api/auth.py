@@ -26,7 +26,7 @@ from chatsvc.guard.credentials.tokens import Claims, TokenPair
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, ClientAddress
 from chatsvc.guard.providers.directory import LoggedIn
-from chatsvc.http.wire import context, problems
+from chatsvc.http.wire import context, problems, tokens
 from chatsvc.http.wire.routing import requires
 from chatsvc.http.wire.schema import Body, Text, parse_json
 
@@ -243,7 +243,7 @@ def _result_of(error: ChatsvcError) -> Result:
 
 def token_answer(pair: TokenPair) -> Response:
     """The pair on the wire."""
-    answer = jsonify(pair.as_dict())
+    answer = jsonify(tokens.signed_pair(pair))
     answer.headers["Cache-Control"] = "no-store"  # RFC 6749 5.1
     return answer
 
