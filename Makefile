@@ -56,7 +56,7 @@ setup-dev: $(VENV)/.dev ## install what testing, conversion and benchmarks need 
 debian:
 	@.ci/debian
 
-$(VENV)/.base: pyproject.toml constraints.txt hatch_build.py $(wildcard src/chatsvc/engine/runners/native/csrc/*)
+$(VENV)/.base: pyproject.toml constraints.txt hatch_build.py $(wildcard $(addprefix src/chatsvc/engine/runners/native/csrc/,*.[ch] */*.[ch]))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "chatsvc needs Python 3.11 or newer: name it, as in 'make run PYTHON=python3.11'" >&2; exit 3; }
 	@echo "==> installing chatsvc into $(VENV) (about 700 MB, once)"

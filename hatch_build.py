@@ -34,7 +34,7 @@ class NativeHook(BuildHookInterface):
             self.app.display_warning("the native runner is for Linux on x86-64: not compiled here")
             return
         root = Path(self.root)
-        sources = sorted((root / _FOLDER / "csrc").glob("*.c"))
+        sources = sorted((root / _FOLDER / "csrc").rglob("*.c"))
         features = [f"-m{name}" for name in _FEATURES]
         compiler = [sys.executable, "-m", "ziglang", "cc", *_TARGET, *_OPTIONS, *features]
         subprocess.run([*compiler, *sources, "-lm", "-o", root / _LIBRARY], check=True)

@@ -15,7 +15,7 @@ from bench import page, program
 from bench.processes import end_on_sigterm
 from bench.supply import Supply
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import PAGE_TOKENS, PHASES, Model, Room, Rows
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, PHASES, Capacity, Model, Rows
 from chatsvc.engine.runners.native.weights import open_checkpoint
 
 _CHUNK = 256
@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(Supply(arguments.cache).hugging_face())
     num_pages = max(num * (context // PAGE_TOKENS + 1) for num, context in _CASES)
-    model = Model(checkpoint.shape, Room(2048, _CHUNK, num_pages, len(os.sched_getaffinity(0))))
+    model = Model(checkpoint.shape, Capacity(2048, _CHUNK, num_pages, len(os.sched_getaffinity(0))))
     fill(model, checkpoint)
     rows = [_decoding(model, *case) for case in _CASES]
     rows += [_decoding(model, *case, num_largest=_ALL) for case in _CASES]

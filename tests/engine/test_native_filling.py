@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import Model, Room
+from chatsvc.engine.runners.native.library import Capacity, Model
 from chatsvc.engine.runners.native.weights import open_checkpoint
 from chatsvc.errors import OperatorError
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def load(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
-    fill(Model(checkpoint.shape, Room(max_tokens=64, max_rows=16, num_pages=2, num_threads=1)), checkpoint)
+    fill(Model(checkpoint.shape, Capacity(max_tokens=64, max_rows=16, num_pages=2, num_threads=1)), checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """The native runner's parts: pages, choosing, the largest logits, and checkpoints of every kind against fp32 torch."""
 
+import ctypes
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -23,7 +24,7 @@ from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.choosing import Chooser
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import Floats, Model, Output, Room, Rows
+from chatsvc.engine.runners.native.library import Capacity, Floats, Model, Output, Rows
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, fillers
 from chatsvc.engine.runners.native.weights import NotServed, obstacle, open_checkpoint
@@ -69,7 +70,7 @@ def write(folder: Path, name: str, dtype: torch.dtype = torch.float32, **change:
 
 def logits_of(path: Path, ids: list[int]) -> np.ndarray[Any, Any]:
     checkpoint = open_checkpoint(path)
-    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
     fill(model, checkpoint)
     return model.forward([Rows(ids, 0, list(range(8)))], range(len(ids)))
 
@@ -348,10 +349,44 @@ def test_a_package_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch, 
     assert "not compiled" in library.missing()
 
 
+TINY = library.Shape(64, 64, 64, 64, 64, 64, 100, 1e-6, [1.0] * 32, 1.0, has_bias=False, is_tied=True)
+
+
+@pytest.fixture
+def reloaded() -> Iterator[None]:
+    """The library is loaded anew in the test, and after it."""
+    library._library.cache_clear()
+    yield
+    library._library.cache_clear()
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_library_of_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "PAGE_TOKENS", 64)
+    with pytest.raises(OperatorError, match=r"another version .*PAGE_TOKENS is 32 there and 64 here"):
+        library.page_bytes(TINY)
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_struct_of_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(library._Batch):
+        _fields_: ClassVar = [("more", ctypes.c_int32)]
+
+    monkeypatch.setattr(library, "_Batch", Longer)
+    with pytest.raises(OperatorError, match="model_batch"):
+        library.page_bytes(TINY)
+
+
+@pytest.mark.usefixtures("reloaded")
+def test_a_library_that_does_not_tell_its_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_PATH", Path("libm.so.6"))
+    with pytest.raises(OperatorError, match="None there"):
+        library.page_bytes(TINY)
+
+
 def test_memory_that_is_not_there_is_refused() -> None:
-    shape = library.Shape(64, 64, 64, 64, 64, 64, 100, 1e-6, [1.0] * 32, 1.0, has_bias=False, is_tied=True)
     with pytest.raises(OperatorError, match="not enough memory"):
-        Model(shape, Room(max_tokens=128, max_rows=16, num_pages=2**31 - 1, num_threads=1))
+        Model(TINY, Capacity(max_tokens=128, max_rows=16, num_pages=2**31 - 1, num_threads=1))
 
 
 def assert_largest(found: Output, logits: Floats, count: int) -> None:
@@ -365,7 +400,7 @@ def assert_largest(found: Output, logits: Floats, count: int) -> None:
 @pytest.mark.parametrize("vocab_size", [500, 512, 5003])  # the last panel is full, or is not
 def test_the_largest_logits_are_the_largest_of_all(tmp_path: Path, name: str, vocab_size: int) -> None:
     checkpoint = open_checkpoint(write(tmp_path, name, vocab_size=vocab_size))
-    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
     fill(model, checkpoint)
     batch = [Rows(IDS, 0, list(range(8)))]
     logits = model.forward(batch, range(40)).copy()
@@ -390,7 +425,7 @@ def test_equal_logits_come_in_the_order_of_their_ids(tmp_path: Path, sign: int) 
     weights["lm_head.weight"][:] = sign * weights["lm_head.weight"][0]
     save_file(weights, path / "model.safetensors")
     checkpoint = open_checkpoint(path)
-    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
     fill(model, checkpoint)
     found = [model.forward_largest([Rows(IDS, 0, list(range(8)))], [row], [3])[0] for row in range(40)]
     assert all(output.ids.tolist() == [0, 1, 2] for output in found)
@@ -402,7 +437,7 @@ def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> 
     others = [Rows([9, 8, 7], 0, [8]), Rows([number % 500 for number in range(40)], 0, [9, 10])]
     found = []
     for num_threads, chunk in ((1, 200), (2, 200), (2, 64), (3, 37)):
-        model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=16, num_threads=num_threads))
+        model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=num_threads))
         fill(model, checkpoint)
         for start in range(0, 200, chunk):
             rows = Rows(IDS[start : start + chunk], start, list(range(8)))
@@ -415,7 +450,7 @@ def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> 
 
 def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
-    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=16, num_threads=2))
+    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=2))
     fill(model, checkpoint)
     batch = [Rows(IDS, 0, list(range(8))), Rows(IDS[:30], 0, [8])]
     every = model.forward(batch, range(len(IDS) + 30)).copy()
@@ -434,7 +469,7 @@ def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> No
 
 def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
-    model = Model(checkpoint.shape, Room(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
     fill(model, checkpoint)
     assert set(model.seconds().values()) == {0.0}
     started = time.perf_counter()

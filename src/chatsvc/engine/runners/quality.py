@@ -109,14 +109,14 @@ def _load_fp32(path: Path) -> Any:
 def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
     """The candidate: our own forward pass, in chunks through its KV cache as a prompt goes."""
     from chatsvc.engine.runners.native.filling import fill  # noqa: PLC0415 - only where it serves
-    from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Room, Rows  # noqa: PLC0415 - only there
+    from chatsvc.engine.runners.native.library import PAGE_TOKENS, Capacity, Model, Rows  # noqa: PLC0415 - only there
     from chatsvc.engine.runners.native.weights import open_checkpoint  # noqa: PLC0415 - only where it serves
 
     checkpoint = open_checkpoint(path)
     longest = max(len(window) for window in windows)
     pages = list(range(-(-longest // PAGE_TOKENS)))
     num_threads = len(os.sched_getaffinity(0))
-    model = Model(checkpoint.shape, Room(longest, _NATIVE_CHUNK_TOKENS, len(pages), num_threads))
+    model = Model(checkpoint.shape, Capacity(longest, _NATIVE_CHUNK_TOKENS, len(pages), num_threads))
     fill(model, checkpoint)
     forecasts = []
     for window in windows:

@@ -1,5 +1,6 @@
-"""The compiled forward pass, called through ctypes, which gives the GIL away meanwhile. Structs mirror csrc/model.h.
+"""The compiled forward pass, called through ctypes, which releases the GIL during a call.
 
+Structs and enums mirror ``csrc/model.h``; they are compared with the library when it is loaded.
 Knows nothing about sequences, sampling or where weights come from.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from chatsvc.errors import OperatorError
 
 PAGE_TOKENS = 32
 GROUP = 64
+# model_phase of csrc/model.h, in its order.
 PHASES = ("embedding", "rounding", "q, k, v", "heads", "attention", "output", "gate, up", "down", "vocabulary")
 _LANES = 16
 _PATH = Path(__file__).with_name("_native.so")
@@ -31,7 +34,7 @@ Ids = NDArray[np.int32]
 
 
 class Number(IntEnum):
-    """How weights are stored in a file."""
+    """How numbers are stored in a weight file."""
 
     FLOAT32 = 0
     FLOAT16 = 1
@@ -40,7 +43,7 @@ class Number(IntEnum):
 
 
 class Matrix(IntEnum):
-    """A weight matrix; those from ``QUERY`` on are of a layer."""
+    """A weight matrix; from ``QUERY`` on, one of each layer."""
 
     EMBEDDING = 0
     HEAD = 1
@@ -54,7 +57,7 @@ class Matrix(IntEnum):
 
 
 class Vector(IntEnum):
-    """A weight vector; all but the first are of a layer. ``BIAS`` is that of queries, keys and values in one."""
+    """A weight vector; all but the first, one of each layer. ``BIAS`` is that of queries, keys and values, joined."""
 
     FINAL_NORM = 0
     ATTENTION_NORM = 1
@@ -82,8 +85,8 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """How much of it there is to be: tokens of a sequence, rows of a batch, pages of the cache, threads."""
+class Capacity:
+    """Fixed at load: tokens of a sequence, rows (tokens) of a batch, pages of the KV cache, threads."""
 
     max_tokens: int
     max_rows: int
@@ -93,7 +96,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The next tokens of one sequence, from ``start`` on; its cache is in ``pages``."""
+    """The next token ids of one sequence, from position ``start`` on; ``pages`` are its cache pages, in order."""
 
     ids: Sequence[int]
     start: int
@@ -102,10 +105,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Logits behind a row, and the ids they are of.
+    """The logits of the token after a row, and their ids.
 
-    Either the largest, largest first (of equal ones the smaller id first), or all, in the ids' order. Where the row is
-    not finite (NaN or infinity came up), both mean nothing.
+    Either the largest, largest first (among equals the smaller id first), or all, in the order of the ids. Both are
+    undefined unless ``is_finite``: NaN or infinity came up.
     """
 
     ids: Ids
@@ -133,8 +136,12 @@ class _Batch(ctypes.Structure):
     ]
 
 
+class _Mirrored(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("value", ctypes.c_int32)]
+
+
 def missing() -> str:
-    """Why the library cannot be used here; empty when it can."""
+    """Why the library cannot be used on this machine; empty when it can."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\nflags")[2]
     lacking = sorted(_NEEDED_FLAGS - set(flags.partition("\n")[0].split()))
     if lacking:
@@ -143,60 +150,63 @@ def missing() -> str:
 
 
 def largest(numbers: Floats, count: int) -> Ids:
-    """Where the ``count`` largest of contiguous numbers are, largest first; of equal ones the first first."""
+    """The positions of the ``count`` largest of contiguous numbers, largest first; among equals the first first."""
     assert numbers.flags.c_contiguous
-    places = np.empty(min(count, len(numbers)), dtype=np.int32)
-    if len(places):
-        _library().model_largest(numbers.ctypes.data, len(numbers), len(places), places.ctypes.data)
-    return places
+    positions = np.empty(min(count, len(numbers)), dtype=np.int32)
+    if len(positions):
+        _library().model_largest(numbers.ctypes.data, len(numbers), len(positions), positions.ctypes.data)
+    return positions
 
 
 def page_bytes(shape: Shape) -> int:
-    """The cache of :data:`PAGE_TOKENS` tokens."""
-    return int(_library().model_page_bytes(ctypes.byref(_shape(shape, Room(0, 0, 0, 0)))))
+    """The bytes of a cache page: keys and values of :data:`PAGE_TOKENS` tokens."""
+    return int(_library().model_page_bytes(ctypes.byref(_shape(shape, Capacity(0, 0, 0, 0)))))
 
 
 def weights_bytes(shape: Shape) -> int:
-    """The matrices as bytes with their scales."""
-    return int(_library().model_weights_bytes(ctypes.byref(_shape(shape, Room(0, 0, 0, 0)))))
+    """The bytes of all packed matrices."""
+    return int(_library().model_weights_bytes(ctypes.byref(_shape(shape, Capacity(0, 0, 0, 0)))))
 
 
 class Model:
-    """Weights and cache in memory. Fill it, then call :meth:`forward` from one thread.
+    """Packed weights and KV cache. Fill it, then call :meth:`forward` from one thread.
 
     Raises:
-        OperatorError: there is not enough memory.
+        OperatorError: there is not enough memory, or the library is of another version.
     """
 
-    def __init__(self, shape: Shape, room: Room) -> None:
+    def __init__(self, shape: Shape, capacity: Capacity) -> None:
         self._library = _library()
-        self._room = room
+        self._capacity = capacity
         self._width = -(-shape.vocabulary_size // _LANES) * _LANES
         self._vocabulary_size = shape.vocabulary_size
         self._all_ids = np.arange(shape.vocabulary_size, dtype=np.int32)
-        self._logits = np.empty((0, self._width), dtype=np.float32)  # kept: fresh memory would be zeroed at every pass
-        self._handle = self._library.model_new(ctypes.byref(_shape(shape, room)))
+        self._logits = np.empty((0, self._width), dtype=np.float32)  # kept: the kernel would zero fresh memory
+        self._handle = self._library.model_new(ctypes.byref(_shape(shape, capacity)))
         if not self._handle:
             raise OperatorError("There is not enough memory for this model; lower engine.cache_size_gb.")
         weakref.finalize(self, self._library.model_free, self._handle)
 
     def set_rows(self, matrix: Matrix, layer: int, first: int, number: Number, rows: NDArray[np.generic]) -> None:
-        """Rows of a matrix from ``first`` on, as the file has them; ``rows`` is (rows, anything), contiguous."""
+        """Pack rows of a matrix, from row ``first`` on; ``rows`` is (rows, bytes or numbers), contiguous, as stored."""
         assert rows.flags.c_contiguous
         self._library.model_set_rows(
             self._handle, matrix, layer, first, rows.shape[0], number, rows.ctypes.data_as(ctypes.c_void_p)
         )
 
     def set_vector(self, vector: Vector, layer: int, values: Floats) -> None:
-        """A vector's numbers, float32 and contiguous."""
+        """Copy a vector: (numbers,), float32 and contiguous."""
         assert values.dtype == np.float32
         assert values.flags.c_contiguous
         self._library.model_set_vector(self._handle, vector, layer, values.ctypes.data_as(ctypes.c_void_p))
 
     def forward(self, batch: Sequence[Rows], output_rows: Sequence[int]) -> Floats:
-        """One pass; all logits behind the rows ``output_rows`` (counted over the whole batch), (outputs, vocabulary).
+        """One pass; all logits of ``output_rows``, (outputs, vocabulary). Rows are counted over the whole batch.
 
-        They are there until the next pass.
+        The array is valid until the next pass.
+
+        Raises:
+            ValueError: the batch exceeds the capacity, or ``output_rows`` do not ascend.
         """
         self._run(batch, output_rows, _ids([0] * len(output_rows)))
         return self._logits[: len(output_rows), : self._vocabulary_size]
@@ -204,17 +214,17 @@ class Model:
     def forward_largest(
         self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Sequence[int]
     ) -> list[Output]:
-        """One pass; behind each of the rows so many of the largest logits, or all where that is 0.
+        """Like :meth:`forward`, but of each row its ``num_largest`` largest logits, or all where that is 0.
 
-        Few cost less: what cannot be among them is only estimated. They are there until the next pass.
+        A few are cheaper: logits that cannot be among them are only estimated.
         """
         counts = np.minimum(_ids(num_largest), self._vocabulary_size)
         ids, logits, is_finite = self._run(batch, output_rows, counts)
         return [
-            Output(ids[place, :count], logits[place, :count], finite)
+            Output(ids[row, :count], logits[row, :count], finite)
             if count
-            else Output(self._all_ids, self._logits[place, : self._vocabulary_size], finite)
-            for place, (count, finite) in enumerate(zip(counts.tolist(), is_finite.astype(bool).tolist(), strict=True))
+            else Output(self._all_ids, self._logits[row, : self._vocabulary_size], finite)
+            for row, (count, finite) in enumerate(zip(counts.tolist(), is_finite.astype(bool).tolist(), strict=True))
         ]
 
     def _run(self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids) -> tuple[Ids, Floats, Ids]:
@@ -223,13 +233,13 @@ class Model:
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
         for table, rows in zip(pages, batch, strict=True):
             table[: len(rows.pages)] = rows.pages
-        if len(ids) > self._room.max_rows or any(
-            rows.start + len(rows.ids) > min(self._room.max_tokens, len(rows.pages) * PAGE_TOKENS) for rows in batch
+        if len(ids) > self._capacity.max_rows or any(
+            rows.start + len(rows.ids) > min(self._capacity.max_tokens, len(rows.pages) * PAGE_TOKENS) for rows in batch
         ):
-            raise ValueError("a pass is larger than the room that was made for it")
+            raise ValueError("the batch exceeds the capacity that the model was loaded with")
         starts, outputs = _ids([rows.start for rows in batch]), _ids(output_rows)
         if np.any(np.diff(outputs, prepend=-1, append=len(ids)) < 1):
-            raise ValueError("the rows behind which logits are wanted do not ascend, or are not there")
+            raise ValueError("the output rows do not ascend, or are not rows of the batch")
         if len(outputs) > len(self._logits):
             self._logits = np.empty((len(outputs), self._width), dtype=np.float32)
         largest_ids = np.empty((len(outputs), num_largest.max(initial=0)), dtype=np.int32)
@@ -249,21 +259,21 @@ class Model:
         return largest_ids, largest_logits, is_finite
 
     def seconds(self) -> dict[str, float]:
-        """Where all passes so far have spent their time, by phase."""
+        """Seconds that all passes so far have spent, by phase."""
         seconds = np.zeros(len(PHASES))
         self._library.model_seconds(self._handle, seconds.ctypes.data)
         return dict(zip(PHASES, seconds.tolist(), strict=True))
 
     def touch(self, page: int) -> None:
-        """Have a page of the cache in memory that holds nothing."""
+        """Fault in an unused cache page so that its first write does not stall."""
         self._library.model_touch(self._handle, page)
 
     def copy_page(self, source: int, target: int) -> None:
-        """Have all of a page of the cache in another one too."""
+        """Copy a cache page."""
         self._library.model_copy_page(self._handle, source, target)
 
     def clear_cache(self) -> None:
-        """Give the cache's memory back until it is used again."""
+        """Return the cache's memory to the system; it reads as zeros until it is written again."""
         self._library.model_clear_cache(self._handle)
 
 
@@ -271,15 +281,21 @@ def _ids(values: Sequence[int] | NDArray[np.int64]) -> Ids:
     return np.asarray(values, dtype=np.int32)
 
 
-def _shape(shape: Shape, room: Room) -> _Shape:
+def _shape(shape: Shape, capacity: Capacity) -> _Shape:
     values = {name: getattr(shape, name) for name in Shape.__slots__}
     values["rope_frequencies"] = (ctypes.c_float * len(shape.rope_frequencies))(*shape.rope_frequencies)
-    return _Shape(**values, **{name: getattr(room, name) for name in Room.__slots__})
+    return _Shape(**values, **{name: getattr(capacity, name) for name in Capacity.__slots__})
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
+    """The library, if it mirrors what this module declares.
+
+    Raises:
+        OperatorError: it is of another version.
+    """
     library = ctypes.CDLL(str(_PATH))
+    _compare(library)
     integer, pointer = ctypes.c_int32, ctypes.c_void_p
     signatures: Sequence[tuple[Any, Any, list[Any]]] = (
         (library.model_new, pointer, [pointer]),
@@ -298,3 +314,30 @@ def _library() -> ctypes.CDLL:
     for function, result, arguments in signatures:
         function.restype, function.argtypes = result, arguments
     return library
+
+
+def _compare(library: ctypes.CDLL) -> None:
+    there: dict[str, int] = {}
+    if hasattr(library, "model_mirrored"):
+        library.model_mirrored.restype = ctypes.POINTER(_Mirrored)
+        table = library.model_mirrored()
+        entries = itertools.takewhile(lambda entry: entry.name, map(table.__getitem__, itertools.count()))
+        there = {entry.name.decode(): entry.value for entry in entries}
+    here = _mirrored()
+    for name in sorted(here.keys() | there.keys()):
+        if here.get(name) != there.get(name):
+            raise OperatorError(
+                f"{_PATH.name} was compiled from another version of this program ({name} is {there.get(name)} there "
+                f"and {here.get(name)} here). Install the package again."
+            )
+
+
+def _mirrored() -> dict[str, int]:
+    """What :func:`model_mirrored` of csrc/model.h returns: offsets and sizes in bytes, enumerators, constants."""
+    values = {member.name: int(member) for enum in (Number, Matrix, Vector) for member in enum}
+    values |= {"NUM_NUMBERS": len(Number), "NUM_MATRICES": len(Matrix), "NUM_VECTORS": len(Vector)}
+    values |= {"NUM_PHASES": len(PHASES), "PAGE_TOKENS": PAGE_TOKENS, "GROUP": GROUP, "LANES": _LANES}
+    for name, struct in {"model_shape": _Shape, "model_batch": _Batch}.items():
+        values[name] = ctypes.sizeof(struct)
+        values |= {f"{name}.{field[0]}": getattr(struct, field[0]).offset for field in struct._fields_}
+    return values

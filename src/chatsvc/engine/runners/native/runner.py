@@ -3,7 +3,7 @@
 A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others
 (the shortest first, half for the oldest); the chunk follows from what the last steps took, so that none stalls. A page
 that several prompts need is computed by one of them, and waited for by the others.
-What a sequence gets does not depend, to the last bit, on its company, chunks or what was cached (csrc/native.h).
+A sequence's results do not depend, to the last bit, on batching, chunks or caching (csrc/kernels/kernels.h).
 
 While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
 
@@ -27,7 +27,7 @@ from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
-from chatsvc.engine.runners.native.library import PAGE_TOKENS, Model, Output, Room
+from chatsvc.engine.runners.native.library import PAGE_TOKENS, Capacity, Model, Output
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import (
     Member,
@@ -90,13 +90,13 @@ class NativeRunner:
         self._num_in_memory = 0  # so many, from the first page on, are
         self._waiting: list[Member] = []
         self._running: dict[int, Member] = {}
-        room = Room(
+        capacity = Capacity(
             max_tokens=context_length,
             max_rows=options.prefill_chunk_tokens + max(options.max_num_seqs, _MAX_GUESSING_ROWS),
             num_pages=len(self._pages),
             num_threads=options.num_threads or len(os.sched_getaffinity(0)),
         )
-        self._model = Model(checkpoint.shape, room)
+        self._model = Model(checkpoint.shape, capacity)
         fill(self._model, checkpoint)
 
     def warm_up(self) -> None:

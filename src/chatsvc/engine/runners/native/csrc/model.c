@@ -1,4 +1,4 @@
-/* Weights and cache of a model: how much memory, where, and how they are filled. The pass itself is in forward.c. */
+/* A model's memory: what its weights and cache take, where they lie, how they are filled. forward.c computes. */
 #include "state.h"
 
 #include <math.h>
@@ -6,9 +6,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { SMALL_BYTES = 4096, HUGE_BYTES = 2 << 20, DONTNEED_LOCKED = 24 /* MADV_DONTNEED_LOCKED of Linux 5.18 */ };
+enum { SYSTEM_PAGE_BYTES = 4096, HUGE_BYTES = 2 << 20, DONTNEED_LOCKED = 24 /* MADV_DONTNEED_LOCKED of Linux 5.18 */ };
 
-/* Zeroed memory that is there on first use. */
+/* Zeroed memory, faulted in on first use. */
 static void *reserve(model *m, size_t num_bytes) {
     num_bytes = (num_bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
     void *memory = mmap(NULL, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -20,7 +20,8 @@ static void *reserve(model *m, size_t num_bytes) {
     return memory;
 }
 
-/* In huge pages where the kernel gives them: what is read from end to end at every step should cost few of them. */
+/* In huge pages if the kernel grants them: memory that is read from end to end at every step should cost few TLB
+ * misses. */
 static void *reserve_large(model *m, size_t num_bytes) {
     void *memory = reserve(m, num_bytes);
     if (memory) madvise(memory, num_bytes, MADV_HUGEPAGE);
@@ -43,7 +44,7 @@ static uint8_t *place(matrix *m, int width, int depth, uint8_t *at) {
     return at + matrix_bytes(width, depth);
 }
 
-/* One arena holds all matrices: huge pages for each would waste half of one a matrix. */
+/* One arena for all matrices: separate ones would each waste half a huge page on average. */
 static void place_weights(model *m) {
     const model_shape *s = &m->shape;
     uint8_t *at = reserve_large(m, model_weights_bytes(s));
@@ -75,7 +76,7 @@ static void place_vectors(model *m) {
     }
 }
 
-/* Rotary position embedding: cosine and sine for each position and pair, as float32 like the models were trained. */
+/* Rotary embedding: cosine and sine for each position and pair, computed in float32 as in training. */
 static void fill_rope(model *m) {
     const model_shape *s = &m->shape;
     const int half = s->head_size / 2;
@@ -96,13 +97,13 @@ static int larger(int a, int b) { return a > b ? a : b; }
 static void reserve_outputs(model *m, size_t rows, size_t num_panels) {
     m->peaks = reserve(m, rows * num_panels * sizeof *m->peaks);
     m->marks = reserve(m, rows / ROWS * num_panels * sizeof *m->marks);
-    m->wanted = reserve(m, rows * sizeof *m->wanted);
+    m->candidates = reserve(m, rows * sizeof *m->candidates);
     const size_t stride = (num_panels + LANES - 1) / LANES * LANES;
     float *bounds = reserve(m, rows * stride * sizeof *bounds);
     int32_t *numbers = reserve(m, rows * 2 * stride * sizeof *numbers);
-    if (!m->wanted || !bounds || !numbers) return;
+    if (!m->candidates || !bounds || !numbers) return;
     for (size_t i = 0; i < rows; i++)
-        m->wanted[i] = (wanted_logits){.bounds = bounds + i * stride,
+        m->candidates[i] = (candidate_panels){.bounds = bounds + i * stride,
                                        .slots = numbers + 2 * i * stride,
                                        .panels = numbers + (2 * i + 1) * stride};
 }
@@ -128,7 +129,7 @@ static void reserve_buffers(model *m) {
     m->scratch = reserve(m, widest * sizeof(float) * team_size(m->team));
     m->scratch_stride = widest;
     reserve_outputs(m, rows, num_vocabulary_panels(s));
-    m->counters = reserve(m, (size_t)PHASES * (s->num_layers + 1) * team_size(m->team) * COUNTER_STRIDE * sizeof *m->counters);
+    m->counters = reserve(m, (size_t)2 * team_size(m->team) * COUNTER_STRIDE * sizeof *m->counters);
 }
 
 model *model_new(const model_shape *shape) {
@@ -163,7 +164,7 @@ void model_free(model *m) {
 
 void model_clear_cache(model *m) {
     const size_t num_bytes = m->cache.page_bytes * m->shape.num_pages;
-    if (madvise(m->cache.pages, num_bytes, MADV_DONTNEED) != 0) /* memory is locked where weights were sealed */
+    if (madvise(m->cache.pages, num_bytes, MADV_DONTNEED) != 0) /* the memory is locked if the weights were sealed */
         madvise(m->cache.pages, num_bytes, DONTNEED_LOCKED);
 }
 
@@ -171,12 +172,14 @@ static uint8_t *page_at(model *m, int page) { return m->cache.pages + m->cache.p
 
 void model_touch(model *m, int page) {
     volatile uint8_t *bytes = page_at(m, page);
-    for (size_t i = 0; i < m->cache.page_bytes; i += SMALL_BYTES) bytes[i] = 0;
+    for (size_t i = 0; i < m->cache.page_bytes; i += SYSTEM_PAGE_BYTES) bytes[i] = 0;
 }
 
 void model_copy_page(model *m, int from, int to) {
     memcpy(page_at(m, to), page_at(m, from), m->cache.page_bytes);
 }
+
+void model_largest(const float *numbers, int n, int k, int32_t *positions) { find_largest(numbers, n, k, positions); }
 
 void model_seconds(const model *m, double *seconds) { memcpy(seconds, m->seconds, sizeof m->seconds); }
 
@@ -189,26 +192,26 @@ int64_t model_weights_bytes(const model_shape *s) {
     return (int64_t)(layer_bytes(s) * s->num_layers + vocabulary * (s->is_tied ? 1 : 2));
 }
 
-/* Where row `row` of the file's matrix is among the outputs of the packed one. The queries of a KV head, its key and its
- * value lie beside each other. */
+/* The output of the packed matrix that row `row` of the file's becomes. Each KV head's queries, its key and its value
+ * are adjacent, and panels of gate and up alternate. */
 static int output_of(const model_shape *s, int which, int row) {
-    const int share = s->num_heads / s->num_kv_heads, head = row / s->head_size, kv_group = (share + 2) * s->head_size;
+    const int num_queries = s->num_heads / s->num_kv_heads, kv_group = (num_queries + 2) * s->head_size;
+    const int head = row / s->head_size;
     if (s->is_interleaved && (which == QUERY || which == KEY)) {
         const int in_head = row % s->head_size;
         row += in_head % 2 * (s->head_size / 2) + in_head / 2 - in_head;
     }
     const int in_head = row % s->head_size;
     switch (which) {
-        case QUERY: return head / share * kv_group + head % share * s->head_size + in_head;
-        case KEY: return head * kv_group + share * s->head_size + in_head;
-        case VALUE: return head * kv_group + (share + 1) * s->head_size + in_head;
-        case GATE_ROWS: return row / LANES * 2 * LANES + row % LANES;
-        case UP_ROWS: return (row / LANES * 2 + 1) * LANES + row % LANES;
+        case QUERY: return head / num_queries * kv_group + head % num_queries * s->head_size + in_head;
+        case KEY: return head * kv_group + num_queries * s->head_size + in_head;
+        case VALUE: return head * kv_group + (num_queries + 1) * s->head_size + in_head;
+        case GATE: return row / LANES * 2 * LANES + row % LANES;
+        case UP: return (row / LANES * 2 + 1) * LANES + row % LANES;
         default: return row;
     }
 }
 
-/* Biases as the file has them: of all queries, then of all keys, then of all values. */
 static void place_biases(const model_shape *s, float *biases, const float *data) {
     const int counts[] = {attention_width(s), s->num_kv_heads * s->head_size, s->num_kv_heads * s->head_size};
     for (int i = 0; i < 3; data += counts[i++])
@@ -234,7 +237,7 @@ typedef struct {
     int8_t bytes[Q8_0_BLOCK];
 } q8_0_block;
 
-/* `n` numbers as they lie in a file to float32; n is a multiple of GROUP. */
+/* Converts `n` stored numbers to float32; n is a multiple of GROUP. */
 static void widen(float *out, const void *data, size_t n, int number) {
     if (number == FLOAT32) {
         memcpy(out, data, n * sizeof *out);
@@ -269,8 +272,8 @@ static matrix *matrix_of(layer_weights *layer, int which) {
     switch (which) {
         case OUTPUT: return &layer->output;
         case DOWN: return &layer->down;
-        case GATE_ROWS:
-        case UP_ROWS: return &layer->gate_up;
+        case GATE:
+        case UP: return &layer->gate_up;
         default: return &layer->qkv;
     }
 }
@@ -283,7 +286,7 @@ static void fill(void *context, int thread) {
     const int depth = tokens ? tokens->planes.depth : outputs->depth;
     float *row = m->scratch + thread * m->scratch_stride;
     for (int i = 0; i < f->num_rows; i++) {
-        if ((f->first + i) / LANES % team_size(m->team) != thread) continue; /* a panel is one thread's */
+        if ((f->first + i) / LANES % team_size(m->team) != thread) continue; /* one thread packs a panel */
         widen(row, f->data + i * row_bytes(f->number, depth), depth, f->number);
         if (tokens)
             pack_token(tokens, f->first + i, row);

@@ -1,4 +1,4 @@
-/* What Python calls: a model's weights and cache, one forward pass over a batch of rows. */
+/* What Python calls (library.py): a model's weights and KV cache, and one forward pass over a batch of rows. */
 #ifndef CHATSVC_NATIVE_MODEL_H
 #define CHATSVC_NATIVE_MODEL_H
 
@@ -6,58 +6,76 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* A decoder of Llama's or Qwen2's kind. `max_rows` bounds a batch. With `is_interleaved` a head's rows of the query and
- * key matrices alternate between the first and the second half, as GGUF files of Llama's architecture have them.
- * `rope_frequencies`, one for each pair of numbers of a head, are read by model_new only; cosines and sines are multiplied
- * by `rope_factor`. */
+/* A decoder of Llama's or Qwen2's kind, and the capacity it is loaded with. */
 typedef struct {
     int32_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_size, vocabulary_size;
-    int32_t max_tokens, max_rows, num_pages, num_threads, has_bias, is_tied, is_interleaved;
-    float epsilon, rope_factor;
-    const float *rope_frequencies;
+    int32_t max_tokens;     /* of a sequence */
+    int32_t max_rows;       /* of a batch */
+    int32_t num_pages;      /* of the KV cache */
+    int32_t num_threads;    /* the caller's included */
+    int32_t has_bias;       /* of queries, keys and values */
+    int32_t is_tied;        /* the embedding is the output head, too */
+    int32_t is_interleaved; /* pairs of the rotary embedding are adjacent rows, as in Llama's GGUF files */
+    float epsilon;          /* of RMSNorm */
+    float rope_factor;      /* by which cosines and sines are multiplied */
+    const float *rope_frequencies; /* [head_size / 2], radians a token; read by model_new only */
 } model_shape;
 
-/* Rows are tokens. Sequence s has rows [first_rows[s], first_rows[s + 1]) at positions from starts[s] on, and its cache
- * in the pages pages[s * pages_stride ...]. Output o is behind row output_rows[o], which ascend; the num_largest[o] largest
- * logits are put, largest first, to largest_ids and largest_logits from [o * largest_stride] on; or where that is 0, all
- * to `logits` from o times the vocabulary (rounded up to LANES) on, which otherwise is working memory. is_finite[o] is set
- * to 0 where the row or one of its logits is NaN or infinite: then nothing else is said of that output. */
+/* One pass. A row is a token; sequence s has rows [first_rows[s], first_rows[s + 1]). `width` below is
+ * vocabulary_size rounded up to LANES. */
 typedef struct {
     int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride;
-    const int32_t *ids, *first_rows, *starts, *pages, *output_rows, *num_largest;
-    int32_t *largest_ids;
-    float *largest_logits, *logits;
-    int32_t *is_finite;
+    const int32_t *ids;         /* [num_rows]: token ids */
+    const int32_t *first_rows;  /* [num_sequences + 1] */
+    const int32_t *starts;      /* [num_sequences]: the position of a sequence's first row */
+    const int32_t *pages;       /* [num_sequences][pages_stride]: cache pages of a sequence, from its first token on */
+    const int32_t *output_rows; /* [num_outputs], ascending: the rows whose logits are requested */
+    const int32_t *num_largest; /* [num_outputs]: how many of the largest logits; 0 requests all */
+    int32_t *largest_ids;       /* [num_outputs][largest_stride]: ids of the largest logits, largest first */
+    float *largest_logits;      /* [num_outputs][largest_stride] */
+    float *logits;              /* [num_outputs][width]: all logits where num_largest is 0, else working memory */
+    int32_t *is_finite; /* [num_outputs]: 0 where the row or a logit is not finite; its results are undefined then */
 } model_batch;
 
-typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE_ROWS, UP_ROWS, DOWN } model_matrix;
-typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS } model_vector;
-/* How numbers of a file are stored. */
-typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0 } model_number;
+/* Python mirrors the structs above and the enums below: mirror.c exports them, library.py compares at load. */
+typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_MATRICES } model_matrix;
+typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS, NUM_VECTORS } model_vector;
+/* How numbers are stored in a weight file. */
+typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, NUM_NUMBERS } model_number;
 
-/* Where a pass spends its time; ROUNDING is normalising and rounding rows, HEADS rotating and caching them. */
+/* Where a pass spends its time; ROUNDING is normalising and rounding rows, HEADS preparing and caching them. */
 typedef enum {
     EMBEDDINGS, ROUNDING, QKV, HEADS, ATTENTION, ATTENTION_OUTPUT, GATE_UP, MLP_DOWN, LOGITS, NUM_PHASES
 } model_phase;
+
+/* A name that C and Python share, and its value: an offset or size in bytes, or an enumerator. */
+typedef struct {
+    const char *name;
+    int32_t value;
+} mirrored;
+
+/* All of them; the last one's name is NULL. */
+EXPORT const mirrored *model_mirrored(void);
 
 typedef struct model model;
 
 EXPORT model *model_new(const model_shape *shape); /* NULL: not enough memory */
 EXPORT void model_free(model *m);
-/* Rows [first, first + num_rows) of a weight matrix, as they lie in the file. */
+/* Packs rows [first, first + num_rows) of a weight matrix, stored as `number` says, contiguous. */
 EXPORT void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data);
+/* Copies a vector: [hidden_size], or for BIAS the biases of all queries, then of all keys, then of all values. */
 EXPORT void model_set_vector(model *m, int which, int layer, const float *data);
-/* NUM_PHASES sums over all passes so far. */
+/* seconds[NUM_PHASES]: sums over all passes so far. */
 EXPORT void model_seconds(const model *m, double *seconds);
+/* One pass; writes the batch's keys and values into its pages. Called by one thread at a time. */
 EXPORT void model_forward(model *m, const model_batch *batch);
-/* Give the cache's memory back; its pages read as zeros until they are written. */
+/* Return the cache's memory to the system; pages read as zeros until they are written. */
 EXPORT void model_clear_cache(model *m);
-/* Have a page of the cache in memory that holds nothing. */
+/* Fault in an unused cache page so that its first write does not stall. */
 EXPORT void model_touch(model *m, int page);
-/* Copy what a page of the cache holds to another one. */
 EXPORT void model_copy_page(model *m, int from, int to);
-/* Where the `k` largest of `n` numbers are, largest first, the first first where they are equal. */
-EXPORT void model_largest(const float *numbers, int n, int k, int32_t *places);
+/* The positions of the `k` largest of `n` numbers, largest first, the first position first among equals. */
+EXPORT void model_largest(const float *numbers, int n, int k, int32_t *positions);
 EXPORT int64_t model_page_bytes(const model_shape *shape);
 EXPORT int64_t model_weights_bytes(const model_shape *shape);
 

@@ -1,12 +1,15 @@
-/* A team of threads that work in step. Between jobs and at barriers a thread first spins for a moment, because the next
- * piece of work is usually microseconds away, and then sleeps on a futex, because the machine has other work to do. */
+/* Threads that work in step. Between jobs and at barriers a thread spins for a moment, because the next work is
+ * usually microseconds away; then it sleeps on a futex, because the machine has other work to do. */
+#include <immintrin.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "native.h"
+#include "team.h"
 
 enum { SPINS = 3000 }; /* tens of microseconds */
 

@@ -1,5 +1,5 @@
-/* Vector arithmetic on float32: normalisation, exponential. Knows no model. */
-#include "native.h"
+/* Vector arithmetic on float32: normalisation, exponential. */
+#include "kernels.h"
 
 float rms_factor(const float *x, int n, float epsilon) {
     __m512 sum = _mm512_setzero_ps();
@@ -32,7 +32,7 @@ void group_energies(float *out, const float *x, float factor, const float *weigh
 
 /* 2^n times a polynomial for e^r on [-ln 2 / 2, ln 2 / 2] (the coefficients are those of Cephes' expf). */
 __m512 exp_vector(__m512 x) {
-    /* NaN stays NaN: it is not less, and of two operands of which one is NaN the minimum is the second. */
+    /* NaN stays NaN: it compares as not less, and the minimum returns its second operand when either is NaN. */
     const __mmask16 counts = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
     x = _mm512_min_ps(_mm512_set1_ps(88.7f), x);
     const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);

@@ -1,17 +1,17 @@
-/* The paged cache of keys and values in bytes, and attention over it in VNNI dot products.
+/* The paged KV cache, in bytes, and attention over it in VNNI dot products.
  *
  * A page holds, for each layer and KV head, two tiles of LANES tokens. A tile is
- *   keys    head_size x LANES unsigned bytes (128 added): four numbers of one token beside each other, then the tokens
- *   values  LANES x head_size signed bytes: four tokens of one number beside each other, then the numbers
- *   scales  LANES floats for the keys, LANES for the values
+ *   keys    [head_size / 4][LANES][4] unsigned bytes (128 added): four numbers of a token, then the next token's
+ *   values  [LANES / 4][head_size][4] signed bytes: one number of four tokens, then the next number
+ *   scales  [LANES] floats of the keys, then [LANES] of the values
  *
- * Keys and queries are rotated before they are rounded, so a channel that is always large costs nobody precision.
- * Probabilities are rounded to 255 steps of the largest of their tile, each tile by itself: far tokens with small
- * probabilities keep theirs. A query passes its tiles in order, whoever is computed beside it.
+ * Keys and queries are transformed (Walsh-Hadamard) before they are rounded, so a channel that is always large does
+ * not cost the others precision. Probabilities are rounded to 255 steps of the largest in their tile, so that small
+ * ones in far tiles survive. A query visits its tiles in order, whatever else is in the batch.
  */
 #include <math.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { TILES = PAGE_TOKENS / LANES, AHEAD_TILES = 16 };
 
@@ -48,7 +48,7 @@ void kv_write(const kv_cache *cache, int page, int layer, int kv_head, int slot,
     scales[LANES + lane] = value->scale;
 }
 
-/* Scores of one tile for all queries, -infinity behind what a query may see. */
+/* Scores of one tile for all queries, -infinity for tokens after the query's own. */
 INLINE void score_tile(const uint8_t *keys, int tile, const query *queries, const int num_queries, const int head_size,
                        float *scores, size_t stride, __m512 *most) {
     const __m512 key_scales = _mm512_loadu_ps((const float *)(keys + (size_t)2 * LANES * head_size));
@@ -71,11 +71,12 @@ INLINE void score_tile(const uint8_t *keys, int tile, const query *queries, cons
     }
 }
 
-/* The weights of one tile's tokens for one query, as steps of 255, four tokens to a register; returns a step's size. */
+/* The weights of one tile's tokens for one query, rounded to 0..255, four tokens to a register; returns a step's
+ * size. */
 INLINE float weigh_tile(__m512 score, __m512 most, __m512 value_scales, __m512 *sum, __m512i *four_steps) {
     const __m512 probability = exp_vector(_mm512_sub_ps(score, most));
     *sum = _mm512_add_ps(*sum, probability);
-    /* A token that is not seen has no weight, whatever a former owner of the page has left there. */
+    /* A masked token has no weight, whatever bytes (NaN scales, even) an earlier sequence has left in its slot. */
     const __mmask16 counts = _mm512_cmp_ps_mask(probability, _mm512_setzero_ps(), _CMP_GT_OQ);
     const __m512 weight = _mm512_maskz_mul_ps(counts, probability, value_scales);
     const float largest_weight = _mm512_reduce_max_ps(weight);
@@ -88,7 +89,7 @@ INLINE float weigh_tile(__m512 score, __m512 most, __m512 value_scales, __m512 *
     return largest_weight / 255.0f;
 }
 
-/* Add one tile's values, weighted, to the queries' outputs; `sums` collects the probabilities. */
+/* Adds one tile's values, weighted, to the queries' outputs; `sums` collects the probabilities. */
 INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const int head_size, const float *scores,
                      size_t stride, const __m512 *most, __m512 *sums, __m512 (*outputs)[8]) {
     const uint8_t *values = keys + (size_t)LANES * head_size;
@@ -109,7 +110,7 @@ INLINE void add_tile(const uint8_t *keys, int tile, const int num_queries, const
         }
 }
 
-/* Ask for the tile that lies AHEAD_TILES behind this one, or in the next head, where this one is shorter. */
+/* Prefetches the tile AHEAD_TILES after this one; past the head's end, the next head's. */
 INLINE void prefetch_ahead(const kv_cache *cache, const kv_head_cache *head, const kv_head_cache *next, int tile,
                            int head_size) {
     const int num_tiles = num_tiles_of(head);

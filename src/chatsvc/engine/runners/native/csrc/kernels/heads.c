@@ -1,6 +1,6 @@
-/* A head of a row on its way from the product to attention: bias, rotary position embedding, rotation, rounding. It
- * stays in registers all the way. */
-#include "native.h"
+/* A head of a row between the q/k/v product and attention: bias, rotary embedding, Walsh-Hadamard transform,
+ * rounding. It stays in registers throughout. */
+#include "kernels.h"
 
 typedef struct {
     __m512 part[MAX_HEAD_SIZE / LANES];
@@ -15,7 +15,7 @@ INLINE head load_head(const float *values, const float *bias, const int size) {
     return h;
 }
 
-/* Rotary position embedding; a pair is a number of the first half and its fellow in the second. */
+/* The rotary embedding; a pair is number i of the first half and number i of the second. */
 INLINE head rope(head h, const float *cosines, const float *sines, const int size) {
     const int half = size / 2 / LANES;
     for (int i = 0; i < half; i++) {
@@ -42,7 +42,7 @@ INLINE head rotated_head(head h, const int size) {
     return h;
 }
 
-/* Round to signed bytes; returns their scale. */
+/* Rounds to signed bytes; returns their scale. */
 INLINE float round_head(head h, int8_t *bytes, int32_t *sum, const int size) {
     __m512 most = _mm512_setzero_ps();
     for (int i = 0; i < size / LANES; i++) most = _mm512_max_ps(most, _mm512_abs_ps(h.part[i]));
@@ -58,8 +58,8 @@ INLINE float round_head(head h, int8_t *bytes, int32_t *sum, const int size) {
     return limit / 127.0f;
 }
 
-INLINE void round_heads_of(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
-                    const int size) {
+INLINE void round_heads_of(const head_input *in, query *queries, int num_queries, rounded_head *key,
+                           rounded_head *value, const int size) {
     const float *values = in->values, *bias = in->bias;
     int32_t sum;
     for (int i = 0; i < num_queries; i++, values += size, bias += bias ? size : 0) {
@@ -74,7 +74,7 @@ INLINE void round_heads_of(const head_input *in, query *queries, int num_queries
 }
 
 void round_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
-                   int head_size) {
+                 int head_size) {
     if (head_size == GROUP)
         round_heads_of(in, queries, num_queries, key, value, GROUP);
     else

@@ -1,18 +1,19 @@
 /* The vocabulary's matrix: embeddings, and logits.
  *
- * A third of such a model's weights are this matrix, and at every step all of it would be read to find a handful of
- * large logits. So its bytes are cut into two planes. The upper halves tell the largest logit of each panel to within a
- * twentieth of what logits differ by; only the panels that may hold one of the largest are read whole, and their logits
- * computed with the very operations of matmul.c.
+ * This matrix is about a third of a small model's weights, and every step would read all of it to find a handful of
+ * large logits. So its bytes are split into two planes. The upper halves give the largest logit of each panel, its
+ * peak, to within about a twentieth of the logits' spread. Only panels that may hold one of the largest logits, the
+ * candidates, are read whole, and their logits computed by the same operations as in matmul.c.
  *
- * How far a peak may be off: the lower halves are spread evenly over 16 steps of their group's scale, so the sum of
- * their products with a row has a variance of 16^2 / 12 times the sum over the groups of scale^2 * the squared length of
- * the row's group; of a panel's outputs the largest scales count. SIGMAS deviations are allowed on either side: for two
- * logits to change places, their difference would have to be wrong by seven of its own deviations, once in 10^12 times.
+ * The error of a peak: the lower halves are spread evenly over 16 steps of their group's scale. So the sum of their
+ * products with a row has a variance of 16^2 / 12 times the sum over groups of scale^2 * the squared length of the
+ * row's group; for a panel, the largest scale of its outputs counts. SIGMAS standard deviations are allowed on either
+ * side. For two logits to change order, their difference would have to be off by seven of its own deviations: about
+ * once in 10^12.
  */
 #include <math.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { HALF_TILE = GROUP * LANES / 2 };
 static const float SIGMAS = 5.0f, DEVIATION = 4.6188022f /* 16 / sqrt(12) */;
@@ -35,7 +36,7 @@ uint8_t *place_vocabulary(vocabulary *v, int width, int depth, uint8_t *at) {
     return at + vocabulary_bytes(width, depth);
 }
 
-/* Where byte `k` of a group of output `lane` has its halves inside a tile, and whether they are a byte's upper ones. */
+/* The byte of a plane's tile that holds the halves of byte `k` of a group of output `lane`, and their shift in it. */
 static size_t in_half_tile(int k, int lane) { return (size_t)(k / 8) * (4 * LANES) + (size_t)lane * 4 + k % 4; }
 static int shift_of(int k) { return k / 4 % 2 * 4; }
 
@@ -47,7 +48,7 @@ void pack_token(vocabulary *v, int token, const float *values) {
         const uint16_t scale = round_weights(values + i * GROUP, bytes);
         v->planes.scales[tile * LANES + lane] = scale;
         uint16_t *largest = &v->largest_scales[(size_t)i * padded_panels(v) + panel];
-        if (scale > *largest) *largest = scale; /* halves that are not negative sort like their bits */
+        if (scale > *largest) *largest = scale; /* IEEE halves that are not negative sort like their bits */
         for (int k = 0; k < GROUP; k++) {
             const size_t place = tile * HALF_TILE + in_half_tile(k, lane);
             const uint8_t kept = (uint8_t)(0xF0 >> shift_of(k));
@@ -72,12 +73,12 @@ void unpack_token(const vocabulary *v, int token, float *out) {
     }
 }
 
-/* What the `num_largest`-th largest logit is at least: so many panels have a larger one. */
+/* A lower bound of the `num_largest`-th largest logit: that many panels have a peak of at least it. */
 static float least_of_largest(const vocabulary *v, const float *peaks, const float *bounds, int num_largest,
-                              int32_t *room) {
+                              int32_t *workspace) {
     float least = INFINITY;
-    find_largest(peaks, v->planes.width / LANES, num_largest, room);
-    for (int i = 0; i < num_largest; i++) least = fminf(least, peaks[room[i]] - bounds[room[i]]);
+    find_largest(peaks, v->planes.width / LANES, num_largest, workspace);
+    for (int i = 0; i < num_largest; i++) least = fminf(least, peaks[workspace[i]] - bounds[workspace[i]]);
     return least;
 }
 
@@ -95,23 +96,23 @@ static void bound_peaks(const vocabulary *v, const float *energies, float *bound
     }
 }
 
-/* A panel that is not full is always wanted, and proves nothing: its empty lanes have logits, too. */
-void want_panels(const vocabulary *v, const float *peaks, int num_largest, const float *energies, int32_t *room,
-                 wanted_logits *wanted, uint16_t bit, _Atomic uint16_t *marks) {
+/* A last panel that is not full is always a candidate, and left out of the lower bound: its empty lanes have logits. */
+void choose_candidates(const vocabulary *v, const float *peaks, int num_largest, const float *energies,
+                       int32_t *workspace, candidate_panels *candidates, uint16_t bit, _Atomic uint16_t *marks) {
     const int num_panels = num_panels_of(v->planes.width), num_full = v->planes.width / LANES;
-    bound_peaks(v, energies, wanted->bounds);
+    bound_peaks(v, energies, candidates->bounds);
     float least = -INFINITY;
-    if (num_largest < num_full) least = least_of_largest(v, peaks, wanted->bounds, num_largest, room);
-    wanted->num_panels = 0;
+    if (num_largest < num_full) least = least_of_largest(v, peaks, candidates->bounds, num_largest, workspace);
+    candidates->num_panels = 0;
     for (int panel = 0; panel < num_panels; panel++) {
-        if (panel < num_full && peaks[panel] + wanted->bounds[panel] < least) continue;
-        wanted->slots[panel] = wanted->num_panels;
-        wanted->panels[wanted->num_panels++] = panel;
+        if (panel < num_full && peaks[panel] + candidates->bounds[panel] < least) continue;
+        candidates->slots[panel] = candidates->num_panels;
+        candidates->panels[candidates->num_panels++] = panel;
         atomic_fetch_or_explicit(&marks[panel], bit, memory_order_relaxed);
     }
 }
 
-/* A panel as a matrix of its own. */
+/* One panel as a matrix. */
 static matrix panel_of(const vocabulary *v, int panel) {
     const size_t tile = tile_number(v->planes.depth, panel, 0);
     return (matrix){.bytes = v->planes.bytes + tile * HALF_TILE,
@@ -127,10 +128,10 @@ void prefetch_panel(const vocabulary *v, int panel) {
     prefetch(one.low, (size_t)one.depth * LANES / 2);
 }
 
-void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel, uint16_t bits,
-                    const wanted_logits *wanted) {
+void compute_candidates(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel,
+                        uint16_t bits, const candidate_panels *candidates) {
     const int first = __builtin_ctz(bits), only = (bits & (bits - 1)) == 0;
-    const int skipped = only ? first : 0; /* for a single row, a block is made that begins with it */
+    const int skipped = only ? first : 0; /* a single row: pass a block that begins with it */
     const size_t place = tile_number(v->planes.depth, block, 0) * ROWS;
     const quantised_rows some = {rows->bytes + place * GROUP + skipped * 4, rows->scales + place + skipped,
                                  rows->offsets + place + skipped};
@@ -139,18 +140,19 @@ void compute_wanted(const vocabulary *v, const quantised_rows *rows, int block, 
     multiply_panels(&one, &some, only ? 1 : num_rows, 0, 1, logits[0], LANES, STORE_JOINED);
     for (int row = first; row < num_rows; row++) {
         if (!(bits >> row & 1)) continue;
-        float *to = wanted[row].logits + (size_t)wanted[row].slots[panel] * LANES;
+        float *to = candidates[row].logits + (size_t)candidates[row].slots[panel] * LANES;
         memcpy(to, logits[row - skipped], sizeof logits[0]);
     }
 }
 
-void largest_wanted(const vocabulary *v, const wanted_logits *wanted, int num_largest, int32_t *ids, float *logits) {
-    int num_logits = wanted->num_panels * LANES;
-    if (wanted->panels[wanted->num_panels - 1] == v->planes.width / LANES) /* the last panel is not full */
+void largest_of_candidates(const vocabulary *v, const candidate_panels *candidates, int num_largest, int32_t *ids,
+                           float *logits) {
+    int num_logits = candidates->num_panels * LANES;
+    if (candidates->panels[candidates->num_panels - 1] == v->planes.width / LANES) /* the last panel is not full */
         num_logits -= LANES - v->planes.width % LANES;
-    find_largest(wanted->logits, num_logits, num_largest, ids);
+    find_largest(candidates->logits, num_logits, num_largest, ids);
     for (int i = 0; i < num_largest; i++) {
-        logits[i] = wanted->logits[ids[i]];
-        ids[i] = wanted->panels[ids[i] / LANES] * LANES + ids[i] % LANES;
+        logits[i] = candidates->logits[ids[i]];
+        ids[i] = candidates->panels[ids[i] / LANES] * LANES + ids[i] % LANES;
     }
 }

@@ -1,26 +1,26 @@
-/* Products of byte rows with byte matrices: VNNI dot products, float32 sums over groups.
+/* Products of byte rows with byte matrices: VNNI dot products in a group, float32 sums over groups.
  *
- * A matrix lies in panels of LANES outputs. A panel is a row of tiles, one a group of GROUP inputs; a tile is
- * GROUP x LANES unsigned bytes, four inputs of one output beside each other, as vpdpbusd reads them. Weights are stored
- * with 128 added (they are the unsigned side); quantised_rows.offsets takes the 128 away again.
+ * A matrix lies in panels of LANES outputs. A panel is a row of tiles, one for each group of GROUP inputs. A tile is
+ * [GROUP / 4][LANES][4] unsigned bytes: four inputs of an output adjacent, as vpdpbusd reads them. Weights are stored
+ * with 128 added, because that operand is unsigned; quantised_rows.offsets subtracts it again.
  *
- * A panel is read once for ROWS rows. Weights stream from memory, the rows stay in the nearest cache.
+ * A panel is read once for a block of ROWS rows. Weights stream from memory, the rows stay in L1.
  *
- * Where PEAKs are asked for, only the upper halves of the bytes are there: 16h + l is taken for 8 (2h + 1), as if l were
- * in the middle of what it may be. A byte holds the halves for two steps.
+ * For PEAK only the upper halves of the bytes are read: a byte 16h + l is taken for 16h + 8, the middle of its range,
+ * computed as 8 (2h + 1). A byte of a plane holds the halves for two steps.
  */
 #include <math.h>
 
-#include "native.h"
+#include "kernels.h"
 
 enum { AHEAD_BYTES = 6144 };
 
-/* Sixteen sums beside sixteen dot products are more than the 32 registers hold. The compiler would move dot products to
- * memory and back at every step; the sums are needed once a group, so they are the ones that must live there. */
+/* ROWS sums and ROWS dot products exceed the 32 registers. Left alone, the compiler spills dot products, which are
+ * used at every step; this makes it spill the sums, which are used once a group. */
 enum { IN_REGISTERS = 12 };
 #define IN_MEMORY(pointer) __asm__ volatile("" : : "r"(pointer) : "memory")
 
-/* How the bytes of a matrix lie. */
+/* Which bytes are read: whole ones, two planes, or the upper plane. */
 typedef enum { WHOLE, JOINED, UPPER } form;
 
 /* The weights of a step of four inputs, for LANES outputs, from a tile or from its two planes. */
@@ -37,8 +37,8 @@ INLINE __m512i weights_of(const uint8_t *tile, const uint8_t *low_tile, int step
     return _mm512_ternarylogic_epi32(upper_half, lower_half, lower, 0xD8); /* c ? b : a */
 }
 
-/* sums[r] = product of the first `num_rows` rows of a block (a constant when inlined) with one panel. The order of the
- * float additions of a row, group by group, is the same for every num_rows. */
+/* sums[r] = the product of row r of a block with one panel, for r < num_rows (a constant once inlined). The order of
+ * a row's float additions is the same for every num_rows. */
 INLINE void panel_product(const matrix *m, const quantised_rows *rows, int block, const int num_rows, int panel,
                           __m512 *sums, const form how) {
     const int num_groups = m->depth / GROUP;
@@ -87,13 +87,13 @@ INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, 
 #pragma GCC unroll 16
     for (int r = 0; r < num_rows; r++, out += stride) {
         __m512 value = sums[r];
-        if (how == PEAK) { /* a maximum loses NaN */
+        if (how == PEAK) { /* the maximum instruction may drop NaN */
             const int is_nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q) != 0;
             *out = is_nan ? NAN : 8.0f * _mm512_reduce_max_ps(value);
             continue;
         }
         if (how == ADD) value = _mm512_add_ps(_mm512_loadu_ps(out), value);
-        if (how == GATE) {
+        if (how == GATED) {
             const __m512 gate = gates[r], one = _mm512_set1_ps(1.0f);
             const __m512 decay = exp_vector(_mm512_sub_ps(_mm512_setzero_ps(), gate));
             value = _mm512_mul_ps(_mm512_div_ps(gate, _mm512_add_ps(one, decay)), value);
@@ -105,8 +105,8 @@ INLINE void finish(const __m512 *sums, const __m512 *gates, const int num_rows, 
 INLINE void multiply_block(const matrix *m, const quantised_rows *rows, int row, const int num_rows, int panel,
                            float *out, size_t stride, epilogue how) {
     __m512 sums[ROWS], gates[ROWS];
-    out += (size_t)row * stride + (how == PEAK ? panel : (how == GATE ? panel / 2 : panel) * LANES);
-    if (how == GATE) {
+    out += (size_t)row * stride + (how == PEAK ? panel : (how == GATED ? panel / 2 : panel) * LANES);
+    if (how == GATED) {
         panel_product(m, rows, row / ROWS, num_rows, panel, gates, WHOLE);
         panel_product(m, rows, row / ROWS, num_rows, panel + 1, sums, WHOLE);
     } else if (how == PEAK) {
@@ -125,7 +125,7 @@ INLINE void multiply_block(const matrix *m, const quantised_rows *rows, int row,
 
 void multiply_panels(const matrix *m, const quantised_rows *rows, int num_rows, int first, int last, float *out,
                      size_t stride, epilogue how) {
-    for (int panel = first; panel < last; panel += how == GATE ? 2 : 1)
+    for (int panel = first; panel < last; panel += how == GATED ? 2 : 1)
         for (int row = 0; row < num_rows; row += ROWS)
             switch (num_rows - row >= ROWS ? ROWS : num_rows - row) {
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)

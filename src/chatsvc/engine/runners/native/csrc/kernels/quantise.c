@@ -1,17 +1,17 @@
 /* Rounding to bytes: rows of activations, and matrices in the layout that matmul.c reads.
  *
- * Each group of GROUP numbers is rotated (Walsh-Hadamard) before it is rounded. The rotation is orthonormal, so the
- * product of two rotated vectors is the product of the vectors; what it changes is that no single outlier sets the scale
- * of a whole group. (QuaRot, arXiv 2404.00456, does it for whole rows; a group at a time needs no calibration, fits any
- * width and costs forty instructions.)
+ * Each group of GROUP numbers gets a Walsh-Hadamard transform before it is rounded. The transform is orthonormal, so
+ * the dot product of two transformed vectors is that of the vectors; but no single outlier sets the scale of a whole
+ * group. (QuaRot, arXiv 2404.00456, transforms whole rows; a group at a time needs no calibration, fits any width and
+ * costs forty instructions.)
  */
 #include <math.h>
 
-#include "native.h"
+#include "kernels.h"
 
-enum { FEW_ROWS = 4 /* of a block: cheaper one by one */ };
+enum { FEW_ROWS = 4 /* up to so many rows of a block are cheaper one by one */ };
 
-/* Round a group to bytes and put them, four neighbours at a time, among those of the other rows of the block. */
+/* Rounds one row's group to bytes and interleaves them, four at a time, with those of the block's other rows. */
 INLINE void round_group(group g, int8_t *bytes, float *scale, int32_t *offset) {
     g = rotated(g);
     const float most = largest(g);
@@ -31,7 +31,7 @@ INLINE void round_group(group g, int8_t *bytes, float *scale, int32_t *offset) {
     *offset = offset_of(_mm512_reduce_add_epi32(sum));
 }
 
-/* Rows become columns: lane r of vector c is what was lane c of vector r. */
+/* Transposes: lane r of vector c is what was lane c of vector r. */
 INLINE void transpose(__m512 v[LANES]) {
     __m512 pairs[LANES], fours[LANES];
     for (int i = 0; i < LANES; i += 2) {
@@ -44,7 +44,7 @@ INLINE void transpose(__m512 v[LANES]) {
             fours[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
             fours[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
         }
-    for (int j = 0; j < 4; j++) { /* quarters of fours[4 i + j]: rows 4 i and on of the columns j, 4 + j, 8 + j, 12 + j */
+    for (int j = 0; j < 4; j++) { /* quarters of fours[4 i + j]: rows from 4 i on of columns j, 4 + j, 8 + j, 12 + j */
         const __m512 even_low = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x88);
         const __m512 odd_low = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xDD);
         const __m512 even_high = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x88);
@@ -56,15 +56,15 @@ INLINE void transpose(__m512 v[LANES]) {
     }
 }
 
-/* Four neighbours of each row, beside each other, as bytes. */
+/* Four numbers of each row, adjacent, as bytes. */
 INLINE __m512i joined_bytes(const __m512i whole[4]) {
-    const __m512i places = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
     const __m512i low = _mm512_packs_epi32(whole[0], whole[1]), high = _mm512_packs_epi32(whole[2], whole[3]);
-    return _mm512_shuffle_epi8(_mm512_packs_epi16(low, high), places);
+    return _mm512_shuffle_epi8(_mm512_packs_epi16(low, high), order);
 }
 
-/* What round_group does, to a group of ROWS rows at once. A lane is a row, so that nothing has to be summed up or compared
- * across lanes; each row goes through the same operations in the same order, so it gets the same bits. */
+/* What round_group does, for ROWS rows at once. A lane is a row, so nothing is summed or compared across lanes. Each
+ * row goes through the same operations in the same order as there, so it gets the same bits. */
 static void round_groups(const float *const *values, const float *factors, const float *weight, int8_t *bytes,
                          float *scales, int32_t *offsets) {
     __m512 numbers[GROUP];
@@ -111,17 +111,17 @@ static void round_groups(const float *const *values, const float *factors, const
     _mm512_storeu_si512(offsets, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-128)));
 }
 
-/* All rows of a block, those that are not there computed like the first. */
+/* All rows of a block; missing ones are computed as copies of the first. */
 static void quantise_many(const quantised_rows *to, int block, int num_rows, int depth, int first, int last,
                           const float *const *values, const float *factors, const float *weight) {
     float all_factors[ROWS];
     for (int r = 0; weight && r < ROWS; r++) all_factors[r] = factors[r < num_rows ? r : 0];
     for (int i = first; i < last; i++) {
-        const size_t place = tile_number(depth, block, i);
+        const size_t tile = tile_number(depth, block, i);
         const float *groups[ROWS];
         for (int r = 0; r < ROWS; r++) groups[r] = values[r < num_rows ? r : 0] + i * GROUP;
-        round_groups(groups, all_factors, weight ? weight + i * GROUP : NULL, to->bytes + place * GROUP * ROWS,
-                     to->scales + place * ROWS, to->offsets + place * ROWS);
+        round_groups(groups, all_factors, weight ? weight + i * GROUP : NULL, to->bytes + tile * GROUP * ROWS,
+                     to->scales + tile * ROWS, to->offsets + tile * ROWS);
     }
 }
 
@@ -132,14 +132,14 @@ void quantise_block(const quantised_rows *to, int block, int num_rows, int depth
         return;
     }
     for (int i = first; i < last; i++) {
-        const size_t place = tile_number(depth, block, i);
+        const size_t tile = tile_number(depth, block, i);
         for (int r = 0; r < num_rows; r++) {
             group g = load_group(values[r] + i * GROUP);
             for (int j = 0; weight && j < GROUP / LANES; j++)
                 g.part[j] = _mm512_mul_ps(_mm512_mul_ps(g.part[j], _mm512_set1_ps(factors[r])),
                                           _mm512_loadu_ps(weight + i * GROUP + j * LANES));
-            round_group(g, to->bytes + place * GROUP * ROWS + r * 4, &to->scales[place * ROWS + r],
-                        &to->offsets[place * ROWS + r]);
+            round_group(g, to->bytes + tile * GROUP * ROWS + r * 4, &to->scales[tile * ROWS + r],
+                        &to->offsets[tile * ROWS + r]);
         }
     }
 }
@@ -149,7 +149,7 @@ uint16_t round_weights(const float *values, uint8_t *bytes) {
     float numbers[GROUP];
     store_group(numbers, g);
     const uint16_t half = _cvtss_sh(largest(g) / 127.0f, _MM_FROUND_TO_NEAREST_INT);
-    const float scale = _cvtsh_ss(half); /* rounding to a half may make it too small by 1 / 2048: clamped */
+    const float scale = _cvtsh_ss(half); /* as a half it may be too small by 1 / 2048, hence the clamp */
     for (int k = 0; k < GROUP; k++) {
         const long rounded = scale > 0 ? lrintf(numbers[k] / scale) : 0;
         const long clamped = rounded > 127 ? 127 : rounded < -127 ? -127 : rounded;
@@ -164,7 +164,7 @@ void pack_row(matrix *m, int output, const float *values) {
         const size_t tile = tile_number(m->depth, panel, i);
         uint8_t bytes[GROUP];
         m->scales[tile * LANES + lane] = round_weights(values + i * GROUP, bytes);
-        for (int k = 0; k < GROUP; k += 4) /* four neighbours of an output, then the next output's */
+        for (int k = 0; k < GROUP; k += 4) /* four inputs of an output, then the next output's */
             memcpy(m->bytes + tile * GROUP * LANES + k * LANES + lane * 4, bytes + k, 4);
     }
 }
