@@ -12,7 +12,7 @@ from ipaddress import ip_address
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli.accounts import administration, user
+from chatsvc.cli.accounts import open_guard, user
 from chatsvc.cli.main import main
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.gate import Credentials

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli.checks import render
+from chatsvc.cli.checks import nginx_files
 from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
 from chatsvc.http.wire.schema import max_chat_bytes

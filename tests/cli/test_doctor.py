@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from chatsvc.audit.format.notes import Signer, format_vkey
 from chatsvc.audit.keys import drop, initial_seals
 from chatsvc.audit.log import AuditLog
-from chatsvc.cli.checks import findings as checks
+from chatsvc.cli.checks import doctor_checks as checks
 from chatsvc.cli.main import main
 from chatsvc.disk import pidfile
 from chatsvc.engine.runners.native import library
 from chatsvc.settings.load import Settings, load
-from chatsvc.supervisor import memory
+from chatsvc.supervisor import cgroup
 from chatsvc.wiring import audit_options
 
 

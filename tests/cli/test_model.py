@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from chatsvc.cli.checks import findings as checks
+from chatsvc.cli.checks import doctor_checks as checks
 from chatsvc.cli.main import main
 from chatsvc.disk import pidfile
 from chatsvc.models.store import ModelStore

@@ -274,7 +274,7 @@ def test_a_new_engine_that_does_not_answer_or_is_not_taken_leaves_the_old_one_se
     service: Service, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """It loads and listens; then it gives errors, or the web process cannot use its card. The old one is reachable."""
-    monkeypatch.setattr("chatsvc.supervisor.succession._ADOPTION_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("chatsvc.supervisor.swap._ADOPTION_TIMEOUT_S", 1.0)
 
     def prepare(card: ModelCard) -> None:
         if card.name == "unusable":
@@ -296,7 +296,7 @@ def test_a_new_engine_that_does_not_answer_or_is_not_taken_leaves_the_old_one_se
             assert read_to_end(long) == [7] * 150
             (service.home / fault).unlink()
             # The web process looks at the path again five seconds after a model that it could not use.
-            monkeypatch.setattr("chatsvc.supervisor.succession._ADOPTION_TIMEOUT_S", 15.0)
+            monkeypatch.setattr("chatsvc.supervisor.swap._ADOPTION_TIMEOUT_S", 15.0)
             service.hang_up()  # another try succeeds
             until(lambda: len(service.starts()) == 3 and not alive(service.starts()[0]))
             assert read_to_end(client.submit([1], Sampling(max_tokens=2), "")) == [7, 7]
@@ -310,7 +310,7 @@ def test_a_new_engine_that_does_not_answer_or_is_not_taken_leaves_the_old_one_se
 def test_without_a_web_process_that_takes_it_a_new_engine_waits(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chatsvc.supervisor.succession._ADOPTION_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("chatsvc.supervisor.swap._ADOPTION_TIMEOUT_S", 1.0)
 
     def steps() -> None:
         assert service.ready.wait(20)

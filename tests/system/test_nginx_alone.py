@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.cli.checks import render
+from chatsvc.cli.checks import nginx_files
 from chatsvc.resources import resource_path
 from tests.system.conftest import make_certificate, nginx_program
 

@@ -46,7 +46,7 @@ _MODULES = {
     "token": "accounts.token",
     "model": "models.model",
     "audit": "audit.command",
-    "bundle": "service.kit",
+    "bundle": "service.bundle",
     "config": "checks.config",
     "bench": "models.bench",
 }

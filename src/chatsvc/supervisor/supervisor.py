@@ -6,7 +6,7 @@ children are, and how to tell that the service answers, comes in as a :class:`Pl
 1. SIGTERM, SIGINT: drain and end. The engine announces the draining and the web refuses new work; when the running
    streams have finished, or shortly before the deadline, the web process is told to end. A second signal hurries.
 2. SIGHUP: bring up an engine with the model that is active now beside the old one; when it has answered and the web
-   process has taken the new model, the old one finishes what it runs (:mod:`chatsvc.supervisor.succession`). Where
+   process has taken the new model, the old one finishes what it runs (:mod:`chatsvc.supervisor.swap`). Where
    memory does not allow two, the old one finishes first.
 3. A child that ends is started again, at once the first time, then with growing pauses.
 4. An engine that hangs is killed, which is the case above.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatsvc.supervisor.child import Child, Command
-from chatsvc.supervisor.succession import Engine, Successor, ending
+from chatsvc.supervisor.swap import Engine, Successor, ending
 
 _log = logging.getLogger(__name__)
 

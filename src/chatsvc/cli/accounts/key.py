@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import click
 
-from chatsvc.cli.accounts import administration
+from chatsvc.cli.accounts import open_guard
 from chatsvc.guard.credentials.api_keys import NewKey
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from chatsvc.cli.accounts import administration
+from chatsvc.cli.accounts import open_guard
 from chatsvc.errors import NotFound
 from chatsvc.guard.assembly import Guard
 from chatsvc.guard.credentials.tokens import unverified_sid

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from chatsvc.cli.accounts import administration
+from chatsvc.cli.accounts import open_guard
 
 _AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

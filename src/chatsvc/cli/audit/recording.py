@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from chatsvc.audit.command import open_for_command
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.cli.accounts.administration import actor
+from chatsvc.cli.accounts.open_guard import actor
 from chatsvc.errors import ChatsvcError, ModelRefused
 from chatsvc.settings.load import Settings
 from chatsvc.wiring import audit_options

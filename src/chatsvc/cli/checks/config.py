@@ -26,7 +26,7 @@ def check() -> None:
     First the values: where any is wrong it ends with 3. Then the files, directories and addresses that a start would
     use; nothing is connected to. It ends with 1 where `chatsvc serve` would refuse to start because of one.
     """
-    from chatsvc.cli.checks import preflight
+    from chatsvc.cli.checks import start_checks
 
     loaded = configuration.load()
     for warning in preflight.warnings(loaded):
@@ -89,7 +89,7 @@ def nginx(
     Needs server.socket, the unix socket between nginx and the web process. Run it again after a change of
     guard.allowed_networks, and when a model with a longer context has come, then `nginx -s reload`.
     """
-    from chatsvc.cli.checks import certificate, render
+    from chatsvc.cli.checks import certificate, nginx_files
 
     loaded = configuration.load()
     if loaded.server.socket is None:

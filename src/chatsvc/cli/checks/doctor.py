@@ -14,7 +14,7 @@ from chatsvc.errors import ConfigurationInvalid
 from chatsvc.settings.load import Settings, load
 
 if TYPE_CHECKING:
-    from chatsvc.cli.checks.findings import Finding
+    from chatsvc.cli.checks.doctor_checks import Finding
 
 _SIGNS = {"good": "ok  ", "warning": "warn", "fatal": "FAIL"}
 
@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
 
 
 def _examine() -> Iterator[Finding]:
-    from chatsvc.cli.checks import findings as checks
+    from chatsvc.cli.checks import doctor_checks as checks
 
     yield from chain(checks.python(), checks.packages(), checks.processor())
     try:
@@ -53,7 +53,7 @@ def _examine() -> Iterator[Finding]:
 
 
 def _examine_installation(settings: Settings) -> Iterator[Finding]:
-    from chatsvc.cli.checks import findings as checks
+    from chatsvc.cli.checks import doctor_checks as checks
 
     yield from chain(
         checks.runner(settings),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from chatsvc.cli.audit.recording import recorded, recorded_long
-from chatsvc.cli.models.trial import activate as make_active
-from chatsvc.cli.models.trial import store_of, verified
-from chatsvc.cli.progress import ShownProgress
+from chatsvc.cli.models.smoke_test import activate as make_active
+from chatsvc.cli.models.smoke_test import store_of, verified
+from chatsvc.cli.output import ShownProgress
 from chatsvc.errors import ModelRefused
 from chatsvc.settings.load import Settings, load
 

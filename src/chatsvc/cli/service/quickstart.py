@@ -47,7 +47,7 @@ def command(prepare_only: bool) -> None:
     Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
     """
     from chatsvc import logs
-    from chatsvc.cli.checks import preflight
+    from chatsvc.cli.checks import start_checks
     from chatsvc.disk import pidfile
 
     os.umask(0o077)

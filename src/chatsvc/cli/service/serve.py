@@ -42,7 +42,7 @@ def command(only: str | None) -> None:
     SIGTERM drains and ends; SIGHUP brings up the model that is active now.
     """
     from chatsvc import logs
-    from chatsvc.cli.checks import preflight
+    from chatsvc.cli.checks import start_checks
     from chatsvc.disk import pidfile
 
     settings = load()
@@ -108,7 +108,7 @@ def make_home(settings: Settings) -> None:
 
 def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory: Path | None) -> int:
     """Run until told to stop; returns the exit code."""
-    from chatsvc.supervisor import memory, probe
+    from chatsvc.supervisor import cgroup, probe
     from chatsvc.supervisor.supervisor import Plan, Supervisor
 
     plan = Plan(

@@ -51,7 +51,7 @@ def try_model(settings: Settings, folder: ModelFolder, progress: Progress) -> No
     if lacks_key(settings, folder):
         examine_model(settings, folder)
         return
-    command = [sys.executable, "-m", "chatsvc.cli.models.trying", str(folder.path), folder.name]
+    command = [sys.executable, "-m", "chatsvc.cli.models.smoke_test_process", str(folder.path), folder.name]
     additions = {**_OFFLINE, "CHATSVC_HOME": str(settings.home)}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(  # noqa: S603  no shell, our own interpreter
@@ -74,7 +74,7 @@ def activate(
     Raises:
         OperatorError: it would not be served, or is older than the active one and ``version`` does not name it.
     """
-    from chatsvc.cli.progress import ShownProgress
+    from chatsvc.cli.output import ShownProgress
     from chatsvc.disk.pidfile import tell_to_swap
 
     folder = store.get(name)

@@ -19,13 +19,13 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from chatsvc.cli.checks import preflight
-from chatsvc.cli.models.trial import lacks_key
+from chatsvc.cli.checks import start_checks
+from chatsvc.cli.models.smoke_test import lacks_key
 from chatsvc.cli.service.serve import require_free_port
 from chatsvc.disk import pidfile
 from chatsvc.errors import ChatsvcError, OperatorError
 from chatsvc.settings.load import Settings
-from chatsvc.supervisor import memory
+from chatsvc.supervisor import cgroup
 from chatsvc.wiring import examine_model
 
 Level = Literal["good", "warning", "fatal"]

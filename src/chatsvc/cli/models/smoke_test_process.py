@@ -1,6 +1,6 @@
-"""``python -m chatsvc.cli.models.trying FOLDER NAME``: loads model NAME in FOLDER as the engine would, and asks it.
+"""``python -m chatsvc.cli.models.smoke_test_process FOLDER NAME``: loads model NAME in FOLDER as the engine would, and asks it.
 
-Run by :mod:`chatsvc.cli.models.trial`, in a process of its own: a model that takes too much memory or crashes a
+Run by :mod:`chatsvc.cli.models.smoke_test`, in a process of its own: a model that takes too much memory or crashes a
 library takes nothing else along. Exit code 0: it will be served; 3: it will not, and the last line of the output says
 why.
 """

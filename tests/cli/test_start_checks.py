@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from chatsvc.cli.checks import preflight
+from chatsvc.cli.checks import start_checks
 from chatsvc.cli.main import main
 from chatsvc.cli.service.serve import engine_command
 from chatsvc.errors import ConfigurationInvalid

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chatsvc.supervisor import memory
+from chatsvc.supervisor import cgroup
 
 
 @pytest.fixture

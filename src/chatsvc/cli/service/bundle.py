@@ -53,7 +53,7 @@ def command() -> None:
 )
 def build(output: Path, model_name: str | None, no_model: bool, wheel: Path | None, **target: str | None) -> None:
     """Write a signed kit: wheels locked by hash, a model, templates, documents, a parts list and a checklist."""
-    from chatsvc.cli.progress import ShownProgress
+    from chatsvc.cli.output import ShownProgress
     from chatsvc.kit import build, install, verify
 
     settings = load()

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from chatsvc.cli.progress import ShownProgress
+from chatsvc.cli.output import ShownProgress
 
 WORK = """
-from chatsvc.cli.progress import ShownProgress
+from chatsvc.cli.output import ShownProgress
 with ShownProgress() as progress:
     for number in range(101):
         progress("hashing model.gguf", number, 100)
