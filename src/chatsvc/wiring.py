@@ -28,7 +28,7 @@ from chatsvc.settings.load import WAITING_HASHES, Settings
 
 if TYPE_CHECKING:
     from chatsvc.guard.providers.oidc import OidcProvider
-    from chatsvc.models.store import ModelFolder
+    from chatsvc.models.store import ModelFolder, ModelStore, Trial
 
 
 def _require_extra(key: str, package: str, extra: str) -> None:
@@ -206,6 +206,13 @@ def outbox_recorder(audit: AuditLog) -> Recorder:
         audit.event(Facts(request_id=uuid4().hex, action=action, actor=actor), Result("allowed", details=details))
 
     return record
+
+
+def model_store(settings: Settings, trial: Trial | None = None) -> ModelStore:
+    """The model store of a configuration. With ``trial``, only models that pass it are taken in."""
+    from chatsvc.models.store import ModelStore  # noqa: PLC0415 - most commands never open a model
+
+    return ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file, trial)
 
 
 def examine_model(settings: Settings, folder: ModelFolder) -> None:

@@ -74,12 +74,12 @@ def test_a_copy_of_the_home_without_secrets_and_models_verifies(options, time, h
     monkeypatch.setenv("CHATSVC_HOME", str(tmp_path / "copy"))
     (own,) = known_keys(options.directory)
     for file in ([], [tmp_path / "copy" / "audit"], [last_segment(options)]):
-        told = run("verify", *file, code=1)  # what lies beside the log vouches for nothing
-        assert f"NOBODY vouches for {own.name} {own.fingerprint}" in told
-        assert f"--key vouches for {own.name}" in run("verify", *file, "--key", tmp_path / "brought")
+        told = run("verify", *file, code=1)  # a key beside the log is not trusted
+        assert f"UNTRUSTED key: {own.name} {own.fingerprint}" in told
+        assert f"trusted key (--key): {own.name}" in run("verify", *file, "--key", tmp_path / "brought")
     (tmp_path / "copy" / "keys").mkdir()
     shutil.copy(options.keys / "audit-signing.pub", tmp_path / "copy" / "keys")
-    assert f"keys/ vouches for {own.name} {own.fingerprint}" in run("verify")
+    assert f"trusted key (keys/): {own.name} {own.fingerprint}" in run("verify")
 
 
 def test_a_changed_record_is_named_and_is_exit_code_1(options, time):
@@ -207,7 +207,7 @@ def test_an_export_verifies_where_nothing_else_is(options, time, home, tmp_path,
     (own,) = known_keys(options.directory)
     told = run("verify", output, code=6)
     assert "9 records" in told
-    assert f"NOBODY vouches for {own.name} {own.fingerprint}" in told
+    assert f"UNTRUSTED key: {own.name} {own.fingerprint}" in told
     assert "clean: 9 records" in run("verify", output, "--key", options.directory / "audit.vkey")
     output.write_bytes(output.read_bytes().replace(b"alice", b"alicf", 1))
     run("verify", output, code=1)
@@ -264,7 +264,7 @@ def test_the_auditor_takes_the_first_sealing_key_away(options, time, home, tmp_p
     (own,) = known_keys(options.directory)
     assert own.fingerprint in told
     told = run("verify", "--seal-key", key, "--key", away / "audit.vkey")
-    assert f"--key vouches for {own.name} {own.fingerprint}" in told
+    assert f"trusted key (--key): {own.name} {own.fingerprint}" in told
     run("seal-key", "--output", away, code=3)
 
 

@@ -17,7 +17,7 @@ from chatsvc.cli.main import main
 from chatsvc.errors import OperatorError
 from chatsvc.http.wire.schema import max_chat_bytes
 
-OPTIONS = render.NginxOptions(
+OPTIONS = nginx_files.NginxOptions(
     server_name="chat.test",
     listen=("443", "[::]:443"),
     certificate="/c.pem",
@@ -68,22 +68,22 @@ def test_what_is_shown_is_json_on_demand(run) -> None:
 
 
 def test_the_allow_list_ends_with_deny() -> None:
-    lines = render.allow_list([ip_network("10.0.0.0/8"), ip_network("::1")]).splitlines()
+    lines = nginx_files.allow_list([ip_network("10.0.0.0/8"), ip_network("::1")]).splitlines()
     assert lines[1:] == ["allow 10.0.0.0/8;", "allow ::1/128;", "deny all;"]
-    assert render.allow_list([]).splitlines()[1:] == ["deny all;"]
+    assert nginx_files.allow_list([]).splitlines()[1:] == ["deny all;"]
 
 
 @pytest.mark.parametrize("name", ["a b", "a;b", "a{b", "$host", "a'b", "", "x\ny", "@X@"])
 def test_a_value_that_would_be_another_directive_is_refused(name: str) -> None:
-    options = render.NginxOptions(
+    options = nginx_files.NginxOptions(
         server_name=name, listen=("443",), certificate="/c", certificate_key="/k", socket="/s"
     )
     with pytest.raises(OperatorError, match="cannot stand in nginx"):
-        render.nginx_values(options, max_body_bytes=1, max_chats=1, deadline_s=1)
+        nginx_files.nginx_values(options, max_body_bytes=1, max_chats=1, deadline_s=1)
 
 
 def test_limits_follow_the_configuration() -> None:
-    values = render.nginx_values(OPTIONS, max_body_bytes=4711, max_chats=320, deadline_s=300)
+    values = nginx_files.nginx_values(OPTIONS, max_body_bytes=4711, max_chats=320, deadline_s=300)
     assert values["MAX_BODY_BYTES"] == "4711"
     assert values["DEADLINE"] == "315"
     assert values["LISTEN"].split("\n    ") == ["listen 443 ssl;", "listen [::]:443 ssl;"]

@@ -50,7 +50,7 @@ def levels(findings) -> dict[str, str]:
 
 
 def test_a_good_machine_has_nothing_to_mend(settings: Settings) -> None:
-    found = [*checks.python(), *checks.clock(settings), *checks.door(settings), *checks.files(settings)]
+    found = [*checks.python(), *checks.clock(settings), *checks.network(settings), *checks.permissions(settings)]
     assert set(levels(found).values()) == {"good"}
 
 
@@ -99,10 +99,10 @@ def test_a_processor_without_fast_instructions_is_told(tmp_path: Path) -> None:
 
 
 def test_little_memory_and_little_disk_are_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert levels(checks.room(settings)).keys() == {"memory", "disk"}
-    monkeypatch.setattr(memory, "available_bytes", lambda: 5)
+    assert levels(checks.memory_and_disk(settings)).keys() == {"memory", "disk"}
+    monkeypatch.setattr(cgroup, "available_bytes", lambda: 5)
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 5}))
-    assert levels(checks.room(settings)) == {"memory": "warning", "disk": "warning"}
+    assert levels(checks.memory_and_disk(settings)) == {"memory": "warning", "disk": "warning"}
 
 
 def test_a_wrong_clock_is_fatal(settings: Settings) -> None:
@@ -118,26 +118,26 @@ def test_a_wrong_clock_is_fatal(settings: Settings) -> None:
 def test_an_empty_allow_list_and_a_taken_port_are_fatal(settings: Settings) -> None:
     nobody = settings.model_copy(update={"guard": settings.guard.model_copy(update={"allowed_networks": []})})
     with socket.create_server(("127.0.0.1", settings.server.port)):
-        assert levels(checks.door(nobody)) == {"port": "fatal"}
+        assert levels(checks.network(nobody)) == {"port": "fatal"}
     (finding,) = checks.configuration(nobody)
     assert (finding.level, "nobody could connect" in finding.message) == ("fatal", True)
 
 
 def test_a_port_that_we_serve_on_ourselves_is_good(settings: Settings) -> None:
     with pidfile.hold(settings.home), socket.create_server(("127.0.0.1", settings.server.port)):
-        assert levels(checks.door(settings))["port"] == "good"
+        assert levels(checks.network(settings))["port"] == "good"
 
 
 def test_a_unix_socket_needs_no_port(settings: Settings, tmp_path: Path) -> None:
     behind = settings.model_copy(update={"server": settings.server.model_copy(update={"socket": tmp_path / "s"})})
-    assert levels(checks.door(behind))["port"] == "good"
+    assert levels(checks.network(behind))["port"] == "good"
 
 
 def test_keys_that_others_can_read_are_fatal(settings: Settings) -> None:
     key = settings.keys_directory / "signing"
     key.touch(mode=0o644)
     key.chmod(0o644)
-    (finding,) = checks.files(settings)
+    (finding,) = checks.permissions(settings)
     assert finding.level == "fatal"
     assert finding.remedy == f"chmod go-rwx '{key}'"
 
@@ -146,12 +146,12 @@ def test_a_public_key_may_be_read_by_others(settings: Settings) -> None:
     key = settings.keys_directory / "model-signing.pub"
     key.touch()
     key.chmod(0o444)
-    assert levels(checks.files(settings))["permissions"] == "good"
+    assert levels(checks.permissions(settings))["permissions"] == "good"
 
 
 def test_a_missing_home_and_a_missing_key_are_told(settings: Settings, tmp_path: Path) -> None:
     missing = settings.model_copy(update={"home": tmp_path / "none"})
-    assert levels(checks.files(missing)) == {"home": "warning"}
+    assert levels(checks.permissions(missing)) == {"home": "warning"}
     models = settings.models.model_copy(update={"kek_file": tmp_path / "no-kek"})
     assert levels(checks.configuration(settings.model_copy(update={"models": models}))) == {"configuration": "fatal"}
 

@@ -90,7 +90,7 @@ def test_an_import_that_activates_tells_the_running_service(model: str, home: Pa
             result = run("import", str(gguf), "--name", "second", "--activate")
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert "The running service brings it up now" in result.stdout
+    assert "The running service switches to it" in result.stdout
     assert told == [signal.SIGHUP]
 
 

@@ -24,8 +24,8 @@ def settings(home: Path, **keys: str) -> Settings:
 
 
 def test_the_defaults_have_no_problem(tmp_path: Path) -> None:
-    assert preflight.problems(settings(tmp_path / "home")) == []
-    assert preflight.warnings(settings(tmp_path / "home")) == []
+    assert start_checks.problems(settings(tmp_path / "home")) == []
+    assert start_checks.warnings(settings(tmp_path / "home")) == []
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_role_that_does_not_exist_is_named(tmp_path: Path, key: str, value: st
 )  # fmt: skip
 def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path, key: str) -> None:
     missing = tmp_path / "missing.pem"
-    (problem,) = preflight.problems(settings(tmp_path, **{key: str(missing)}))
+    (problem,) = start_checks.problems(settings(tmp_path, **{key: str(missing)}))
     section, _, name = key.lower().partition("__")
     assert problem.startswith(f"{section}.{name}: ")
     assert str(missing) in problem
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_there_is_a_problem(tmp_path: Path, key: str) -> None
 @pytest.mark.parametrize("key", ["AUDIT__DIRECTORY", "AUDIT__SECOND_DIRECTORY", "SERVER__SOCKET"])
 def test_a_directory_that_is_a_file_is_a_problem(tmp_path: Path, key: str) -> None:
     (tmp_path / "file").touch()
-    (problem,) = preflight.problems(settings(tmp_path / "home", **{key: str(tmp_path / "file" / "inside")}))
+    (problem,) = start_checks.problems(settings(tmp_path / "home", **{key: str(tmp_path / "file" / "inside")}))
     assert str(tmp_path / "file") in problem
     assert "is not a directory" in problem
 
@@ -90,7 +90,7 @@ def test_a_database_and_a_witness_file_need_their_directories(tmp_path: Path) ->
     (tmp_path / "file").touch()
     inside = tmp_path / "file" / "x"
     keys = {"STORE__URL": f"sqlite:///{inside}", "AUDIT__WITNESS_FILES": f'["{inside}"]'}
-    assert len(preflight.problems(settings(tmp_path / "home", **keys))) == 2
+    assert len(start_checks.problems(settings(tmp_path / "home", **keys))) == 2
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account's view needs root to become that account")
@@ -99,35 +99,35 @@ def test_a_directory_of_somebody_else_is_a_problem(tmp_path: Path) -> None:
         if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
             folder.chmod(0o755)
     code = (
-        f"import os; from chatsvc.cli import preflight; from chatsvc.settings.load import load\n"
+        f"import os; from chatsvc.cli.checks import start_checks; from chatsvc.settings.load import load\n"
         f"settings = load({{'CHATSVC_HOME': {str(tmp_path / 'home')!r}, **{LISTED!r}}})\n"
-        f"assert preflight.problems(settings) == []\n"
+        f"assert start_checks.problems(settings) == []\n"
         f"os.setgid(65534); os.setuid(65534)\n"
-        f"print(preflight.problems(settings))"
+        f"print(start_checks.problems(settings))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "this account cannot write there" in result.stdout
 
 
 def test_a_socket_path_that_the_kernel_cannot_hold_is_a_problem(tmp_path: Path) -> None:
-    (problem,) = preflight.problems(settings(tmp_path, SERVER__SOCKET=str(tmp_path / ("s" * 100))))
+    (problem,) = start_checks.problems(settings(tmp_path, SERVER__SOCKET=str(tmp_path / ("s" * 100))))
     assert "longer than 100 bytes" in problem
 
 
 def test_a_host_that_is_no_address_is_a_problem(tmp_path: Path) -> None:
-    (problem,) = preflight.problems(settings(tmp_path, SERVER__HOST="300.1.1.1"))
+    (problem,) = start_checks.problems(settings(tmp_path, SERVER__HOST="300.1.1.1"))
     assert problem.startswith("server.host: 300.1.1.1: ")
 
 
 def test_an_api_audience_that_is_the_client_is_a_problem(tmp_path: Path) -> None:
     keys = {"OIDC__ISSUER": "https://id.example", "OIDC__API_AUDIENCE": "chatsvc"}
-    (problem,) = preflight.problems(settings(tmp_path, **keys))
+    (problem,) = start_checks.problems(settings(tmp_path, **keys))
     assert "oidc.api_audience" in problem
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_listening_to_others_without_a_list_of_them_is_warned_of(tmp_path: Path, host: str) -> None:
-    unencrypted, nobody = preflight.warnings(settings(tmp_path, SERVER__HOST=host))
+    unencrypted, nobody = start_checks.warnings(settings(tmp_path, SERVER__HOST=host))
     assert "unencrypted" in unencrypted
     assert "guard.allowed_networks" in nobody
     assert str(tmp_path / "chatsvc.toml") in nobody
@@ -135,8 +135,8 @@ def test_listening_to_others_without_a_list_of_them_is_warned_of(tmp_path: Path,
 
 def test_with_clients_on_the_list_only_the_missing_encryption_is_warned_of(tmp_path: Path) -> None:
     keys = {"GUARD__ALLOWED_NETWORKS": '["10.0.0.0/8"]', "SERVER__HOST": "0.0.0.0"}
-    assert len(preflight.warnings(settings(tmp_path, **keys))) == 1
-    assert preflight.warnings(settings(tmp_path, **keys, SERVER__SOCKET=str(tmp_path / "s"))) == []
+    assert len(start_checks.warnings(settings(tmp_path, **keys))) == 1
+    assert start_checks.warnings(settings(tmp_path, **keys, SERVER__SOCKET=str(tmp_path / "s"))) == []
 
 
 def test_config_check_and_serve_say_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

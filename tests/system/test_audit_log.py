@@ -120,7 +120,7 @@ def test_an_export_over_the_wire_verifies_where_nothing_else_is(audited, tmp_pat
     elsewhere = replace(audited.home, path=tmp_path / "nothing", settings={})
     told = elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), check=False)
     assert told.returncode == 6  # whole, but nobody here knows whose it is
-    assert "NOBODY vouches for" in told.stdout
+    assert "UNTRUSTED key:" in told.stdout
     key = str(audited.home.path / "keys" / "audit-signing.pub")
     assert "clean" in elsewhere.run("audit", "verify", str(tmp_path / "export.jsonl"), "--key", key).stdout
 

@@ -66,16 +66,16 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("nginx")
     chain, key = make_certificate(folder)
     (folder / "run").mkdir()
-    options = render.NginxOptions(
+    options = nginx_files.NginxOptions(
         server_name="chat.test", listen=("8443", "[::]:8443"), redirect=("8080",), certificate=str(chain),
         certificate_key=str(key), socket=str(folder / "nobody.sock"), run_directory=str(folder / "run"),
         access_log=str(folder / "access.log"),
     )  # fmt: skip
-    values = render.nginx_values(options, max_body_bytes=65536, max_chats=100, deadline_s=300)
-    for name in render.TEMPLATES:
+    values = nginx_files.nginx_values(options, max_body_bytes=65536, max_chats=100, deadline_s=300)
+    for name in nginx_files.TEMPLATES:
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(render.fill_in(resource_path(f"nginx/{name}").read_text(), values))
-    (folder / render.ALLOW_LIST).write_text("allow 127.0.0.1;\nallow fd00::/16;\ndeny all;\n")
+        (folder / name).write_text(nginx_files.fill_in(resource_path(f"nginx/{name}").read_text(), values))
+    (folder / nginx_files.ALLOW_LIST).write_text("allow 127.0.0.1;\nallow fd00::/16;\ndeny all;\n")
     addresses = "".join(f"ip -6 addr add {address}/128 dev lo nodad\n" for address in ADDRESSES)
     (folder / "client.py").write_text(f"ADDRESSES = {ADDRESSES!r}\n{CLIENT}")
     nginx = f"{program} -p {folder} -c {folder}/nginx.conf"
@@ -130,4 +130,4 @@ def test_plain_http_sends_a_browser_to_https_and_refuses_whatever_carries_a_body
 def test_the_templates_are_in_the_installation() -> None:
     assert {
         path.relative_to(resource_path("nginx")).as_posix() for path in Path(resource_path("nginx")).rglob("*.conf")
-    } == set(render.TEMPLATES)
+    } == set(nginx_files.TEMPLATES)

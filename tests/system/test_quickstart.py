@@ -69,7 +69,7 @@ def test_from_nothing_to_paris_and_a_quick_second_start(quickstart, until) -> No
     assert program.stop(signal.SIGTERM) == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
     assert "audit seal-key --output DIR" in program.text
-    assert "keys/ vouches for" in home.run("audit", "verify").stdout
+    assert "trusted key (keys/):" in home.run("audit", "verify").stdout
     home.run("audit", "seal-key", "--drop")
     assert not list(home.path.rglob("*.initial"))
 

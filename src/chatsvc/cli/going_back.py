@@ -1,6 +1,6 @@
-"""``python -m chatsvc.cli.going_back BEFORE AFTER``: records that an older release becomes current.
+"""``python -m chatsvc.cli.going_back BEFORE AFTER``: records a rollback to an older release in the audit log.
 
-Called by the installer of kits before it changes anything; not a command for people.
+The installer of kits calls it by this name before it changes anything, also installers of older releases.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from chatsvc.settings.load import load
 
 
 def main(arguments: list[str]) -> int:
-    """Record it; returns the exit code."""
+    """Record the rollback; returns the exit code."""
     before, after = arguments
     with recorded(load(), "admin.release.rollback", {"before": before, "after": after}):
         return 0

@@ -1,7 +1,7 @@
-"""The command ``chatsvc``: finds a sub-command's module when it is asked for, and turns errors into exit codes.
+"""The command ``chatsvc``: imports a sub-command's module when it is called, and turns errors into exit codes.
 
 Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it. Knows nothing about
-what a sub-command does; importing this module imports none of them, so ``chatsvc --help`` is quick.
+what a sub-command does. Importing this module imports no sub-command, so ``chatsvc --help`` is quick.
 """
 
 from __future__ import annotations
@@ -18,42 +18,29 @@ from chatsvc.errors import ChatsvcError
 EXIT_COULD_NOT = 3
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells expect
 
+# Each command's module, and the first sentence of its help, so that the list needs no import.
 _COMMANDS = {
-    "serve": "Serve: supervise the engine and the web processes.",
-    "engine": "Run the engine process alone (what `serve` does for you).",
-    "quickstart": "Make what is missing (keys, administrator, model), then serve: the first thing to try.",
-    "doctor": "Check this machine and this installation; name each remedy.",
-    "chat": "Chat in the terminal.",
-    "user": "Accounts: add, list, find doubled ones, disable, change passwords, roles and limits.",
-    "key": "API keys and signing keys: create, list, change, rotate, revoke.",
-    "token": "Revoke tokens and sessions; list who is logged in.",
-    "model": "Models: fetch, import, list, verify, convert, seal, activate.",
-    "audit": "The audit log: verify, show, export, prune; the auditor's keys.",
-    "bundle": "The kit for machines without a network: build, verify, install, upgrade, rollback.",
-    "config": "Check and show the configuration; write nginx's files.",
-    "bench": "Measure quality; `make bench` in a checkout measures throughput and latency.",
-}
-
-
-_MODULES = {
-    "serve": "service.serve",
-    "engine": "service.engine",
-    "quickstart": "service.quickstart",
-    "doctor": "checks.doctor",
-    "chat": "service.chat",
-    "user": "accounts.user",
-    "key": "accounts.key",
-    "token": "accounts.token",
-    "model": "models.model",
-    "audit": "audit.command",
-    "bundle": "service.bundle",
-    "config": "checks.config",
-    "bench": "models.bench",
+    "serve": ("service.serve", "Serve: supervise the engine and the web process."),
+    "engine": ("service.engine", "Run the engine process alone (`serve` does this for you)."),
+    "quickstart": ("service.quickstart", "Make what is missing (keys, administrator, model), then serve: start here."),
+    "doctor": ("checks.doctor", "Check this machine and this installation; name each remedy."),
+    "chat": ("service.chat", "Chat in the terminal."),
+    "user": (
+        "accounts.user",
+        "Accounts: add, list, find duplicates, disable, remove; change passwords, roles and limits.",
+    ),
+    "key": ("accounts.key", "API keys and signing keys: create, list, change, rotate, revoke."),
+    "token": ("accounts.token", "List login sessions; revoke sessions and tokens."),
+    "model": ("models.model", "Models: fetch, import, list, verify, convert, seal, activate."),
+    "audit": ("audit.command", "The audit log: verify, show, export, prune; the auditor's keys."),
+    "bundle": ("service.bundle", "The kit for machines without a network: build, verify, install, upgrade, rollback."),
+    "config": ("checks.config", "Check and show the configuration; write nginx's files."),
+    "bench": ("models.bench", "Measure quality; `make bench` in a checkout measures throughput and latency."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are each called ``command`` in the module that ``_MODULES`` names."""
+    """A group that imports a command, called ``command`` in its module, only when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """The commands, in the order a newcomer needs them."""
@@ -63,23 +50,23 @@ class LazyGroup(click.Group):
         """Import the command's module."""
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_module_name(cmd_name)).command
+        command: click.Command = importlib.import_module(f"chatsvc.cli.{_COMMANDS[cmd_name][0]}").command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's signature)
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _COMMANDS[name]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; what it raises on purpose becomes one sentence and an exit code."""
+        """Run a command; an expected error becomes one sentence and an exit code."""
         try:
             return super().invoke(ctx)
         except ChatsvcError as error:
             _say(error.message)
             ctx.exit(EXIT_COULD_NOT)
         except OSError as error:
-            if error.errno == errno.EPIPE:  # the reader of our output went away: click ends quietly
+            if error.errno == errno.EPIPE:  # the reader of our output is gone: click ends quietly
                 raise
             _say(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
             ctx.exit(EXIT_COULD_NOT)
@@ -92,10 +79,6 @@ class LazyGroup(click.Group):
             ctx.exit(_EXIT_INTERRUPTED)
 
 
-def _module_name(command_name: str) -> str:
-    return f"chatsvc.cli.{_MODULES[command_name]}"
-
-
 def _say(message: str) -> None:
     click.echo(f"chatsvc: {message}", err=True)
 
@@ -105,7 +88,7 @@ def _say(message: str) -> None:
 def main() -> None:
     """A private, authenticated, audited chat service for a small model on a CPU.
 
-    Start with `chatsvc quickstart`. Everything below CHATSVC_HOME (./var when it is not set) belongs to one service.
+    Start with `chatsvc quickstart`. The directory CHATSVC_HOME (default ./var) holds all data of one service.
     """
 
 

@@ -1,6 +1,6 @@
-"""``python -m chatsvc.cli.schema``: the database's version, for the installer of kits; not a command for people.
+"""``python -m chatsvc.cli.schema``: the database schema's version. The installer of kits calls it, also older ones.
 
-``head`` prints the version that this release needs; ``back VERSION`` takes the tables of this home back to it.
+``head`` prints the schema version that this release needs; ``back VERSION`` migrates this home's database back to it.
 """
 
 from __future__ import annotations

@@ -49,6 +49,15 @@ _DIRECTORY_LOGINS = 40  # at and before a directory (guard/accounts/login.py)
 _OTHER_THREADS = 24  # for everything else, which waits for the disk, a database or a provider at most
 HEALTH_THREADS = 8  # nothing but health gets the last ones
 _MAX_KEEP_ALIVE_S = 60  # nginx gives a silent upstream 75 s
+# No library may use the network: models are local files, and nothing reports that it runs.
+_OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "MALLOC_ARENA_MAX": "2",  # one heap arena a thread would cost the engine memory
+}
 
 
 class Settings(BaseSettings):
@@ -199,8 +208,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
-    """The environment with additions, for a process that the command line starts."""
-    return {**os.environ, **additions}
+    """The environment of a child process: this process's, with libraries kept offline, and the additions."""
+    return {**os.environ, **_OFFLINE, **additions}
 
 
 def environment_value(name: str) -> str | None:

@@ -1,18 +1,18 @@
-"""``chatsvc key``: API keys, and the keys that tokens are signed with. Knows the guard, not its tables."""
+"""``chatsvc key``: API keys, and the keys that sign tokens. Knows the guard, not its tables."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 
 import click
 
-from chatsvc.cli.accounts import open_guard
+from chatsvc.cli.accounts.open_guard import open_guard
+from chatsvc.cli.output import json_option, print_json, print_result, print_table
 from chatsvc.guard.credentials.api_keys import NewKey
 
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 _DAY_S = 86_400
+_STATES = {True: "revoked", False: "valid"}
 _WITHOUT = {
     "expiry": "expires_at",
     "requests-per-minute": "requests_per_minute",
@@ -20,15 +20,15 @@ _WITHOUT = {
     "max-concurrent": "max_concurrent",
 }
 _LIMITS = (
-    click.option("--expires-days", type=click.FloatRange(min=0, min_open=True), help="Counted from now."),
-    click.option("--requests-per-minute", type=click.IntRange(min=1), help="Its own limit."),
-    click.option("--tokens-per-day", type=click.IntRange(min=1), help="Its own limit."),
-    click.option("--max-concurrent", type=click.IntRange(min=1), help="Its own limit."),
+    click.option("--expires-days", type=click.FloatRange(min=0, min_open=True), help="Days from now until it expires."),
+    click.option("--requests-per-minute", type=click.IntRange(min=1), help="The key's own limit."),
+    click.option("--tokens-per-day", type=click.IntRange(min=1), help="The key's own limit."),
+    click.option("--max-concurrent", type=click.IntRange(min=1), help="The key's own limit."),
 )
 
 
-def _with_limits(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each limit that a key can have."""
+def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each limit that a key can have."""
     for option in reversed(_LIMITS):
         function = option(function)
     return function
@@ -40,85 +40,88 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--name", required=True, help="What it is for.")
-@click.option("--scope", "scopes", multiple=True, required=True, help="What it may do; repeatable.")
-@click.option("--account", required=True, help="Whom it counts for.")
-@_with_limits
-@_AS_JSON
+@click.option("--name", required=True, help="A name that says what the key is for.")
+@click.option("--scope", "scopes", multiple=True, required=True, help="What the key may do; repeatable.")
+@click.option("--account", required=True, help="The account that the key belongs to.")
+@_limit_options
+@json_option
 def create(name: str, scopes: tuple[str, ...], account: str, expires_days: float | None, as_json: bool,
            **limits: int | None) -> None:  # fmt: skip
-    """Make an API key and print it: the only time it can be seen. Without --expires-days it never expires."""
+    """Make an API key and print it; it cannot be shown again. Without --expires-days it never expires."""
     expires_at = time.time() + expires_days * _DAY_S if expires_days is not None else None
-    with administration.opened() as guard:
+    with open_guard() as guard:
         text, change = guard.api_keys.create(
             NewKey(account=account, name=name, scopes=scopes, expires_at=expires_at, **limits)
         )
-    click.echo(json.dumps({"key": text, **(change.after or {})}, ensure_ascii=False) if as_json else text)
+    print_result({"key": text, **(change.after or {})}, text, as_json=as_json)
 
 
 @command.command("list")
-@click.option("--account", help="Only this account's.")
-@_AS_JSON
+@click.option("--account", help="List only keys of this account.")
+@json_option
 def list_(account: str | None, as_json: bool) -> None:
     """List API keys, without their secrets."""
-    with administration.opened() as guard:
+    with open_guard() as guard:
         keys = guard.api_keys.list_keys(account)
     if as_json:
-        click.echo(json.dumps([key.as_dict() for key in keys], ensure_ascii=False))
+        print_json([key.as_dict() for key in keys])
         return
-    for key in keys:
-        state = "revoked" if key.revoked else "valid"
-        click.echo(f"{key.id}\t{state}\t{key.account}\t{' '.join(key.scopes)}\t{key.name}")
+    rows = ((each.id, _STATES[each.revoked], each.account, " ".join(each.scopes), each.name) for each in keys)
+    print_table(("ID", "STATE", "ACCOUNT", "SCOPES", "NAME"), rows)
 
 
 @command.command()
 @click.argument("key_id", metavar="ID")
-@_with_limits
-@click.option("--without", type=click.Choice(list(_WITHOUT)), multiple=True, help="Take this limit away; repeatable.")
-@_AS_JSON
+@_limit_options
+@click.option("--without", type=click.Choice(list(_WITHOUT)), multiple=True, help="Remove this limit; repeatable.")
+@json_option
 def change(key_id: str, expires_days: float | None, without: tuple[str, ...], as_json: bool,
            **limits: int | None) -> None:  # fmt: skip
-    """Change the limits of an API key, from its next request on. What is not given stays as it is."""
+    """Change the limits of an API key from its next request on. A limit that is not named stays as it is."""
     given: dict[str, float | None] = {name: value for name, value in limits.items() if value is not None}
     if expires_days is not None:
         given["expires_at"] = time.time() + expires_days * _DAY_S
-    taken = {_WITHOUT[each] for each in without}
-    if not given and not taken:
+    removed = {_WITHOUT[each] for each in without}
+    if not given and not removed:
         raise click.UsageError("Give a limit, or --without.")
-    if both := sorted(taken & given.keys()):
-        raise click.UsageError(f"Give a limit or take it away, not both: {', '.join(both)}.")
-    with administration.opened() as guard:
-        done = guard.api_keys.set_limits(key_id, given | dict.fromkeys(taken))
-    click.echo(json.dumps(done.after, ensure_ascii=False) if as_json else f"Changed the limits of {key_id}.")
+    if both := sorted(removed & given.keys()):
+        raise click.UsageError(f"Set a limit or remove it, not both: {', '.join(both)}.")
+    with open_guard() as guard:
+        done = guard.api_keys.set_limits(key_id, given | dict.fromkeys(removed))
+    print_result(done.after, f"Changed the limits of {key_id}.", as_json=as_json)
 
 
 @command.command()
 @click.argument("key_id", metavar="ID")
 @click.option(
-    "--grace-hours", type=click.FloatRange(min=0, max=2160), default=24, show_default=True, help="The old one works on."
+    "--grace-hours",
+    type=click.FloatRange(min=0, max=2160),
+    default=24,
+    show_default=True,
+    help="How long the old secret still works.",
 )
-@_AS_JSON
+@json_option
 def rotate(key_id: str, grace_hours: float, as_json: bool) -> None:
     """Give an API key a new secret and print the new key."""
-    with administration.opened() as guard:
+    with open_guard() as guard:
         text, change = guard.api_keys.rotate(key_id, grace_s=grace_hours * 3600)
-    click.echo(json.dumps({"key": text, **(change.after or {})}, ensure_ascii=False) if as_json else text)
+    print_result({"key": text, **(change.after or {})}, text, as_json=as_json)
 
 
 @command.command()
 @click.argument("key_id", metavar="ID")
-@_AS_JSON
+@json_option
 def revoke(key_id: str, as_json: bool) -> None:
-    """End an API key; answers that run with it end too."""
-    with administration.opened() as guard:
+    """Revoke an API key; its running answers end too."""
+    with open_guard() as guard:
         change = guard.api_keys.revoke(key_id)
-    click.echo(json.dumps(change.after, ensure_ascii=False) if as_json else f"Revoked {key_id}.")
+    print_result(change.after, f"Revoked {key_id}.", as_json=as_json)
 
 
 @command.command("rotate-signing")
-@_AS_JSON
+@json_option
 def rotate_signing(as_json: bool) -> None:
-    """Sign tokens with a new key from now on; nobody is logged out, and nothing has to be restarted."""
-    with administration.opened() as guard:
+    """Sign tokens with a new key from now on. No session ends, and no restart is needed."""
+    with open_guard() as guard:
         kid = guard.rotate_signing_key()
-    click.echo(json.dumps({"kid": kid}) if as_json else f"Tokens are signed with key {kid} from now on.")
+    print_result({"kid": kid}, f"Tokens are signed with key {kid} from now on.", as_json=as_json)

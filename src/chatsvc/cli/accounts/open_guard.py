@@ -1,4 +1,4 @@
-"""What the administrative commands share: the guard, opened for one act whose records go into the outbox."""
+"""Opens the guard for one administrative command; what the command changes is recorded through the outbox."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import click
 from chatsvc.errors import InvalidRequest, OperatorError
 from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.outbox import put_into_outbox
-from chatsvc.settings import load as configuration
+from chatsvc.settings.load import load
 from chatsvc.wiring import guard_options
 
 
 @contextmanager
-def opened() -> Iterator[Guard]:
-    """The guard on this home's database and keys.
+def open_guard() -> Iterator[Guard]:
+    """The guard on the database and keys of CHATSVC_HOME.
 
     Raises:
-        OperatorError: the home is not there; most often CHATSVC_HOME is not set, or the working directory is another.
-        click.UsageError: a value on the command line cannot be.
+        OperatorError: CHATSVC_HOME does not exist: often it is not set, or the working directory is the wrong one.
+        click.UsageError: the guard refuses a value of the command line.
     """
-    settings = configuration.load()
+    settings = load()
     if not settings.home.is_dir():
         raise OperatorError(
             f"There is no {settings.home}: set CHATSVC_HOME to the home of the service; a new one is made by "
             "`chatsvc quickstart` or `chatsvc model import`."
         )
-    options = guard_options(settings)
-    guard = assemble(options, on_change=put_into_outbox(actor()))
+    guard = assemble(guard_options(settings), on_change=put_into_outbox(actor()))
     try:
         yield guard
     except InvalidRequest as error:
@@ -40,8 +39,8 @@ def opened() -> Iterator[Guard]:
 
 
 def actor() -> str:
-    """Who acts: the account of this machine that ran the command."""
+    """The actor of the record: the account of this machine that runs the command."""
     try:
         return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container's numeric user without a name
+    except (KeyError, OSError):  # in a container the user may be a number without a name
         return "cli"

@@ -1,38 +1,36 @@
-"""``chatsvc token``: ends sessions and what belongs to them. Knows the guard, not its tables."""
+"""``chatsvc token``: lists sessions and ends them with all their tokens. Knows the guard, not its tables."""
 
 from __future__ import annotations
 
-import json
 import sys
 
 import click
 
-from chatsvc.cli.accounts import open_guard
+from chatsvc.cli.accounts.open_guard import open_guard
+from chatsvc.cli.output import json_option, print_json, print_result, print_table
 from chatsvc.errors import NotFound
 from chatsvc.guard.assembly import Guard
 from chatsvc.guard.credentials.tokens import unverified_sid
 
-_AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
 
 @click.group("token")
 def command() -> None:
-    """Revoke tokens and sessions; list who is logged in."""
+    """List login sessions; revoke sessions and tokens."""
 
 
 @command.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@click.option("--account", help="Every session of this account.")
-@click.option("--stdin", "from_stdin", is_flag=True, help="Read a token that was found somewhere; ends its session.")
-@_AS_JSON
+@click.option("--account", help="End every session of this account.")
+@click.option("--stdin", "from_stdin", is_flag=True, help="Read a leaked token from standard input; end its session.")
+@json_option
 def revoke(ids: tuple[str, ...], account: str | None, from_stdin: bool, as_json: bool) -> None:
-    """End sessions, by their ID or a token's (jti), by an account, or by a token on standard input.
+    """End sessions: by session ID, by a token's ID (jti), by account, or by a token on standard input.
 
-    Every token of a session is dead at once, in every web process, and its running answers end.
+    Every token of a session stops working at once, in every web process, and its running answers end.
     """
     if not ids and account is None and not from_stdin:
-        raise click.UsageError("Say which: an ID, --account or --stdin.")
-    with administration.opened() as guard:
+        raise click.UsageError("Give an ID, --account or --stdin.")
+    with open_guard() as guard:
         wanted = list(ids)
         if from_stdin:
             wanted.append(unverified_sid(sys.stdin.read().strip()) or "")
@@ -40,28 +38,27 @@ def revoke(ids: tuple[str, ...], account: str | None, from_stdin: bool, as_json:
         num_ended = len(wanted) - len(missing)
         if account is not None:
             num_ended += guard.sessions.end_all_of(guard.accounts.get(account).id, "command")
-    click.echo(json.dumps({"num_ended": num_ended, "not_found": missing}) if as_json else f"Ended {num_ended}.")
+    print_result({"num_ended": num_ended, "not_found": missing}, f"Ended {num_ended} sessions.", as_json=as_json)
     if missing:
-        click.echo("There is no such session, or it has ended: " + ", ".join(missing), err=True)
+        click.echo("No such session, or it has ended already: " + ", ".join(missing), err=True)
         raise click.exceptions.Exit(1)
 
 
 @command.command("list")
-@click.option("--account", help="Only this account's.")
-@_AS_JSON
+@click.option("--account", help="List only sessions of this account.")
+@json_option
 def list_(account: str | None, as_json: bool) -> None:
-    """List the sessions that are alive."""
-    with administration.opened() as guard:
+    """List the sessions that are logged in."""
+    with open_guard() as guard:
         sessions = guard.sessions.list_sessions(account)
     if as_json:
-        click.echo(json.dumps([session.as_dict() for session in sessions], ensure_ascii=False))
+        print_json([session.as_dict() for session in sessions])
         return
-    for session in sessions:
-        click.echo(f"{session.sid}\t{session.account}\t{session.address}")
+    print_table(("SESSION", "ACCOUNT", "ADDRESS"), ((each.sid, each.account, each.address) for each in sessions))
 
 
 def _end(guard: Guard, given: str) -> bool:
-    """End the session of that id, or the one that a token of that id belongs to."""
+    """End the session with that id, or the session that the token with that id belongs to."""
     try:
         guard.sessions.end(guard.sessions.sid_of(given), "command")
     except NotFound:

@@ -1,6 +1,6 @@
-"""``chatsvc audit``: verify, show, export and prune the audit log, and the keys of its auditor.
+"""``chatsvc audit``: verify, show, export and prune the audit log, and handle the auditor's keys.
 
-Reads only ``CHATSVC_HOME``, which may be a copy; no secret is needed to verify or to show.
+Reads only ``CHATSVC_HOME``, which may be a copy. To verify and to show need no secret.
 """
 
 from __future__ import annotations
@@ -37,9 +37,15 @@ command.add_command(show)
 
 @command.command()
 @click.argument("file", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--witness", type=click.Path(exists=True, path_type=Path), help="Checkpoints kept elsewhere.")
-@click.option("--key", type=_FILE, multiple=True, help="Believe only these public keys; default: those of keys/.")
-@click.option("--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; default: in for-auditor/.")
+@click.option(
+    "--witness",
+    type=click.Path(exists=True, path_type=Path),
+    help="Checkpoints that were kept elsewhere.",
+)
+@click.option("--key", type=_FILE, multiple=True, help="Trust only these public keys; by default those in keys/.")
+@click.option(
+    "--seal-key", type=_FILE, multiple=True, help="A log's first sealing key; by default those in for-auditor/."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 @click.pass_context
 def verify(
@@ -53,12 +59,12 @@ def verify(
 ) -> None:
     """Verify the log of CHATSVC_HOME, or FILE (a log's directory, a segment, an export).
 
-    The keys of CHATSVC_HOME/keys are believed, or those of --key; never those beside the log or in an export.
+    Trusts the public keys in CHATSVC_HOME/keys, or those of --key; never those beside the log or in an export.
 
     \b
-    Exit codes: 0 clean; 1 tampered, or audit.vkey names a key that nobody vouches for;
-    4 the last line was not written to its end; 5 fewer records than a checkpoint or witness says;
-    6 signed by an unknown key (also an export that nobody vouches for); 3 could not do it.
+    Exit codes: 0 clean; 1 tampered, or audit.vkey names an untrusted key;
+    4 the last line is incomplete; 5 fewer records than a checkpoint or witness says;
+    6 signed by an untrusted key; 3 could not do it.
     """  # noqa: D301  (\b, the character, keeps click from joining the lines)
     from chatsvc.audit.verify.verdict import worst
 
@@ -69,14 +75,14 @@ def verify(
         for each in verdicts:
             click.secho(f"{each.what}: {each.message}", fg="red" if each.exit_code else "green")
             for named in each.vouched:
-                click.echo(f"  {'--key' if key else 'keys/'} vouches for {named}")
+                click.echo(f"  trusted key ({'--key' if key else 'keys/'}): {named}")
             for named in each.unvouched:
-                click.secho(f"  NOBODY vouches for {named}", fg="red")
+                click.secho(f"  UNTRUSTED key: {named}", fg="red")
     ctx.exit(worst(verdicts))
 
 
 def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
-    """First sealing keys that nobody took away yet: then every record's MAC is checked without being asked."""
+    """First sealing keys that are still on this machine: with them, every record's MAC is checked by default."""
     from chatsvc.audit.keys import initial_seals
     from chatsvc.settings import load as configuration
 
@@ -118,11 +124,11 @@ def _verdicts(file: Path | None, trust: Trust) -> list[Verdict]:
 
 
 @command.command()
-@click.option("--from", "start", required=True, metavar="T", help="A day or a UTC time: 2026-11-22, 2026-11-22T12:00.")
-@click.option("--to", "end", required=True, metavar="T", help="Up to, and without, this time.")
+@click.option("--from", "start", required=True, metavar="T", help="Start: a UTC day or time, such as 2026-11-22T12:00.")
+@click.option("--to", "end", required=True, metavar="T", help="End, exclusive.")
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write.")
 def export(start: str, end: str, output: Path) -> None:
-    """Write one signed file of records and proofs that `verify` accepts on a machine that has nothing else."""
+    """Write records and proofs to one signed file, which `verify` accepts on a machine without the log."""
     from chatsvc.audit.keys import PUBLIC_KEYS
     from chatsvc.audit.verify.export import Span
     from chatsvc.audit.verify.export import export as pieces_of
@@ -138,9 +144,9 @@ def export(start: str, end: str, output: Path) -> None:
         file.writelines(pieces)
     draft.rename(output)
     size = output.stat().st_size
-    click.echo(f"{output}: {size} bytes; check it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
+    click.echo(f"{output}: {size} bytes; verify it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
     public = settings.keys_directory / PUBLIC_KEYS
-    click.echo(f"AUDIT.VKEY: a copy of {public}, which must reach the auditor by another way than the export.")
+    click.echo(f"AUDIT.VKEY is a copy of {public}; it must reach the auditor by another way than the export.")
 
 
 def _microseconds(text: str) -> int:
@@ -153,10 +159,10 @@ def _microseconds(text: str) -> int:
 
 
 @command.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed.")
 @click.pass_context
 def prune(ctx: click.Context, *, dry_run: bool) -> None:
-    """Remove segments older than the retention of audit-policy.toml (at least 180 days); leave a signed tombstone."""
+    """Remove segments older than audit-policy.toml says (at least 180 days); a signed tombstone replaces them."""
     from chatsvc.audit.format.layout import logs
     from chatsvc.audit.verify.prune import NotPruned, prunable, read_policy
     from chatsvc.audit.verify.prune import prune as prune_log
@@ -181,7 +187,7 @@ def prune(ctx: click.Context, *, dry_run: bool) -> None:
 
 
 def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> None:
-    """The record begins before anything goes."""
+    """Prune inside a record: it begins before anything is removed."""
     from dataclasses import asdict
 
     from chatsvc.cli.audit.recording import recorded
@@ -190,18 +196,18 @@ def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> Non
         pruned = act()
         details.update(asdict(pruned) if pruned else {})
     if pruned:
-        click.echo(f"removed {len(pruned.segments)} segments; records 0 to {pruned.num_records - 1} are gone")
+        click.echo(f"removed {len(pruned.segments)} segments, records 0 to {pruned.num_records - 1}")
 
 
 @command.command("seal-key")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Move them into this directory, best on a removable disk."
+    "--output", type=click.Path(path_type=Path), help="Move the keys to this directory, best on a removable disk."
 )
-@click.option("--drop", is_flag=True, help="Destroy them: then nobody can check the seals, and nobody can forge them.")
+@click.option("--drop", is_flag=True, help="Destroy the keys: then nobody can check or forge the seals.")
 def seal_key(output: Path | None, *, drop: bool) -> None:
-    """Take the logs' first sealing keys off this machine: only then does the seal protect what is past.
+    """Take the logs' first sealing keys off this machine: only then are past records protected by the seal.
 
-    With --output, the public keys are written beside them: an auditor gives both to `verify`.
+    --output also writes the public keys there; the auditor gives both to `verify`.
     """
     from chatsvc.audit import keys
     from chatsvc.cli.audit.recording import recorded
@@ -212,9 +218,9 @@ def seal_key(output: Path | None, *, drop: bool) -> None:
         raise click.UsageError("Give either --output or --drop.")
     settings = configuration.load()
     if not keys.initial_seals(settings.keys_directory):
-        raise OperatorError("There is no first sealing key here; it was taken away already, or no log was begun.")
+        raise OperatorError("There is no first sealing key here: it was removed already, or no log was begun.")
     with recorded(settings, "audit.seal_key", {"dropped": drop}) as details:
-        found = keys.initial_seals(settings.keys_directory)  # also that of the log which this record may have begun
+        found = keys.initial_seals(settings.keys_directory)  # again: this record may have begun a log
         details["files"] = [path.name for path in found]
         for path in found:
             if output is None:
@@ -222,7 +228,7 @@ def seal_key(output: Path | None, *, drop: bool) -> None:
                 click.echo(f"{path.name}: destroyed")
             else:
                 kept = keys.take_away(path, output)
-                click.echo(f"{kept}: keep it; verify with --seal-key. It is no longer in {path.parent}.")
+                click.echo(f"{kept}: keep it for `verify --seal-key`. It is no longer in {path.parent}.")
     if output is not None:
         _write_public_keys(settings, output)
 
@@ -236,26 +242,24 @@ def _write_public_keys(settings: Settings, output: Path) -> None:
     named = public_keys(settings.keys_directory, settings.audit_directory)
     lines = "".join(f"{format_vkey(key)}\n" for key in named)
     write_whole(output / VKEY, lines.encode(), 0o444, replace=True)
-    click.echo(f"{output / VKEY}: the public keys; verify with --key.")
+    click.echo(f"{output / VKEY}: the public keys, for `verify --key`.")
     for key in named:
         click.echo(f"  {key.name} {key.fingerprint}")
 
 
 @command.command("auditor-key")
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A directory for the two files.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="The directory for the two files.")
 def auditor_key(output: Path) -> None:
-    """Make an auditor's key pair for audit.level = "sealed". Do it where the private half shall stay."""
+    """Make an auditor's key pair for audit.level = "sealed". Run it on the machine that keeps the private key."""
     from chatsvc.audit.write.contents import make_auditor_key
     from chatsvc.disk.append import write_whole
     from chatsvc.errors import OperatorError
 
     private, public = make_auditor_key()
     if not write_whole(output / "auditor.pem", private, 0o400, replace=False):
-        raise OperatorError(f"{output / 'auditor.pem'} is there already.")
+        raise OperatorError(f"{output / 'auditor.pem'} exists already.")
     write_whole(output / "auditor.pub.pem", public, 0o444, replace=False)
-    click.echo(
-        f"{output / 'auditor.pub.pem'}: set audit.auditor_key_file to a copy of it; keep auditor.pem to yourself."
-    )
+    click.echo(f"{output / 'auditor.pub.pem'}: set audit.auditor_key_file to a copy of it; keep auditor.pem secret.")
 
 
 @command.command()

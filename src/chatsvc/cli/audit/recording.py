@@ -1,6 +1,6 @@
 """Records in the audit log what a command does to the service: what is recorded is done, and nothing else is.
 
-Accounts and keys go another way (``cli/accounts/administration.py``): their records are in the change's own
+Accounts and keys go another way (``cli/accounts/open_guard.py``): their records are in the change's own
 transaction.
 """
 

@@ -1,6 +1,6 @@
-"""``chatsvc audit show``: records for a person, with the names of accounts where the database is there.
+"""``chatsvc audit show``: prints records for people, with account names if the database can be read.
 
-Verifies nothing, and writes nothing: CHATSVC_HOME may be a copy without database or keys.
+Verifies nothing and writes nothing. CHATSVC_HOME may be a copy without database and keys.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _FOLLOW_S = 0.3
 
 
 @click.command()
-@click.option("--action", help="Such as chat.generate; a * at the end takes all that begin so.")
-@click.option("--actor", help="An account's name or id, or cli:NAME; a * at the end as above.")
-@click.option("--outcome", type=click.Choice(["allowed", "denied", "error", "aborted"]))
-@click.option("--address", help="A client address.")
-@click.option("--request-id", help="An X-Request-Id.")
-@click.option("--since", help="From this time on, e.g. 2026-11-22T12:00.")
-@click.option("--until", help="Before this time.")
-@click.option("-n", "--last", type=click.IntRange(min=0), default=50, show_default=True, help="So many; 0 shows all.")
-@click.option("-f", "--follow", is_flag=True, help="Go on showing what is written.")
-@click.option("--json", "as_json", is_flag=True, help="Print records as they are, one a line.")
+@click.option("--action", help="Only this action, such as chat.generate; a * at the end matches any ending.")
+@click.option("--actor", help="Only this account's name or id, or cli:NAME; * as above.")
+@click.option("--outcome", type=click.Choice(["allowed", "denied", "error", "aborted"]), help="Only this outcome.")
+@click.option("--address", help="Only this client address.")
+@click.option("--request-id", help="Only this X-Request-Id.")
+@click.option("--since", help="Only from this time on, e.g. 2026-11-22T12:00.")
+@click.option("--until", help="Only before this time.")
+@click.option("-n", "--last", type=click.IntRange(min=0), default=50, show_default=True, help="How many; 0 shows all.")
+@click.option("-f", "--follow", is_flag=True, help="Keep showing new records.")
+@click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one a line.")
 def show(last: int, follow: bool, as_json: bool, **wanted: Any) -> None:
-    """Show records, oldest first; all logs of CHATSVC_HOME merged by time.
+    """Show records, oldest first, of all logs of CHATSVC_HOME merged by time.
 
-    The sign before the action: > it begins, < it ends, - it is whole in one record, # a new segment of the log.
+    The sign before an action: > begin, < end, - one record for the whole act, # a new segment of the log.
     """
     from chatsvc.audit.format.layout import logs
     from chatsvc.audit.verify.show import Tail, merged
@@ -61,7 +61,7 @@ def show(last: int, follow: bool, as_json: bool, **wanted: Any) -> None:
 
 
 class _Lines:
-    """Prints records one a line; for people below a header, which comes with the first of them."""
+    """Prints one record a line; for people, with a header before the first."""
 
     def __init__(self, names: Mapping[str, str], *, as_json: bool) -> None:
         self._names = names
@@ -82,10 +82,10 @@ class _Lines:
 
 
 def _filter(directories: list[Path], names: Mapping[str, str], wanted: Mapping[str, Any]) -> Filter:
-    """What to show. An actor may be given by the account's name; records hold its id.
+    """Which records to show. Records hold an account's id, so an account's name is looked up first.
 
     Raises:
-        click.BadParameter: neither an account nor a record has such an actor.
+        click.BadParameter: neither an account nor a record matches the actor.
     """
     from chatsvc.audit.verify.show import Filter, Tail, fits
 
@@ -104,7 +104,7 @@ def _filter(directories: list[Path], names: Mapping[str, str], wanted: Mapping[s
 
 
 def _account_names(settings: Settings) -> dict[str, str]:
-    """Names of the accounts by their ids; none where the database is not there or cannot be read."""
+    """Account names by id; empty if the database is missing or cannot be read."""
     from sqlalchemy import make_url, select
     from sqlalchemy.exc import ProgrammingError
 
@@ -115,7 +115,7 @@ def _account_names(settings: Settings) -> dict[str, str]:
     database = Database(settings.store_url, pool_size=1)
     try:
         if database.is_sqlite and not Path(make_url(settings.store_url).database or "").is_file():
-            return {}  # connecting would make it
+            return {}  # connecting would create the file
         with database.reading() as session:
             return {row.id: row.name for row in session.execute(select(Account.id, Account.name))}
     except (StoreUnavailable, ProgrammingError):

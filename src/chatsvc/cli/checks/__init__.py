@@ -1,1 +1,1 @@
-"""``chatsvc doctor`` and ``chatsvc config``: what is looked at before a start."""
+"""``chatsvc doctor`` and ``chatsvc config``: checks of the machine, the installation and the configuration."""

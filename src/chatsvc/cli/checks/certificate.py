@@ -1,4 +1,4 @@
-"""A self-signed certificate for a first try behind nginx. Knows nothing about nginx."""
+"""Makes a self-signed certificate, for a first try of TLS. Knows nothing about nginx."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _CLOCK_MARGIN = dt.timedelta(hours=1)
 
 
 def make_unless_there(folder: Path, server_name: str, now: dt.datetime | None = None) -> Path | None:
-    """Write ``chain.pem`` and ``key.pem`` (P-256, a year) for one host name; None where a chain is there already.
+    """Write ``chain.pem`` and ``key.pem`` (P-256, one year) for one host name; None if there is a chain already.
 
-    The key is readable by its owner and the folder's group: nginx runs under another account.
+    The folder's group may read the key too, because nginx runs under another account.
     """
     chain = folder / CHAIN
     if chain.exists():

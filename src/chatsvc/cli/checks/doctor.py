@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chatsvc.cli.output import json_option, print_json
 from chatsvc.errors import ConfigurationInvalid
-from chatsvc.settings.load import Settings, load
+from chatsvc.settings.load import load
 
 if TYPE_CHECKING:
     from chatsvc.cli.checks.doctor_checks import Finding
@@ -20,15 +20,15 @@ _SIGNS = {"good": "ok  ", "warning": "warn", "fatal": "FAIL"}
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object with every finding.")
+@json_option
 def command(as_json: bool) -> None:
     """Check this machine and this installation; name each remedy.
 
-    Ends with 1 if anything would keep the service from running well enough to answer.
+    Exit code 1 if something would keep the service from answering.
     """
     findings = list(_examine())
     if as_json:
-        click.echo(json.dumps({"findings": [asdict(finding) for finding in findings]}, ensure_ascii=False))
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             click.echo(f"{_SIGNS[finding.level]}  {finding.check}: {finding.message}")
@@ -46,21 +46,16 @@ def _examine() -> Iterator[Finding]:
         settings = load()
     except ConfigurationInvalid as error:
         for problem in error.problems:
-            yield checks.Finding("configuration", "fatal", problem, "config/chatsvc.toml shows every key.")
+            yield checks.Finding("configuration", "fatal", problem, "config/chatsvc.toml documents every key.")
         return
-    yield from checks.configuration(settings)
-    yield from _examine_installation(settings)
-
-
-def _examine_installation(settings: Settings) -> Iterator[Finding]:
-    from chatsvc.cli.checks import doctor_checks as checks
-
-    yield from chain(
-        checks.runner(settings),
-        checks.room(settings),
-        checks.clock(settings),
-        checks.door(settings),
-        checks.files(settings),
-        checks.audit_keys(settings),
-        checks.model(settings),
-    )
+    for check in (
+        checks.configuration,
+        checks.runner,
+        checks.memory_and_disk,
+        checks.clock,
+        checks.network,
+        checks.permissions,
+        checks.audit_keys,
+        checks.model,
+    ):
+        yield from check(settings)

@@ -1,4 +1,4 @@
-"""Renders nginx's files from the configuration. Text in, text out; knows nothing about who writes or reads them."""
+"""Fills nginx's templates from the configuration. Text in, text out; reads and writes no file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TEMPLATES = (
     "chatsvc/refusal.conf",
 )
 ALLOW_LIST = "chatsvc/allow.conf"
-_HEADER = "# Made by `chatsvc config nginx` from guard.allowed_networks: change it there, then make this file again.\n"
+_HEADER = "# Made by `chatsvc config nginx` from guard.allowed_networks. Change that, then run the command again.\n"
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _DEADLINE_MARGIN_S = 15
 _UNSAFE = re.compile(r"[\s;{}'\"\\$@#]")
@@ -30,7 +30,7 @@ _UNSAFE = re.compile(r"[\s;{}'\"\\$@#]")
 
 @dataclass(frozen=True, slots=True)
 class NginxOptions:
-    """What nginx needs beside the service's own configuration."""
+    """What nginx needs in addition to the service's configuration."""
 
     server_name: str
     listen: tuple[str, ...]
@@ -43,15 +43,17 @@ class NginxOptions:
 
 
 def allow_list(networks: Sequence[Network]) -> str:
-    """``allow`` lines for the networks and ``deny all`` after them; an empty list denies everybody."""
+    """An ``allow`` line for each network, then ``deny all``; an empty list denies everybody."""
     return _HEADER + "".join(f"allow {network};\n" for network in networks) + "deny all;\n"
 
 
 def nginx_values(options: NginxOptions, *, max_body_bytes: int, max_chats: int, deadline_s: float) -> dict[str, str]:
-    """What stands for each placeholder. ``max_chats``: chats that may be connected at once, as each may hold a body.
+    """The value of each placeholder.
+
+    ``max_chats`` caps the chats that may be connected at once, because each may hold a body in memory.
 
     Raises:
-        OperatorError: a value would end its directive or start another.
+        OperatorError: a value could end its directive or start another one.
     """
     values = {
         "SERVER_NAME": options.server_name,
@@ -74,11 +76,11 @@ def nginx_values(options: NginxOptions, *, max_body_bytes: int, max_chats: int, 
 
 
 def _redirect(options: NginxOptions) -> str:
-    """The server on plain HTTP."""
+    """The server block on plain HTTP that redirects to HTTPS."""
     lines = [*(f"listen {address};" for address in options.redirect), f"server_name {options.server_name};"]
     return "server {\n    " + "\n    ".join([*lines, "include chatsvc/redirect.conf;"]) + "\n}\n\n"
 
 
 def fill_in(template: str, values: Mapping[str, str]) -> str:
-    """The template with its placeholders filled in; one that has no value is our own mistake."""
+    """The template with its placeholders filled in; a placeholder without a value is a bug of ours."""
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)

@@ -1,7 +1,7 @@
-"""What a start of the web process would stumble over: `config check`, `doctor`, `serve` and `quickstart` ask it alike.
+"""Checks before a start, shared by `config check`, `doctor`, `serve` and `quickstart`.
 
-Loading the configuration has checked each value already. Here is what depends on the machine: files, directories and
-addresses that the configuration names. Nothing is connected to, and nothing is changed.
+Loading the configuration has checked each value already. These checks depend on the machine: files, directories and
+addresses that the configuration names. They connect to nothing and change nothing.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from chatsvc.models.seal.sealed import read_kek
 from chatsvc.settings.load import Settings
 from chatsvc.wiring import audit_options, guard_options, ldap_directory, oidc_provider
 
-_MAX_SOCKET_PATH_BYTES = 100  # a sockaddr_un holds 107, and gunicorn's own name for it needs some
+_MAX_SOCKET_PATH_BYTES = 100  # a sockaddr_un holds 107 bytes, and gunicorn adds to the path
 
 
 def problems(settings: Settings) -> list[str]:
-    """Every reason why `chatsvc serve` would refuse to start or could answer nobody, each with its remedy."""
-    return [*_allow_list(settings), *_files(settings), *_directories(settings), *_listener(settings), *_peers(settings)]
+    """Every reason why `chatsvc serve` could not start or nobody could use it, each with its remedy."""
+    checks = (_allow_list, _files, _directories, _listener, _packages)
+    return [problem for check in checks for problem in check(settings)]
 
 
 def require(settings: Settings) -> None:
-    """Refuse to start where there is a problem.
+    """Refuse to start if there is a problem.
 
     Raises:
-        ConfigurationInvalid: with all of them.
+        ConfigurationInvalid: with every problem.
     """
     if found := problems(settings):
         raise ConfigurationInvalid(found)
 
 
 def warnings(settings: Settings) -> list[str]:
-    """What a start does all the same, and its operator should know."""
+    """What does not keep the service from starting, but its operator should know."""
     if settings.server.socket or _is_loopback(settings.server.host):
         return []
     host, configuration = settings.server.host, settings.home / "chatsvc.toml"
     unencrypted = (
         f"server.host = {host}: passwords and prompts cross the network unencrypted, and slow clients can hold the "
-        "service up. Put nginx with TLS in front (`chatsvc config nginx`) for anything but a trial."
+        "service up. For anything but a trial, put nginx with TLS in front (`chatsvc config nginx`)."
     )
     found = [unencrypted]
     if all(network.is_loopback for network in settings.guard.allowed_networks):
         found.append(
-            f"server.host = {host} listens to other machines, but nobody except this one is on the list: add the "
-            f"networks of your clients to guard.allowed_networks in {configuration}."
+            f"server.host = {host} accepts other machines, but guard.allowed_networks lists only this one: add the "
+            f"networks of your clients in {configuration}."
         )
     return found
 
@@ -64,7 +65,7 @@ def _allow_list(settings: Settings) -> Iterator[str]:
 
 
 def _files(settings: Settings) -> Iterator[str]:
-    """Files that are only read."""
+    """Files that the service reads."""
     named = {
         "audit.auditor_key_file": settings.audit.auditor_key_file,
         "audit.witness_peer_ca_file": settings.audit.witness_peer_ca_file,
@@ -92,7 +93,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _directories(settings: Settings) -> Iterator[str]:
-    """Directories that a start writes in: they are there, or can be made."""
+    """Directories that the service writes to: whether they exist or can be made."""
     named = {
         "CHATSVC_HOME": settings.home,
         "audit.directory": settings.audit_directory,
@@ -129,8 +130,8 @@ def _listener(settings: Settings) -> Iterator[str]:
         yield f"server.host: {settings.server.host}: {error.strerror}; write an address of this machine"
 
 
-def _peers(settings: Settings) -> Iterator[str]:
-    """What a start makes out of the configuration of every peer, which tells a missing package; no peer is asked."""
+def _packages(settings: Settings) -> Iterator[str]:
+    """Missing packages for the configured database, Redis, directory and provider; none of them is contacted."""
     for make in (audit_options, guard_options, ldap_directory, oidc_provider):
         try:
             make(settings)

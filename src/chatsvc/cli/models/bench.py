@@ -1,9 +1,8 @@
-"""``chatsvc bench``: what a model's arithmetic costs in quality. Speed is measured by ``make bench`` in a checkout."""
+"""``chatsvc bench``: how much quality a model loses by quantisation. ``make bench`` in a checkout measures speed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from chatsvc.cli.output import json_option, print_json
+from chatsvc.cli.service.serve import active_model
 from chatsvc.errors import OperatorError
 from chatsvc.settings.load import load
+from chatsvc.wiring import model_store
 
 if TYPE_CHECKING:
     from chatsvc.engine.runners.quality import Forecast, Quality
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 RUNNERS = ("auto", "native", "openvino", "torch", "torch-int8")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-# English prose that every Python brings along, so that anybody can repeat a measurement.
+# English prose from Python's own help, which every installation has: anybody can repeat a measurement.
 TOPICS = ("execmodel", "exceptions", "context-managers", "customization", "import")
 
 
@@ -31,17 +33,19 @@ def command() -> None:
 
 @command.command()
 @click.argument("name", required=False)
-@click.option(
-    "--against", help="The model in fp32: a safetensors or GGUF model of the store. NAME itself if not given."
-)
-@click.option("--runner", type=click.Choice(RUNNERS), help="Which one serves it; as configured if not given.")
+@click.option("--against", help="The fp32 reference: a safetensors or GGUF model of the store; NAME itself by default.")
+@click.option("--runner", type=click.Choice(RUNNERS), help="The runner to measure; as configured by default.")
 @click.option(
     "--group-size", "group_sizes", type=int, multiple=True, help="OpenVINO's dynamic quantisation: 0 (off), 32, 64 …"
 )
-@click.option("--tokens", "num_tokens", default=1056, show_default=True, type=click.IntRange(min=64))
-@click.option("--window", "window_size", default=528, show_default=True, type=click.IntRange(min=8))
-@click.option("--text", type=click.Path(exists=True, path_type=Path), help="Another text than Python's own manual.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+@click.option(
+    "--tokens", "num_tokens", default=1056, show_default=True, type=click.IntRange(min=64), help="Tokens to compare."
+)
+@click.option(
+    "--window", "window_size", default=528, show_default=True, type=click.IntRange(min=8), help="Tokens of a prompt."
+)
+@click.option("--text", type=click.Path(exists=True, path_type=Path), help="A text to use instead of Python's help.")
+@json_option
 def quality(
     name: str | None,
     against: str | None,
@@ -50,15 +54,13 @@ def quality(
     as_json: bool,
     **text_options: int | Path | None,
 ) -> None:
-    """Compare model NAME (the active one if not given), as it is served, with fp32 torch, token by token.
+    """Compare model NAME (default: the active one), as it is served, with fp32 torch, token by token.
 
-    Prints how often both would choose the same next token, and the perplexity of both. Needs the torch extra.
+    Prints how often both choose the same next token, and the perplexity of both. Needs the torch extra.
     """
     settings = load()
-    from chatsvc.models.store import ModelStore
-
-    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
-    candidate = _model(store, name)
+    store = model_store(settings)
+    candidate = store.get(name) if name else active_model(settings)
     windows, digest = _windows(candidate, **text_options)  # type: ignore[arg-type]  # click's values
     with candidate.weights() as path:
         chosen = _runner(candidate, path, runner or settings.engine.runner, group_sizes)
@@ -67,7 +69,7 @@ def quality(
     if as_json:
         rows = [{"runner": chosen, "group_size": group, **asdict(result)} for group, result in results.items()]
         head = {"model": candidate.name, "against": against or candidate.name, "text_sha256": digest}
-        click.echo(json.dumps({**head, "results": rows}))
+        print_json({**head, "results": rows})
         return
     click.echo(f"{candidate.name} against {against or candidate.name} in fp32, text {digest[:12]}")
     for group, result in results.items():
@@ -78,15 +80,8 @@ def quality(
         )
 
 
-def _model(store: ModelStore, name: str | None) -> ModelFolder:
-    folder = store.get(name) if name else store.active()
-    if folder is None:
-        raise OperatorError("No model is active: name one, or choose with 'chatsvc model activate'.")
-    return folder
-
-
 def _runner(folder: ModelFolder, path: Path, wanted: str, group_sizes: Sequence[int]) -> str:
-    """Which one serves it here."""
+    """The runner that serves it here."""
     from chatsvc.engine.runners.choice import choose
 
     chosen, _ = choose(path, folder.format, wanted)
@@ -96,7 +91,7 @@ def _runner(folder: ModelFolder, path: Path, wanted: str, group_sizes: Sequence[
 
 
 def _windows(folder: ModelFolder, num_tokens: int, window_size: int, text: Path | None) -> tuple[list[list[int]], str]:
-    """The text's first ids cut into windows, and the digest of what was cut."""
+    """The text's first token ids cut into windows, and the text's digest."""
     from tokenizers import Tokenizer
 
     from chatsvc.engine.runners.quality import windows_of
@@ -110,7 +105,7 @@ def _windows(folder: ModelFolder, num_tokens: int, window_size: int, text: Path 
 
 
 def manual() -> str:
-    """Python's own pages on a few topics."""
+    """Python's own help on a few topics."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[topic] for topic in TOPICS)

@@ -1,7 +1,7 @@
-"""``python -m chatsvc.cli.models.smoke_test_process FOLDER NAME``: loads model NAME in FOLDER as the engine would, and asks it.
+"""``python -m chatsvc.cli.models.smoke_test_process FOLDER NAME``: the child process of a model's smoke test.
 
-Run by :mod:`chatsvc.cli.models.smoke_test`, in a process of its own: a model that takes too much memory or crashes a
-library takes nothing else along. Exit code 0: it will be served; 3: it will not, and the last line of the output says
+Loads model NAME in FOLDER as the engine would, and asks it one question. A model that takes too much memory or crashes
+a library ends only this process. Exit code 0: it will be served; 3: it will not, and the last line of the output says
 why.
 """
 
@@ -19,16 +19,16 @@ from chatsvc.errors import ChatsvcError
 from chatsvc.settings.load import load
 
 _NICENESS = 10
-_FIRST_TO_GO = "1000"
+_KILLED_FIRST = "1000"  # the highest oom_score_adj
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Run the test; returns the exit code."""
     from chatsvc.chat.trial import try_out
     from chatsvc.models.signing import SigningKeys
     from chatsvc.models.store import ModelFolder
 
-    _step_back()
+    _yield_to_the_service()
     harden()
     logging.disable(logging.WARNING)
     settings = load()
@@ -39,16 +39,16 @@ def main() -> int:
     except ChatsvcError as error:
         sys.stdout.write(f"{error.message}\n")
         return EXIT_COULD_NOT
-    except Exception as error:  # noqa: BLE001 - the process' edge: whatever a hostile file provokes is a refusal
+    except Exception as error:  # noqa: BLE001 - the process' edge: any failure on a hostile file is a refusal
         sys.stdout.write(f"It cannot be loaded: {type(error).__name__}: {str(error)[:300]}\n".replace("\n", " ") + "\n")
         return EXIT_COULD_NOT
     return 0
 
 
-def _step_back() -> None:
-    """A service that runs on this machine goes first: for the processor, and when memory runs out."""
+def _yield_to_the_service() -> None:
+    """A service on this machine gets the processor first, and keeps running when memory runs out."""
     os.nice(_NICENESS)
-    Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+    Path("/proc/self/oom_score_adj").write_text(_KILLED_FIRST, encoding="ascii")
 
 
 if __name__ == "__main__":

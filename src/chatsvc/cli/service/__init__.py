@@ -1,1 +1,1 @@
-"""``chatsvc serve``, ``engine``, ``quickstart``, ``chat`` and ``bundle``."""
+"""Commands that run, install and talk to the service: serve, engine, quickstart, chat, bundle."""

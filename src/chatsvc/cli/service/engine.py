@@ -1,4 +1,4 @@
-"""``chatsvc engine``: the engine process alone, with the active model of this configuration."""
+"""``chatsvc engine``: the engine process alone, with the active model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from chatsvc.settings.load import Settings, load
 
 @click.command("engine")
 def command() -> None:
-    """Run the engine process alone (what `serve` does for you).
+    """Run the engine process alone (`serve` does this for you).
 
-    It serves the model that is active now on a unix socket, and ends when it has drained after SIGTERM.
+    Serves the active model on a unix socket. On SIGTERM it finishes what runs, then ends.
     """
     from chatsvc import logs
-    from chatsvc.cli.service.serve import require_model
+    from chatsvc.cli.service.serve import active_model
     from chatsvc.engine.engine_side.loop import LoopOptions
     from chatsvc.engine.process import EngineOptions, run
-    from chatsvc.models.store import ModelStore
 
     settings = load()
     logs.configure(settings.logs.level)
-    require_model(settings)
-    model = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file).active()
-    assert model is not None
     options = EngineOptions(
         socket_path=settings.engine_socket,
-        model=model,
+        model=active_model(settings),
         runner=runner_options(settings),
         loop=LoopOptions(drain_timeout_s=settings.server.drain_timeout_s),
         load_timeout_s=settings.engine.load_timeout_s,
@@ -36,7 +32,7 @@ def command() -> None:
 
 
 def runner_options(settings: Settings) -> RunnerOptions:
-    """The part of the configuration that a runner is told."""
+    """The runner's part of the configuration."""
     return RunnerOptions(
         kind=settings.engine.runner,
         max_num_seqs=settings.engine.max_num_seqs,

@@ -1,7 +1,7 @@
-"""``chatsvc quickstart`` (``make run``): makes what is missing, then serves, and says how to try it.
+"""``chatsvc quickstart`` (``make run``): makes what is missing, serves, and prints how to try it.
 
-What it makes lies below CHATSVC_HOME: chatsvc.toml with this machine alone on the allow list, an administrator named
-``admin`` with a random password, the embedded model. A second start finds all of it and makes nothing.
+It makes, below CHATSVC_HOME: chatsvc.toml, which lets only this machine connect; an administrator named ``admin``
+with a random password; the embedded model. What exists already stays as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import click
 from chatsvc.cli.service.serve import make_home, require_free_port, supervise
 from chatsvc.errors import Conflict, OperatorError
 from chatsvc.settings.load import Settings, environment_value
+from chatsvc.wiring import model_store
 
 if TYPE_CHECKING:
     from chatsvc.models.store import ModelStore
@@ -31,18 +32,18 @@ _MAX_LOG_BYTES = 16 * 1024 * 1024
 _TAIL_LINES = 5
 _QUESTION = "What is the capital of France?"
 _CONFIGURATION = """\
-# Made by `chatsvc quickstart`. Every key, its default and what it is for: config/chatsvc.toml.
+# Made by `chatsvc quickstart`. config/chatsvc.toml documents every key and its default.
 
 [guard]
-# Who may connect. Only this machine, until you add the networks of your clients.
+# Who may connect: only this machine, until you add the networks of your clients.
 allowed_networks = ["127.0.0.0/8", "::1/128"]
 """
 
 
 @click.command("quickstart")
-@click.option("--prepare-only", is_flag=True, help="Make what is missing and end; something else serves.")
+@click.option("--prepare-only", is_flag=True, help="Make what is missing, then end without serving.")
 def command(prepare_only: bool) -> None:
-    """Make what is missing (keys, administrator, model), then serve: the first thing to try.
+    """Make what is missing (keys, administrator, model), then serve: start here.
 
     Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
     """
@@ -54,7 +55,7 @@ def command(prepare_only: bool) -> None:
     with _quiet_end():
         settings = _settings()
         if prepare_only:
-            preflight.require(settings)
+            start_checks.require(settings)
             prepare(settings)
             return
         if settings.server.socket:
@@ -65,8 +66,8 @@ def command(prepare_only: bool) -> None:
         log_directory.mkdir(mode=0o700, exist_ok=True)
         for log in log_directory.glob("*.log"):
             _rotate(log)
-        preflight.require(settings)
-        for warning in preflight.warnings(settings):
+        start_checks.require(settings)
+        for warning in start_checks.warnings(settings):
             click.echo(f"Warning: {warning}", err=True)
         with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
             logs.configure(settings.logs.level, stream)
@@ -81,7 +82,7 @@ def command(prepare_only: bool) -> None:
 
 @contextlib.contextmanager
 def _quiet_end() -> Iterator[None]:
-    """A stop that is asked for before the service runs is an end like any other."""
+    """A signal to stop before the supervisor takes over ends with exit code 0."""
 
     def stop(*_: object) -> None:
         raise SystemExit(0)
@@ -95,7 +96,7 @@ def _quiet_end() -> Iterator[None]:
 
 
 def _settings() -> Settings:
-    """The configuration, with PORT and HOST as `make run` gets them; the home is made before it is read."""
+    """The configuration, with PORT and HOST as `make run` passes them. Makes the home first."""
     home = Path(environment_value("CHATSVC_HOME") or "var").absolute()
     if not home.exists():
         home.mkdir(mode=0o700, parents=True)
@@ -109,31 +110,29 @@ def _settings() -> Settings:
 
 
 def prepare(settings: Settings) -> None:
-    """Make what is missing: the home, a model that is served, the administrator."""
-    from chatsvc.models.store import ModelStore
-
+    """Make what is missing: the home, an active model, the administrator."""
     make_home(settings)
-    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
+    store = model_store(settings)
     if store.active() is None:
         _bring_model(settings, store)
     _make_administrator(settings)
 
 
 def _bring_model(settings: Settings, store: ModelStore) -> None:
-    """The embedded model, recorded as `chatsvc model import --activate` is; nobody has to be told: nothing runs yet."""
+    """Import and activate the embedded model, with the records of `chatsvc model import --activate`."""
     from chatsvc.cli.audit.recording import recorded
     from chatsvc.cli.models.model import bring_embedded
     from chatsvc.models.supply import embedded
 
     if embedded.find(store) is None:
-        click.echo("Bringing the embedded model in (SmolLM2-135M-Instruct, 98 MB, once) …")
+        click.echo("Importing the embedded model (SmolLM2-135M-Instruct, 98 MB, only the first time) …")
     folder = bring_embedded(settings, store)
     with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}) as details:
         details["digest"] = store.activate(folder.name).card().digest
 
 
 def _make_administrator(settings: Settings) -> None:
-    """The first account; its password goes once into a file that only this account of the machine can read."""
+    """Make the first account; its password is written once, into a file that only this account can read."""
     from chatsvc.cli.accounts.user import command as user
 
     password_file = settings.home / "admin-password"
@@ -148,7 +147,7 @@ def _make_administrator(settings: Settings) -> None:
     try:
         with contextlib.redirect_stdout(None):
             user.main(arguments, prog_name="chatsvc user", standalone_mode=False)
-    except Conflict:  # it was made before, and its password file was put away as it should be
+    except Conflict:  # the account exists, and its password file was removed, as it should be
         unconfirmed.unlink()
         return
     unconfirmed.rename(password_file)
@@ -156,7 +155,7 @@ def _make_administrator(settings: Settings) -> None:
 
 
 def welcome(settings: Settings) -> str:
-    """What to do now. The line works when pasted; the password is in no process's arguments."""
+    """The address, and a command that works when pasted. It passes the password in no process's arguments."""
     from chatsvc.supervisor.probe import base_url
 
     url = base_url(settings)
@@ -173,21 +172,21 @@ def welcome(settings: Settings) -> str:
         f"\nTry it:\n\n"
         f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
         f"{_about_the_seal(settings)}"
-        f"\nCtrl-C ends it. Logs are in {settings.home / 'logs'}.\n"
+        f"\nCtrl-C stops the service. Logs are in {settings.home / 'logs'}.\n"
     )
 
 
 def _about_the_seal(settings: Settings) -> str:
-    """How the audit log's first sealing key leaves this machine; nothing once it has."""
+    """How to take the audit log's first sealing key off this machine; empty once that is done."""
     from chatsvc.audit.keys import initial_seals
 
     waiting = initial_seals(settings.keys_directory)
     if not waiting:
         return ""
     return (
-        f"\nThe audit log's first sealing key waits in {waiting[0].parent}. While it lies on this machine, whoever\n"
-        "takes the machine can rewrite the log. `chatsvc audit seal-key --output DIR` hands it over to an auditor,\n"
-        "`chatsvc audit seal-key --drop` destroys it.\n"
+        f"\nThe audit log's first sealing key is in {waiting[0].parent}. As long as it stays on this machine, whoever\n"
+        "takes over the machine can rewrite the log. `chatsvc audit seal-key --output DIR` moves it to a disk for the\n"
+        "auditor, `chatsvc audit seal-key --drop` destroys it.\n"
     )
 
 
@@ -197,11 +196,11 @@ def _rotate(log: Path) -> None:
 
 
 def _show_what_failed(log_directory: Path) -> None:
-    """The last words of each process: the remedy is usually among them."""
+    """Print the last lines of each log: the remedy is usually among them."""
     for log in sorted(log_directory.glob("*.log")):
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]:
             click.echo(f"{log.name}: {_message(line)}", err=True)
-    click.echo(f"chatsvc: it could not start; the lines above are the ends of the logs in {log_directory}.", err=True)
+    click.echo(f"chatsvc: could not start; above are the last lines of the logs in {log_directory}.", err=True)
 
 
 def _message(line: str) -> str:

@@ -1,4 +1,4 @@
-"""``chatsvc serve``: the engine and the web process under one supervisor, from the configuration."""
+"""``chatsvc serve``: the engine and the web process under one supervisor."""
 
 from __future__ import annotations
 
@@ -9,81 +9,72 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from chatsvc.errors import OperatorError
 from chatsvc.settings.load import Settings, child_environment, load
 from chatsvc.supervisor.child import Command
+from chatsvc.wiring import model_store
+
+if TYPE_CHECKING:
+    from chatsvc.models.store import ModelFolder
 
 _log = logging.getLogger(__name__)
 
-# No library may look for a network: models are files, and nobody is told that we run.
-_OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "MALLOC_ARENA_MAX": "2",
-}
 _DRAIN_MARGIN_S = 10
 _ENGINE_SECTIONS = frozenset({"SERVER", "CHAT", "ENGINE", "LIMITS", "MODELS", "LOGS"})
 
 
 @click.command("serve")
-@click.option(
-    "--only", type=click.Choice(["web"]), help="Run the web process alone; the engine is run by another unit."
-)
+@click.option("--only", type=click.Choice(["web"]), help="Run the web process alone; another unit runs the engine.")
 def command(only: str | None) -> None:
-    """Serve: supervise the engine and the web processes.
+    """Serve: supervise the engine and the web process.
 
-    SIGTERM drains and ends; SIGHUP brings up the model that is active now.
+    SIGTERM drains, then ends. SIGHUP switches to the active model.
     """
     from chatsvc import logs
     from chatsvc.cli.checks import start_checks
     from chatsvc.disk import pidfile
 
     settings = load()
-    preflight.require(settings)
+    start_checks.require(settings)
     logs.configure(settings.logs.level)
-    for warning in preflight.warnings(settings):
+    for warning in start_checks.warnings(settings):
         _log.warning("%s", warning)
     make_home(settings)
     if only == "web":
         _become_the_web_process(settings)
-    require_model(settings)
+    active_model(settings)
     with pidfile.hold(settings.home):
         require_free_port(settings)
         raise click.exceptions.Exit(supervise(settings, on_ready=lambda: None, log_directory=None))
 
 
-def require_model(settings: Settings) -> None:
-    """Say how to get a model before an engine is started that has none.
+def active_model(settings: Settings) -> ModelFolder:
+    """The active model.
 
     Raises:
-        OperatorError: no model is active.
+        OperatorError: no model is active; the message says how to get one.
     """
-    from chatsvc.models.store import ModelStore
-
-    store = ModelStore(settings.models_directory, settings.keys_directory, settings.models.kek_file)
-    if store.active() is not None:
-        return
+    store = model_store(settings)
+    if (active := store.active()) is not None:
+        return active
     if there := [folder.name for folder in store.list()]:
         raise OperatorError(f"No model is active: choose one with `chatsvc model activate NAME` ({', '.join(there)}).")
     raise OperatorError(
-        "There is no model yet. `chatsvc model import --embedded --activate` brings in a small one to try, "
-        "`chatsvc model fetch qwen/Qwen1.5-0.5B-Chat --activate` fetches one from ModelScope, and "
-        "`chatsvc model import FILE.gguf --activate` takes a file."
+        "No model is active, and the store has none. `chatsvc model import --embedded --activate` imports a small one "
+        "to try, `chatsvc model fetch qwen/Qwen1.5-0.5B-Chat --activate` fetches one from ModelScope, and "
+        "`chatsvc model import FILE.gguf --activate` imports a file."
     )
 
 
 def require_free_port(settings: Settings) -> None:
-    """Tell in one sentence what gunicorn would try five times.
+    """Check that the address can be listened on, because gunicorn would retry five times before it says so.
 
     Raises:
-        OperatorError: somebody listens there already, or this machine has no such address.
+        OperatorError: another process listens there, or this machine has no such address.
     """
     if settings.server.socket:
         return
@@ -101,7 +92,7 @@ def require_free_port(settings: Settings) -> None:
 
 
 def make_home(settings: Settings) -> None:
-    """The directories that every process expects, private to this account."""
+    """Make the directories that every process needs, private to this account."""
     for directory in (settings.home, settings.home / "run", settings.keys_directory, settings.engine_socket.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -119,19 +110,19 @@ def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory
         stall_timeout_s=settings.engine.stall_timeout_s,
         answers=lambda: probe.answers(settings),
         on_ready=on_ready,
-        two_engines_fit=memory.two_fit,
+        two_engines_fit=cgroup.two_fit,
     )
     return Supervisor(plan).run()
 
 
 def engine_command(settings: Settings, log_directory: Path | None) -> Command:
-    """How the engine is started. It gets only the variables that an engine reads, so none of the web process's secrets.
+    """How to start the engine: only with the variables that it reads, so without the web process's secrets.
 
-    Its own drain limit is the longest a generation may take: at a swap nobody is in a hurry, and at the end of the
-    service the supervisor keeps the time.
+    Its drain limit is the longest that a generation may take. At a model swap there is no deadline; when the service
+    ends, the supervisor enforces its own.
     """
     limit_s = max(settings.chat.deadline_s, settings.server.drain_timeout_s) + _DRAIN_MARGIN_S
-    additions = {**_OFFLINE, "CHATSVC_HOME": str(settings.home), "CHATSVC_SERVER__DRAIN_TIMEOUT_S": str(limit_s)}
+    additions = {"CHATSVC_HOME": str(settings.home), "CHATSVC_SERVER__DRAIN_TIMEOUT_S": str(limit_s)}
     environment = child_environment(additions)
     return Command(
         name="engine",
@@ -142,13 +133,13 @@ def engine_command(settings: Settings, log_directory: Path | None) -> Command:
 
 
 def _is_for_the_engine(name: str) -> bool:
-    """Whether a variable is no key of the service, or one of the sections that an engine reads."""
+    """Whether a variable belongs to a section that the engine reads, or is none of the service's keys."""
     section, separator, _ = name.upper().removeprefix("CHATSVC_").partition("__")
     return not name.upper().startswith("CHATSVC_") or not separator or section in _ENGINE_SECTIONS
 
 
 def web_command(settings: Settings, log_directory: Path | None) -> Command:
-    """How the web process is started."""
+    """How to start the web process."""
     return Command(
         name="web",
         arguments=_web_arguments(),
@@ -166,7 +157,7 @@ def _web_arguments() -> list[str]:
 
 def _web_environment(settings: Settings) -> dict[str, str]:
     listening = {"CHATSVC_SERVER__HOST": settings.server.host, "CHATSVC_SERVER__PORT": str(settings.server.port)}
-    return child_environment({**_OFFLINE, **listening, "CHATSVC_HOME": str(settings.home)})
+    return child_environment({**listening, "CHATSVC_HOME": str(settings.home)})
 
 
 def _become_the_web_process(settings: Settings) -> NoReturn:
