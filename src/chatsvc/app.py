@@ -25,12 +25,17 @@ from chatsvc.guard.assembly import Guard, assemble
 from chatsvc.guard.credentials.keyring import read_or_make_secret
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.limits.queue import Queue
-from chatsvc.http.api import admin, audit, auth, chat, conversations, models, ops
+from chatsvc.http.api import auth, chat, conversations, ops
+from chatsvc.http.api.admin.accounts import AccountViews
+from chatsvc.http.api.admin.keys import KeyViews
+from chatsvc.http.api.admin.models import ModelViews
+from chatsvc.http.api.admin.service import ServiceViews
+from chatsvc.http.api.audit import AuditViews
 from chatsvc.http.api.chat_schema import Bounds
 from chatsvc.http.api.openai import chat as openai
 from chatsvc.http.api.openai import completions
 from chatsvc.http.description import openapi
-from chatsvc.http.pages import views as ui
+from chatsvc.http.pages.views import PageViews
 from chatsvc.http.wire import hooks, problems, routing, tokens
 from chatsvc.http.wire.schema import MAX_PLAIN_BYTES
 from chatsvc.models.card import SamplingDefaults
@@ -188,24 +193,36 @@ def _door(running: Running) -> hooks.Door:
 
 
 def _register(app: Flask, running: Running) -> None:
-    settings = running.settings
-    bounds = Bounds(settings.chat.max_tokens_cap)
+    settings, guard = running.settings, running.guard
+    options = guard_options(settings).gate
     desk = chat.ChatDesk(
-        running.gate, running.service, bounds, settings.server.keep_alive_s, settings.server.max_body_bytes
+        running.gate,
+        running.service,
+        Bounds(settings.chat.max_tokens_cap),
+        settings.server.keep_alive_s,
+        settings.server.max_body_bytes,
     )
-    app.register_blueprint(ops.blueprint(running.health, running.metrics))
-    app.register_blueprint(auth.blueprint(_auth_parts(running)))
-    _register_oidc(app, running)
-    app.register_blueprint(admin.blueprint(_admin_parts(running)))
-    app.register_blueprint(audit.blueprint(_audit_desk(running)))
-    app.register_blueprint(models.blueprint(_models_desk(running)))
-    app.register_blueprint(chat.blueprint(desk))
     refuses_unknown = settings.openai.unknown_fields == "refuse"
-    app.register_blueprint(openai.blueprint(desk, running.engine, refuses_unknown=refuses_unknown))
-    app.register_blueprint(completions.blueprint(desk, running.engine, refuses_unknown=refuses_unknown))
-    app.register_blueprint(conversations.blueprint(running.conversations))
-    app.register_blueprint(ui.blueprint(single_sign_on=running.provider is not None))
-    configured = openapi.Configured(settings.chat.max_tokens_cap, running.guard.roles.names())
+    for name, *views in (
+        ("ops", ops.OpsViews(running.health, running.metrics)),
+        ("auth", auth.AuthViews(running.gate, guard.login, guard.accounts, guard.sessions, guard.ring, running.audit)),
+        (
+            "admin",
+            AccountViews(guard, running.audit, options),
+            KeyViews(guard, running.audit),
+            ServiceViews(running.engine, guard.sessions, running.audit),
+        ),
+        ("audit", _audit_views(running)),
+        ("models", _model_views(running)),
+        ("chat", chat.ChatViews(desk)),
+        ("openai", openai.OpenAIViews(desk, running.engine, refuses_unknown)),
+        ("completions", completions.CompletionViews(desk, running.engine, refuses_unknown)),
+        ("conversations", conversations.ConversationViews(running.conversations)),
+        ("ui", PageViews(single_sign_on=running.provider is not None)),
+    ):
+        app.register_blueprint(routing.blueprint(name, *views))
+    _register_oidc(app, running)
+    configured = openapi.Configured(settings.chat.max_tokens_cap, guard.roles.names())
     openapi.install(app, version("chatsvc"), configured)
 
 
@@ -217,32 +234,22 @@ def _register_oidc(app: Flask, running: Running) -> None:
 
     guard = running.guard
     secret = read_or_make_secret(running.settings.keys_directory / "oidc.key")
-    parts = oidc.OidcParts(running.provider, guard.vouched, guard.sessions, running.audit, secret)
-    app.register_blueprint(oidc.blueprint(parts))
+    views = oidc.views(running.provider, guard.vouched, guard.sessions, running.audit, secret)
+    app.register_blueprint(routing.blueprint("oidc", views))
 
 
-def _admin_parts(running: Running) -> admin.AdminParts:
-    return admin.AdminParts(running.guard, running.audit, guard_options(running.settings).gate, running.engine)
-
-
-def _audit_desk(running: Running) -> audit.AuditDesk:
+def _audit_views(running: Running) -> AuditViews:
     settings = running.settings
     witnessed = Witnessed(settings.home / "witnessed", settings.audit.witnessed_keys_file)
-    return audit.AuditDesk(running.audit, settings.audit_directory, settings.keys_directory, witnessed)
+    return AuditViews(running.audit, settings.audit_directory, settings.keys_directory, witnessed)
 
 
-def _models_desk(running: Running) -> models.ModelsDesk:
+def _model_views(running: Running) -> ModelViews:
     settings = running.settings
-    store = ModelStore(settings.models_directory, settings.keys_directory)
-    return models.ModelsDesk(
-        store,
+    return ModelViews(
+        ModelStore(settings.models_directory, settings.keys_directory),
         running.engine,
         running.audit,
         examine=lambda folder: examine_model(settings, folder),
         tell_to_swap=lambda: pidfile.tell_to_swap(settings.home),
     )
-
-
-def _auth_parts(running: Running) -> auth.AuthParts:
-    guard = running.guard
-    return auth.AuthParts(running.gate, guard.login, guard.accounts, guard.sessions, guard.ring, running.audit)

@@ -10,7 +10,7 @@ from flask import Flask
 from chatsvc.app import running_in
 from chatsvc.guard.principal import PUBLIC
 from chatsvc.http.wire import routing
-from chatsvc.http.wire.routing import check_every_route, requires
+from chatsvc.http.wire.routing import check_every_route, requires, route
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"]
 
@@ -38,11 +38,15 @@ def test_an_undeclared_route_does_not_start():
 
 def test_a_declared_method_of_an_object_keeps_its_requirement():
     class Views:
+        TAG = "pages"
+
+        @route("GET", "/hello")
+        @requires(PUBLIC)
         def hello(self):
             return "hello"
 
     app = Flask(__name__, static_folder=None)
-    app.add_url_rule("/hello", view_func=requires(PUBLIC)(Views().hello))
+    app.register_blueprint(routing.blueprint("views", Views()))
     check_every_route(app)
     assert app.test_client().get("/hello").text == "hello"
 

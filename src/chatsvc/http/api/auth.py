@@ -7,99 +7,138 @@ password or a token is checked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from flask import Blueprint, Response, jsonify, request
+import msgspec
+from flask import Response, jsonify, request
+from pydantic import Field
 
-from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import AuditUnavailable, ChatsvcError, LimitExceeded, NotFound, PermissionRefused, RequestError
+from chatsvc.errors import LimitExceeded, NotFound, PermissionRefused
 from chatsvc.guard.accounts.accounts import Accounts
 from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.accounts.passwords import check_password_rules
 from chatsvc.guard.credentials.keyring import KeyRing
-from chatsvc.guard.credentials.sessions import RefreshTokenReused, Sessions
+from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import Claims, TokenPair
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, ClientAddress
 from chatsvc.guard.providers.directory import LoggedIn
-from chatsvc.http.wire import context, problems, tokens
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.api.recording import recorded, recorded_attempt
+from chatsvc.http.wire import context, tokens
+from chatsvc.http.wire.routing import Operation, like, requires, route
 from chatsvc.http.wire.schema import Body, Text, parse_json
-
-Done = TypeVar("Done")
-Who = TypeVar("Who")
 
 _NOT_FOR_KEYS = "An API key cannot do this; log in and send the access token."
 
 
 class LoginBody(Body):
-    """``POST /login``."""
+    """A name and its password."""
 
-    username: Text
-    password: Text
+    username: Text = Field(examples=["alice"])
+    password: Text = Field(examples=["correct horse battery staple"])
 
 
 class PasswordBody(Body):
-    """``POST /password``."""
+    """The password that holds, and the one that shall."""
 
-    current: Text
-    new: Text
+    current: Text = Field(examples=["correct horse battery staple"])
+    new: Text = Field(examples=["a longer sentence that only I know"])
+
+
+class TokenAnswer(TypedDict):
+    """An access token, and the refresh token that is spent for the next pair."""
+
+    access_token: Annotated[str, like("eyJhbGciOiJFZERTQSIs…")]
+    refresh_token: Annotated[str, like("eyJhbGciOiJFZERTQSIs…")]
+    token_type: Literal["Bearer"]
+    expires_in: Annotated[int, msgspec.Meta(ge=0, examples=[900], description="Seconds the access token is good for.")]
+
+
+class Standing(TypedDict):
+    """A principal's limits, or what is left of each."""
+
+    requests_per_minute: Annotated[int, like(60)]
+    tokens_per_day: Annotated[int, like(200_000)]
+    concurrent_requests: Annotated[int, like(4)]
+
+
+class OwnRequest(TypedDict):
+    """A request that runs (position 0) or waits in the queue."""
+
+    position: Annotated[int, like(1)]
+    estimate_s: Annotated[float, like(2.5)] | None
+
+
+class Me(TypedDict):
+    """Who is calling. ``session`` is set for a token, ``key`` for an API key."""
+
+    principal: Annotated[str, like("alice")]
+    account_id: Annotated[str, like("0f8b6c1e2d3a4b5c8d9e0f1a2b3c4d5e")]
+    roles: list[Annotated[str, like("user")]]
+    scopes: list[Annotated[str, like("chat")]]
+    session: Annotated[str, like("5e1c7a9b3d2f4e6a8b0c1d2e3f4a5b6c")] | None
+    key: Annotated[str, like(None)] | None
+    expires_at: Annotated[float, like(1_767_225_600)] | None
+    limits: Standing
+    remaining: Standing
+    requests: list[OwnRequest]
+
+
+class PublicKey(TypedDict):
+    """A public key, as RFC 8037 writes it."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    use: Literal["sig"]
+    alg: Literal["EdDSA"]
+    kid: Annotated[str, like("3f2a9c41")]
+    x: Annotated[str, like("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")]
+
+
+class PublicKeys(TypedDict):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[PublicKey]
 
 
 @dataclass(frozen=True, slots=True)
-class AuthParts:
-    """Everyone these routes ask."""
+class AuthViews:
+    """The views, and what they need."""
+
+    TAG: ClassVar = "session"
 
     gate: Gate
-    login: Login
+    logins: Login
     accounts: Accounts
     sessions: Sessions
     ring: KeyRing
     audit: AuditLog
 
-
-def blueprint(parts: AuthParts) -> Blueprint:
-    """The routes."""
-    routes = Blueprint("auth", __name__)
-    views = _Views(parts)
-    routes.post("/login")(requires(PUBLIC)(views.login))
-    routes.post("/refresh")(requires(REFRESH_TOKEN)(views.refresh))
-    routes.post("/logout")(requires(ANY_PRINCIPAL)(views.logout))
-    routes.post("/password")(requires(ANY_PRINCIPAL)(views.password))
-    routes.get("/me")(requires(ANY_PRINCIPAL)(views.me))
-    routes.get("/.well-known/jwks.json")(requires(PUBLIC)(views.jwks))
-    return routes
-
-
-class _Views:
-    """The views; methods, so that they share their parts without globals."""
-
-    def __init__(self, parts: AuthParts) -> None:
-        self._parts = parts
-
+    @route("POST", "/login")
+    @requires(PUBLIC)
+    @Operation(body=LoginBody, answer=TokenAnswer, errors=(401, 429))
     def login(self) -> Response:
-        """A name and a password for a pair of tokens."""
+        """Log in: a name and a password for a pair of tokens."""
         body = parse_json(request, LoginBody)
         facts = context.facts("auth.login", attempted_name=body.username)
 
         def check() -> LoggedIn:
-            return self._parts.login.verify(body.username, body.password, _address())
+            return self.logins.verify(body.username, body.password, _address())
 
         def enter(found: LoggedIn) -> tuple[str, str, TokenPair]:
-            return found.account_id, *self._parts.sessions.start(found.account_id, str(_address()))
+            return found.account_id, *self.sessions.start(found.account_id, str(_address()))
 
         try:
-            self._parts.login.check_throttle(body.username, _address())
+            self.logins.check_throttle(body.username, _address())
         except LimitExceeded as error:
-            # One who has to wait is counted, not recorded one by one: a flood of tries must not fill the disk.
-            self._parts.audit.count_denial(facts, error.code or "login_throttled")
+            # Throttled attempts are counted, not recorded one by one: a flood of them must not fill the disk.
+            self.audit.count_denial(facts, error.code or "login_throttled")
             raise
         _, _, pair = recorded_attempt(
-            self._parts.audit,
+            self.audit,
             facts,
             check,
             enter,
@@ -107,29 +146,41 @@ class _Views:
         )
         return token_answer(pair)
 
+    @route("POST", "/refresh")
+    @requires(REFRESH_TOKEN)
+    @Operation(answer=TokenAnswer)
     def refresh(self) -> Response:
-        """Spend a refresh token for the next pair."""
+        """Exchange a refresh token for the next pair of tokens; it can be used once."""
         caller = context.principal()
         claims = Claims(caller.account_id, caller.sid or "", caller.jti or "", 0, caller.expires_at or 0)
         facts = context.facts("auth.refresh")
-        return token_answer(self._recorded(facts, lambda: self._parts.sessions.refresh(claims, str(_address()))))
+        return token_answer(recorded(self.audit, facts, lambda: self.sessions.refresh(claims, str(_address()))))
 
+    @route("POST", "/logout")
+    @requires(ANY_PRINCIPAL)
+    @Operation(status=204)
     def logout(self) -> Response:
-        """End the calling session. A key has none: it is revoked by an administrator."""
+        """Log out: every token of the session is invalid at once.
+
+        An API key has no session; an administrator revokes it.
+        """
         caller = context.principal()
         if caller.sid is None:
             raise PermissionRefused("an API key cannot log out", message=_NOT_FOR_KEYS)
         sid = caller.sid
 
         def act() -> None:
-            with suppress(NotFound):  # a parallel logout was quicker: it has ended all the same
-                self._parts.sessions.end(sid, "logout")
+            with suppress(NotFound):  # a parallel logout has ended it already
+                self.sessions.end(sid, "logout")
 
-        self._recorded(context.facts("auth.logout"), act)
+        recorded(self.audit, context.facts("auth.logout"), act)
         return Response(status=204)
 
+    @route("POST", "/password")
+    @requires(ANY_PRINCIPAL)
+    @Operation(body=PasswordBody, status=204, errors=(409, 429))
     def password(self) -> Response:
-        """Change one's password; every other session of the account is dead then."""
+        """Change your own password; every other session of the account ends."""
         body = parse_json(request, PasswordBody)
         caller = context.principal()
         if caller.sid is None:
@@ -137,108 +188,41 @@ class _Views:
         check_password_rules(body.new)
 
         def act() -> None:
-            self._parts.login.verify_current(caller.name, body.current, _address())
-            self._parts.accounts.set_password(caller.name, body.new, but_sid=caller.sid)
+            self.logins.verify_current(caller.name, body.current, _address())
+            self.accounts.set_password(caller.name, body.new, but_sid=caller.sid)
 
-        self._recorded(context.facts("auth.password"), act)
+        recorded(self.audit, context.facts("auth.password"), act)
         return Response(status=204)
 
-    def me(self) -> Response:
-        """Who is calling, and what is left."""
+    @route("GET", "/me")
+    @requires(ANY_PRINCIPAL)
+    @Operation(answer=Me)
+    def me(self) -> dict[str, Any]:
+        """Your principal, scopes and limits, what is left of each limit, and your requests that run or wait."""
         caller = context.principal()
-        limits, remaining = self._parts.gate.standing(caller)
-        return jsonify(
-            {
-                "principal": caller.name,
-                "account_id": caller.account_id,
-                "roles": list(caller.roles),
-                "scopes": sorted(caller.scopes),
-                "session": caller.sid,
-                "key": caller.key_id,
-                "expires_at": caller.expires_at,
-                "limits": limits,
-                "remaining": remaining,
-                "requests": [
-                    {"position": ticket.position(), "estimate_s": ticket.estimate_s()}
-                    for ticket in self._parts.gate.queue.tickets_of(caller.account_id)
-                ],
-            }
-        )
+        limits, remaining = self.gate.standing(caller)
+        return {
+            "principal": caller.name,
+            "account_id": caller.account_id,
+            "roles": list(caller.roles),
+            "scopes": sorted(caller.scopes),
+            "session": caller.sid,
+            "key": caller.key_id,
+            "expires_at": caller.expires_at,
+            "limits": limits,
+            "remaining": remaining,
+            "requests": [
+                {"position": ticket.position(), "estimate_s": ticket.estimate_s()}
+                for ticket in self.gate.queue.tickets_of(caller.account_id)
+            ],
+        }
 
+    @route("GET", "/.well-known/jwks.json")
+    @requires(PUBLIC)
+    @Operation(answer=PublicKeys)
     def jwks(self) -> Response:
-        """The public keys tokens are signed with; none where the keys are secret (HS256)."""
-        return jsonify(self._parts.ring.jwks())
-
-    def _recorded(self, facts: Facts, act: Callable[[], Done]) -> Done:
-        return recorded(self._parts.audit, facts, act)
-
-
-def recorded(
-    audit: AuditLog,
-    facts: Facts,
-    act: Callable[[], Done],
-    details: Callable[[Done], Mapping[str, Any]] = lambda _: {},
-) -> Done:
-    """Act between a durable ``begin`` and an ``end`` that says how it went.
-
-    Raises:
-        AuditUnavailable: nothing was done.
-    """
-    record = audit.begin(facts)
-    result = Result("error", status=500, reason="server_error")
-    try:
-        done = act()
-        result = Result("allowed", status=200, details=details(done))
-    except ChatsvcError as error:
-        result = _result_of(error)
-        raise
-    else:
-        return done
-    finally:
-        record.end(result)
-
-
-def recorded_attempt(
-    audit: AuditLog,
-    facts: Facts,
-    check: Callable[[], Who],
-    enter: Callable[[Who], Done],
-    details: Callable[[Done], Mapping[str, Any]],
-) -> Done:
-    """As :func:`recorded`, for somebody whom ``check`` finds out and ``enter`` lets in.
-
-    From an address that fails often nothing is recorded before ``check``, and a failure is only counted: a flood of
-    guesses with fresh names must not fill the disk. Nobody is let in without a begin, and nothing is checked while the
-    log cannot be written.
-
-    Raises:
-        AuditUnavailable: nothing was checked.
-    """
-    if not audit.is_failing_often(facts):
-        try:
-            return recorded(audit, facts, lambda: enter(check()), details)
-        except AuditUnavailable:
-            raise
-        except ChatsvcError:
-            audit.count_failure(facts, is_recorded=True)
-            raise
-    if audit.problem() is not None:
-        raise AuditUnavailable
-    try:
-        who = check()
-    except ChatsvcError:
-        audit.count_failure(facts, is_recorded=False)
-        raise
-    return recorded(audit, facts, lambda: enter(who), details)
-
-
-def _result_of(error: ChatsvcError) -> Result:
-    status = problems.status_and_type(error)[0]
-    reason = getattr(error, "reason", None) or error.code
-    details: dict[str, object] = {}
-    if isinstance(error, RefreshTokenReused):
-        details = {"ended_session": error.sid}
-    return Result("denied" if isinstance(error, RequestError) else "error", status, reason, details=details)
+        """The public keys that verify tokens (JWKS); none where tokens are signed with a secret (HS256)."""
+        return jsonify(self.ring.jwks())
 
 
 def token_answer(pair: TokenPair) -> Response:

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, ClassVar, Literal, TypedDict
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 from chatsvc.chat.service import Call, ChatService, Whole
 from chatsvc.chat.several import together
-from chatsvc.chat.types import ChatRequest, Choice, Delta, Event, Finish, Start, Usage
+from chatsvc.chat.types import ChatRequest, Choice, Delta, Event, Finish, Reason, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
 from chatsvc.http.api.chat_schema import Bounds, ChatBody
 from chatsvc.http.server import connection
 from chatsvc.http.wire import context, problems, sse
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, like, requires, route
 from chatsvc.http.wire.schema import Model, max_chat_bytes, parse_json
 
 
@@ -42,12 +42,12 @@ class ChatDesk:
             return self.max_body_bytes
         try:
             context_length = self.service.engine.card().context_length
-        except EngineUnavailable:  # the answer will say so, if the body is in order
+        except EngineUnavailable:  # the service says so itself, once the body has been checked
             context_length = None
         return max_chat_bytes(context_length)
 
     def call(self) -> Call:
-        """Steps 4–6 of the gate for the request being answered; the service releases the admission."""
+        """Steps 5–7 for the request being answered: rate, quota, queue. The service releases the admission."""
         caller = context.principal()
         facts, is_gone = context.facts("chat.generate"), connection.is_gone(request.environ)
         try:
@@ -106,24 +106,76 @@ class ChatDesk:
         return together([partial(start, chat_request) for chat_request in requests])
 
 
-def blueprint(desk: ChatDesk) -> Blueprint:
-    """The routes."""
-    routes = Blueprint("chat", __name__)
+class UsageAnswer(TypedDict):
+    """Tokens of the prompt, of the answer, and together."""
 
-    @routes.post("/chat")
+    prompt_tokens: Annotated[int, like(12)]
+    completion_tokens: Annotated[int, like(2)]
+    total_tokens: Annotated[int, like(14)]
+
+
+class Ending(TypedDict):
+    """What an answer and the last event of a stream have in common."""
+
+    id: Annotated[str, like("9c1185a5c5e9fc54612808977ee8f548")]
+    finish_reason: Annotated[Reason, like("stop")]
+    usage: UsageAnswer
+    conversation_id: Annotated[str, like("b1946ac92492d2347c6235b4d2611184")]
+
+
+class ChatAnswer(Ending):
+    """The whole answer."""
+
+    result: Annotated[str, like("Paris")]
+    model: Annotated[str, like("Qwen1.5-0.5B-Chat")]
+
+
+_STREAM = """\
+event: start
+data: {"id":"9c1185a5c5e9fc54612808977ee8f548","conversation_id":"b1946ac92492d2347c6235b4d2611184","model":"Qwen1.5-0.5B-Chat"}
+
+data: {"token":"Par"}
+
+data: {"token":"is"}
+
+event: done
+data: {"id":"9c1185a5c5e9fc54612808977ee8f548","finish_reason":"stop","usage":{"prompt_tokens":12,"completion_tokens":2,"total_tokens":14},"conversation_id":"b1946ac92492d2347c6235b4d2611184"}
+
+"""  # noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class ChatViews:
+    """The views, and what they need."""
+
+    TAG: ClassVar = "chat"
+
+    desk: ChatDesk
+
+    @route("POST", "/chat")
     @requires(scope("chat"))
-    def chat() -> tuple[dict[str, Any], int, dict[str, str]]:
-        body = desk.read(ChatBody)
-        wholes, finish, headers = desk.complete(body.to_request(desk.bounds))
+    @Operation(body=ChatBody, answer=ChatAnswer, errors=(404, 429))
+    def chat(self) -> tuple[ChatAnswer, int, dict[str, str]]:
+        """Chat; the whole answer at once.
+
+        Send exactly one of `query` and `messages`. With `conversation_id` the conversation goes on.
+        """
+        body = self.desk.read(ChatBody)
+        wholes, finish, headers = self.desk.complete(body.to_request(self.desk.bounds))
         return {**ending(finish), "result": wholes[0].text, "model": finish.model}, 200, headers
 
-    @routes.post("/chat/stream")
+    @route("POST", "/chat/stream")
     @requires(scope("chat"))
-    def chat_stream() -> Response:
-        body = desk.read(ChatBody)
-        return desk.stream(body.to_request(desk.bounds), ChatEncoder())
+    @Operation(body=ChatBody, texts={"text/event-stream": _STREAM}, errors=(404, 429))
+    def chat_stream(self) -> Response:
+        """Chat; the answer as server-sent events.
 
-    return routes
+        `event: start` with the ids comes first, then events with a `token` each, then `event: done`; or `event: error`
+        with an error in its usual shape, after which nothing comes. The tokens joined are the `result` of `/chat`. A
+        comment line keeps a quiet connection alive.
+        """
+        body = self.desk.read(ChatBody)
+        return self.desk.stream(body.to_request(self.desk.bounds), ChatEncoder())
 
 
 class ChatEncoder:
@@ -144,8 +196,9 @@ class ChatEncoder:
         return sse.message(problems.body_of(error), event="error")
 
 
-def ending(finish: Finish) -> dict[str, Any]:
+def ending(finish: Finish) -> Ending:
     """What an answer and the end of a stream have in common."""
+    assert finish.conversation_id is not None, "what is asked here is kept in a conversation"
     return {
         "id": finish.id,
         "finish_reason": finish.reason,
@@ -154,7 +207,7 @@ def ending(finish: Finish) -> dict[str, Any]:
     }
 
 
-def usage(counts: Usage) -> dict[str, int]:
+def usage(counts: Usage) -> UsageAnswer:
     """The three counts."""
     return {
         "prompt_tokens": counts.num_prompt_tokens,

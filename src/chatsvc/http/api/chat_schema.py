@@ -1,4 +1,4 @@
-"""The bodies of ``/chat`` and ``/chat/stream``: wire to domain, with every bound. Knows nothing about routes."""
+"""Step 4 of ``/chat`` and ``/chat/stream``: the body, from wire to domain, and its limits. Knows no routes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Bounds:
 
 
 class ChatMessage(Body):
-    """One turn."""
+    """A message."""
 
     role: Literal["system", "user", "assistant"]
     content: Text
@@ -48,7 +48,7 @@ class ChatBody(Body):
 
     model_config = ConfigDict(json_schema_extra=_one_of)
 
-    query: NonEmptyText | None = None
+    query: NonEmptyText | None = Field(None, examples=["What is the capital of France?"])
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
     system: Text | None = None
     conversation_id: ConversationId | None = None

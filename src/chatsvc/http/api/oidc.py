@@ -1,34 +1,36 @@
-"""Logging in by an OpenID provider: away to it, back from it, and the tokens for the page.
+"""Single sign-on with an OpenID provider: to it, back from it, and the tokens for the chat page.
 
-The browser carries the state of a login in a signed cookie that no script can read, so any replica can take it back.
-The tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. Who comes
-back without a login is sent to the page as well, with one of two codes behind the ``#``; the page has a sentence for
-each, and nothing that the provider says is repeated.
+The browser carries the state of a login in a signed cookie that no script can read, so any replica can go on with it.
+Tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. After a
+refused login the browser is sent to the page with one of two codes after the ``#``; the page has a sentence for each.
+Nothing that the provider says is shown.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from flask import Blueprint, Response, redirect, request
+from flask import Response, redirect, request
 from itsdangerous import BadData, URLSafeTimedSerializer
+from pydantic import Field
 from werkzeug.wrappers import Response as AnyResponse
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.errors import AuthenticationFailed
+from chatsvc.errors import AuthenticationFailed, InvalidRequest
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import TokenPair
 from chatsvc.guard.principal import PUBLIC
 from chatsvc.guard.providers.directory import LoggedIn, VouchedAccounts
 from chatsvc.guard.providers.oidc import Flow, OidcProvider
-from chatsvc.http.api.auth import recorded, recorded_attempt, token_answer
+from chatsvc.http.api.auth import TokenAnswer, token_answer
+from chatsvc.http.api.recording import recorded, recorded_attempt
 from chatsvc.http.wire import context
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, requires, route
+from chatsvc.http.wire.schema import Query, Text, parse_query
 
-_FLOW, _LOGIN = "chatsvc-oidc-flow", "chatsvc-oidc-login"
 _FLOW_S, _LOGIN_S = 600, 60
-# RFC 6749 4.1.2.1 and OpenID Connect Core 3.1.2.6; no other text of a stranger's gets into the log.
+# RFC 6749 4.1.2.1 and OpenID Connect Core 3.1.2.6; no other text from outside gets into the log.
 _ERRORS = frozenset(
     {
         "account_selection_required",
@@ -51,70 +53,87 @@ _ERRORS = frozenset(
 _REFUSED = "The identity provider did not log you in; try again."
 
 
-class _SaidNo(AuthenticationFailed):
-    """Whoever decides at the provider, mostly the person, said no (RFC 6749 4.1.2.1)."""
+class _Denied(AuthenticationFailed):
+    """The person, or a rule of the provider, denied the login (RFC 6749 4.1.2.1: access_denied)."""
+
+
+class CallbackQuery(Query):
+    """What the provider sends back by the browser: a code, or an error (RFC 6749 4.1.2)."""
+
+    state: Text | None = Field(None, examples=["af0ifjsldkj"])
+    code: Text | None = Field(None, examples=["SplxlOBeZQQYbYS6WxSbIA"])
+    error: Text | None = None
+
+
+class SignedCookie:
+    """A signed cookie that no script can read. It holds one value between two requests of a login."""
+
+    def __init__(self, name: str, secret: bytes, max_age_s: int, samesite: str, *, secure: bool) -> None:
+        # Browsers take such a name only from this very host by https, so no other host of the domain can put one there
+        # (RFC 6265bis 4.1.3.2). On loopback without TLS they would not keep it at all.
+        self._name = f"__Host-{name}" if secure else name
+        self._serializer = URLSafeTimedSerializer(secret, salt=name)
+        self._max_age_s = max_age_s
+        self._flags: dict[str, Any] = {"secure": secure, "httponly": True, "samesite": samesite}
+
+    def put(self, answer: AnyResponse, value: dict[str, Any]) -> None:
+        """Send it with an answer."""
+        answer.set_cookie(self._name, self._serializer.dumps(value), self._max_age_s, **self._flags)
+
+    def delete(self, answer: AnyResponse) -> None:
+        """Have the browser forget it."""
+        answer.delete_cookie(self._name, **self._flags)
+
+    def value(self) -> dict[str, Any]:
+        """What the request being answered brings.
+
+        Raises:
+            AuthenticationFailed: no such cookie, or it is forged or too old.
+        """
+        try:
+            value: dict[str, Any] = self._serializer.loads(request.cookies.get(self._name, ""), self._max_age_s)
+        except BadData:
+            raise AuthenticationFailed("no such login is on its way", message=_REFUSED) from None
+        return value
 
 
 @dataclass(frozen=True, slots=True)
-class OidcParts:
-    """Everyone these routes ask. ``secret`` signs the cookies."""
+class OidcViews:
+    """The views, and what they need: ``flow`` until the provider answers, ``arrival`` until tokens are fetched."""
+
+    TAG: ClassVar = "session"
 
     provider: OidcProvider
     accounts: VouchedAccounts
     sessions: Sessions
     audit: AuditLog
-    secret: bytes
+    flow: SignedCookie
+    arrival: SignedCookie
 
-
-def blueprint(parts: OidcParts) -> Blueprint:
-    """The routes."""
-    routes = Blueprint("oidc", __name__, url_prefix="/oidc")
-    views = _Views(parts)
-    routes.get("/login")(requires(PUBLIC)(views.login))
-    routes.get("/callback")(requires(PUBLIC)(views.callback))
-    routes.post("/tokens")(requires(PUBLIC)(views.tokens))
-    return routes
-
-
-class _Views:
-    """The views; methods, so that they share their parts without globals."""
-
-    def __init__(self, parts: OidcParts) -> None:
-        self._parts = parts
-        self._flows = URLSafeTimedSerializer(parts.secret, salt=_FLOW)
-        self._logins = URLSafeTimedSerializer(parts.secret, salt=_LOGIN)
-        self._secure = parts.provider.options.redirect_url.startswith("https:")
-        # Browsers take such a name only from this very host by https, so no other host of the domain can put one there
-        # (RFC 6265bis 4.1.3.2). On loopback without TLS they would not keep it at all.
-        prefix = "__Host-" if self._secure else ""
-        self._flow_cookie, self._login_cookie = prefix + _FLOW, prefix + _LOGIN
-
+    @route("GET", "/oidc/login")
+    @requires(PUBLIC)
+    @Operation(status=302)
     def login(self) -> AnyResponse:
-        """Away to the provider."""
-        url, flow = self._parts.provider.start()
+        """Log in at the identity provider, which sends the browser back to `/oidc/callback`."""
+        url, flow = self.provider.start()
         answer = redirect(url)
-        # Lax: it has to come along when the provider sends the browser back.
-        answer.set_cookie(
-            self._flow_cookie,
-            self._flows.dumps(asdict(flow)),
-            _FLOW_S,
-            secure=self._secure,
-            httponly=True,
-            samesite="Lax",
-        )
+        self.flow.put(answer, asdict(flow))
         return answer
 
+    @route("GET", "/oidc/callback")
+    @requires(PUBLIC)
+    @Operation(query=CallbackQuery, status=302)
     def callback(self) -> AnyResponse:
-        """Back from the provider."""
+        """Back from the identity provider: on to the chat page, which is logged in or says why not."""
         try:
             flow, code = self._answered()
         except AuthenticationFailed as error:
-            # Nobody is known yet: counted and summed up, so that a flood of them cannot fill the disk.
-            self._parts.audit.count_denial(context.facts("auth.oidc"), error.reason)
+            # No account is known yet: counted, not recorded one by one, so that a flood cannot fill the disk.
+            self.audit.count_denial(context.facts("auth.oidc"), error.reason)
             return _turned_away(error)
         try:
             found = recorded_attempt(
-                self._parts.audit,
+                self.audit,
                 context.facts("auth.oidc"),
                 lambda: self._take(code, flow),
                 lambda who: who,
@@ -123,62 +142,64 @@ class _Views:
         except AuthenticationFailed as error:
             return _turned_away(error)
         answer = redirect("/#oidc")
-        answer.delete_cookie(self._flow_cookie, secure=self._secure, httponly=True, samesite="Lax")
-        answer.set_cookie(
-            self._login_cookie,
-            self._logins.dumps(asdict(found)),
-            _LOGIN_S,
-            secure=self._secure,
-            httponly=True,
-            samesite="Strict",
-        )
+        self.flow.delete(answer)
+        self.arrival.put(answer, asdict(found))
         return answer
 
+    @route("POST", "/oidc/tokens")
+    @requires(PUBLIC)
+    @Operation(answer=TokenAnswer, errors=(401,))
     def tokens(self) -> Response:
-        """The tokens of the login that has just come back."""
-        found = LoggedIn(**self._opened(self._logins, self._login_cookie, _LOGIN_S))
+        """The tokens of a login at the identity provider, for the chat page: by its cookie, within a minute."""
+        found = LoggedIn(**self.arrival.value())
         address = str(context.current().address)
 
         def act() -> tuple[str, TokenPair]:
-            return self._parts.sessions.start(found.account_id, address)
+            return self.sessions.start(found.account_id, address)
 
         _, pair = recorded(
-            self._parts.audit,
+            self.audit,
             context.facts("auth.login"),
             act,
             details=lambda done: {"account": found.account_id, "started_session": done[0]},
         )
         answer = token_answer(pair)
-        answer.delete_cookie(self._login_cookie, secure=self._secure, httponly=True, samesite="Strict")
+        self.arrival.delete(answer)
         return answer
 
     def _answered(self) -> tuple[Flow, str]:
         """The login that this is the provider's answer to, and the code it gave."""
-        flow = Flow(**self._opened(self._flows, self._flow_cookie, _FLOW_S))
-        given = {name: request.args.getlist(name) for name in ("state", "code", "error")}
-        if given["error"] == ["access_denied"]:  # whatever its state: it lets nobody in, and some leave that out
-            raise _SaidNo("the provider says access_denied", message=_REFUSED)
-        if given["state"] != [flow.state]:
+        flow = Flow(**self.flow.value())
+        try:
+            given = parse_query(request, CallbackQuery)
+        except InvalidRequest as error:
+            raise AuthenticationFailed("an answer of the provider that cannot be read", message=_REFUSED) from error
+        if given.error == "access_denied":  # whatever its state: it lets nobody in, and some providers leave that out
+            raise _Denied("the provider says access_denied", message=_REFUSED)
+        if given.state != flow.state:
             raise AuthenticationFailed("an answer to another login", message=_REFUSED)
-        if len(given["code"]) != 1:
-            known = [f" ({error})" for error in given["error"][:1] if error in _ERRORS]
-            raise AuthenticationFailed("".join(["an answer of the provider without a code", *known]), message=_REFUSED)
-        return flow, given["code"][0]
+        if given.code is None:
+            known = f" ({given.error})" if given.error in _ERRORS else ""
+            raise AuthenticationFailed(f"an answer of the provider without a code{known}", message=_REFUSED)
+        return flow, given.code
 
     def _take(self, code: str, flow: Flow) -> LoggedIn:
-        identity = self._parts.provider.finish(code, flow)
-        return self._parts.accounts.take(identity.person, identity.roles)
+        identity = self.provider.finish(code, flow)
+        return self.accounts.take(identity.person, identity.roles)
 
-    @staticmethod
-    def _opened(serializer: URLSafeTimedSerializer, cookie: str, max_age_s: int) -> dict[str, Any]:
-        try:
-            value: dict[str, Any] = serializer.loads(request.cookies.get(cookie, ""), max_age=max_age_s)
-        except BadData:
-            raise AuthenticationFailed("no such login is on its way", message=_REFUSED) from None
-        return value
+
+def views(
+    provider: OidcProvider, accounts: VouchedAccounts, sessions: Sessions, audit: AuditLog, secret: bytes
+) -> OidcViews:
+    """The views; ``secret`` signs their cookies."""
+    secure = provider.options.redirect_url.startswith("https:")
+    # Lax: the browser has to send it when the provider sends it back here.
+    flow = SignedCookie("chatsvc-oidc-flow", secret, _FLOW_S, "Lax", secure=secure)
+    arrival = SignedCookie("chatsvc-oidc-login", secret, _LOGIN_S, "Strict", secure=secure)
+    return OidcViews(provider, accounts, sessions, audit, flow, arrival)
 
 
 def _turned_away(error: AuthenticationFailed) -> AnyResponse:
-    """A person looks at this, not a program: to the page, which says it and offers the login again."""
+    """To the chat page, which shows why and offers the login again: a person follows this, not a program."""
     context.current().error_code = error.code
-    return redirect("/#oidc-denied" if isinstance(error, _SaidNo) else "/#oidc-refused")
+    return redirect("/#oidc-denied" if isinstance(error, _Denied) else "/#oidc-refused")

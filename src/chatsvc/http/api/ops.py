@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, ClassVar, Literal, TypedDict
 
-from flask import Blueprint, Response
+from flask import Response
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.chat.drain import Drain
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import PUBLIC, scope
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, like, requires, route
 from chatsvc.observe.metrics import CONTENT_TYPE, Metrics
 from chatsvc.observe.pulse import Pulse
 from chatsvc.observe.streak import Streak
@@ -31,6 +31,9 @@ _MESSAGES = {
 }
 
 
+State = Literal["ok", "starting", "draining", "error"]
+
+
 @dataclass(frozen=True, slots=True)
 class Health:
     """What health is read from."""
@@ -41,58 +44,97 @@ class Health:
     pulse: Pulse
     streak: Streak
 
-    def state(self) -> tuple[str, str | None]:
-        """(``ok``, None), or (``starting`` | ``draining`` | ``error``, why)."""
+    def state(self) -> tuple[State, str]:
+        """How it is, and why where it is not ``ok``."""
         if self.drain.has_begun:
             return "draining", _MESSAGES["draining"]
-        problem = self.audit.problem()
-        if problem is not None:
-            return "error", f"the audit log cannot be written: {problem}"
-        silent = self.pulse.problem()
-        if silent is not None:
-            return "error", silent
-        code = self.streak.problem()
-        if code is not None:
-            return "error", f"all of the last chats failed with {code}; the log says why"
+        if (problem := self._problem()) is not None:
+            return "error", problem
         status = self.engine.status()
         if status.ready:
-            return "ok", None
+            return "ok", ""
         reason = status.reason or "died"
-        return (reason if reason in {"starting", "draining"} else "error"), _MESSAGES.get(reason, reason)
+        passing: dict[str, State] = {"starting": "starting", "draining": "draining"}
+        return passing.get(reason, "error"), _MESSAGES.get(reason, reason)
+
+    def _problem(self) -> str | None:
+        if (problem := self.audit.problem()) is not None:
+            return f"the audit log cannot be written: {problem}"
+        if (problem := self.pulse.problem()) is not None:
+            return problem
+        if (code := self.streak.problem()) is not None:
+            return f"all of the last chats failed with {code}; the log says why"
+        return None
 
 
-def blueprint(health: Health, metrics: Metrics) -> Blueprint:
-    """The routes."""
-    routes = Blueprint("ops", __name__)
+class Healthy(TypedDict):
+    """All is well."""
 
-    @routes.get("/livez")
+    status: Literal["ok"]
+
+
+class NotHealthy(TypedDict):
+    """``reason`` says why, for a person."""
+
+    status: State
+    reason: Annotated[str, like("the model is being loaded")]
+
+
+HealthAnswer = tuple[Healthy | NotHealthy, int, dict[str, str]]
+_METRICS = """\
+# HELP chatsvc_sequences_running Sequences in the engine's batch.
+# TYPE chatsvc_sequences_running gauge
+chatsvc_sequences_running 3.0
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OpsViews:
+    """The views, and what they need."""
+
+    TAG: ClassVar = "health"
+
+    health: Health
+    metrics: Metrics
+
+    @route("GET", "/livez")
     @requires(PUBLIC)
-    def livez() -> dict[str, str]:
+    @Operation(answer=Healthy)
+    def livez(self) -> Healthy:
+        """Does the process answer at all?"""
         return {"status": "ok"}
 
-    @routes.get("/health", endpoint="health")  # other servers' name, which their clients ask for
-    @routes.get("/healthz")
+    @route("GET", "/health", endpoint="health")  # other servers' name, which their clients ask for
+    @route("GET", "/healthz")
     @requires(PUBLIC)
-    def healthz() -> tuple[dict[str, Any], int, dict[str, str]]:
-        state, reason = health.state()
-        if state == "ok":
-            return {"status": "ok"}, 200, {}
-        return {"status": "error", "reason": reason}, 503, {"Retry-After": "5"}
+    @Operation(answer=Healthy, failures={503: NotHealthy})
+    def healthz(self) -> HealthAnswer:
+        """Can the whole service answer? `/health` is another name for it."""
+        state, reason = self.health.state()
+        return _answer("ok" if state == "ok" else "error", reason)
 
-    @routes.get("/readyz")
+    @route("GET", "/readyz")
     @requires(PUBLIC)
-    def readyz() -> tuple[dict[str, Any], int, dict[str, str]]:
-        state, reason = health.state()
-        if state == "ok":
-            return {"status": "ok"}, 200, {}
-        return {"status": state, "reason": reason}, 503, {"Retry-After": "5"}
+    @Operation(answer=Healthy, failures={503: NotHealthy})
+    def readyz(self) -> HealthAnswer:
+        """Should it be sent requests?"""
+        return _answer(*self.health.state())
 
-    @routes.get("/metrics")
+    @route("GET", "/metrics")
     @requires(scope("metrics"), open_to_scrapers=True)
-    def exposition() -> Response:
-        return Response(metrics.exposition(), content_type=CONTENT_TYPE)
+    @Operation(texts={"text/plain": _METRICS})
+    def exposition(self) -> Response:
+        """Metrics in Prometheus' text format.
 
-    return routes
+        An address on one of the configured scraper networks needs no token.
+        """
+        return Response(self.metrics.exposition(), content_type=CONTENT_TYPE)
+
+
+def _answer(state: State, reason: str) -> HealthAnswer:
+    if state == "ok":
+        return {"status": "ok"}, 200, {}
+    return {"status": state, "reason": reason}, 503, {"Retry-After": "5"}
 
 
 def gauges(health: Health, queue: Queue) -> Callable[[], dict[str, tuple[str, float]]]:

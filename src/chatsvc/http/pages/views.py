@@ -1,6 +1,6 @@
-"""``/`` and ``/docs``: two pages whose files travel inside the package. No file of any other name is ever read.
+"""``/`` and ``/docs``: two pages whose files are part of the package. No other file is ever served.
 
-The pages load nothing from elsewhere and run no inline script; the policy below makes the browser hold them to it.
+The pages load nothing from elsewhere and run no inline script; the Content-Security-Policy below enforces it.
 Knows nothing about what the pages do.
 """
 
@@ -10,12 +10,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
+from typing import ClassVar
 
-from flask import Blueprint, Response, request
+from flask import Response, request
 
 from chatsvc.errors import NotFound
 from chatsvc.guard.principal import PUBLIC
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, requires, route
 
 _TYPES = {
     "css": "text/css; charset=utf-8",
@@ -50,31 +51,39 @@ class Page:
     etag: str
 
 
-def blueprint(*, single_sign_on: bool = False) -> Blueprint:
-    """The routes. ``single_sign_on``: the page offers to log in by the identity provider."""
-    routes = Blueprint("ui", __name__)
-    pages = read_pages()
-    if single_sign_on:
-        pages["index.html"] = _page(pages["index.html"].content.replace(b'data-sso="no"', b'data-sso="yes"'), "html")
+class PageViews:
+    """The views. ``single_sign_on``: the page offers to log in by the identity provider."""
 
-    @routes.get("/")
-    @requires(PUBLIC)
-    def chat_page() -> Response:
-        return _send(pages["index.html"])
+    TAG: ClassVar = "pages"
 
-    @routes.get("/docs")
-    @requires(PUBLIC)
-    def docs_page() -> Response:
-        return _send(pages["docs.html"])
+    def __init__(self, *, single_sign_on: bool = False) -> None:
+        self._pages = read_pages()
+        if single_sign_on:
+            html = self._pages["index.html"].content.replace(b'data-sso="no"', b'data-sso="yes"')
+            self._pages["index.html"] = _page(html, "html")
 
-    @routes.get("/assets/<name>")
+    @route("GET", "/")
     @requires(PUBLIC)
-    def asset(name: str) -> Response:
-        if name not in pages or name.endswith(".html"):
+    @Operation(texts={"text/html": "<!doctype html>…"})
+    def chat_page(self) -> Response:
+        """The chat page."""
+        return _send(self._pages["index.html"])
+
+    @route("GET", "/docs")
+    @requires(PUBLIC)
+    @Operation(texts={"text/html": "<!doctype html>…"})
+    def docs_page(self) -> Response:
+        """The OpenAPI document as a page."""
+        return _send(self._pages["docs.html"])
+
+    @route("GET", "/assets/<name>")
+    @requires(PUBLIC)
+    @Operation(texts={"*/*": "…"}, path={"name": "chat.js"})
+    def asset(self, name: str) -> Response:
+        """A file of a page."""
+        if name not in self._pages or name.endswith(".html"):
             raise NotFound
-        return _send(pages[name])
-
-    return routes
+        return _send(self._pages[name])
 
 
 def read_pages() -> dict[str, Page]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Annotated, TypedDict
 
 from flask import Flask, Response, json
 from werkzeug.exceptions import HTTPException
@@ -14,8 +15,9 @@ from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from chatsvc import errors
 from chatsvc.http.wire import context, refusal
+from chatsvc.http.wire.routing import like
 
-# The first class in an error's own line of descent that is in this table decides.
+# The most specific class of an error that is in this table decides.
 TABLE: dict[type[errors.ChatsvcError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "invalid_request_error"),
     errors.AuthenticationFailed: (401, "authentication_error"),
@@ -31,6 +33,22 @@ TABLE: dict[type[errors.ChatsvcError], tuple[int, str]] = {
     errors.Unavailable: (503, "service_unavailable"),
     errors.ChatsvcError: (500, "server_error"),
 }
+
+
+class ErrorParts(TypedDict):
+    """``message`` names the remedy; ``param`` the part of the request that is wrong; ``code`` is stable."""
+
+    message: Annotated[str, like("max_tokens: at most 4096 here.")]
+    type: Annotated[str, like("invalid_request_error")]
+    param: Annotated[str, like("max_tokens")] | None
+    code: Annotated[str, like("invalid_value")] | None
+
+
+class ErrorAnswer(TypedDict):
+    """Every error of every route."""
+
+    error: ErrorParts
+
 
 _BY_STATUS: dict[int, type[errors.RequestError]] = {
     404: errors.NotFound,
@@ -51,7 +69,7 @@ def status_and_type(error: errors.ChatsvcError) -> tuple[int, str]:
     return next(TABLE[cls] for cls in type(error).__mro__ if cls in TABLE)
 
 
-def body_of(error: errors.ChatsvcError) -> dict[str, dict[str, str | None]]:
+def body_of(error: errors.ChatsvcError) -> ErrorAnswer:
     """The error as it goes over the wire, in an answer or as a stream's last event."""
     return {
         "error": {

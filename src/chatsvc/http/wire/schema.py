@@ -1,6 +1,7 @@
-"""From a body to a checked value: media type, size, strict JSON, then a pydantic model that forbids what it lacks.
+"""Step 4 of a request's way: from a body or a query string to a checked value.
 
-Every limit on size is here or in the models. Knows nothing about what a route does with the value.
+A body passes media type, size and strict JSON, then a pydantic model that refuses unknown fields. Every limit on size
+is here or in the models. Knows nothing about what a route does with the value.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from typing import Annotated, Any, TypeVar
 
 from flask import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
@@ -23,6 +24,9 @@ MAX_PLAIN_BYTES = 64 * 1024
 _BYTES_PER_TOKEN = 8 * 6
 # The context that is assumed while no model is ready: Qwen1.5-0.5B-Chat's.
 _USUAL_CONTEXT_LENGTH = 32_768
+
+# Of a number in a query string: it fits every column of the database.
+_MAX_DIGITS = 9
 
 # Pydantic's sentences that speak of its classes or of lists where a text may be meant. Every least length here is 1.
 _PLAIN_SENTENCES = {"model_type": "Input should be an object", "too_short": "must not be empty"}
@@ -56,7 +60,40 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
+def _digits(value: Any) -> Any:
+    """``int`` itself takes more than digits, and much time for very many of them."""
+    if isinstance(value, str):
+        if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
+            raise ValueError(f"a whole number of at most {_MAX_DIGITS} digits")
+        return int(value)
+    return value
+
+
+# A number in a query string.
+Count = Annotated[int, BeforeValidator(_digits)]
+
+
+class Query(BaseModel):
+    """The parameters of a query string; ones that are not known are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_query(request: Request, model: type[Model]) -> Model:
+    """Check the query string of a request.
+
+    Raises:
+        InvalidRequest: a parameter is there twice, missing or out of range; ``param`` names it.
+    """
+    known = {info.alias or name for name, info in model.model_fields.items()}
+    given = {name: values for name, values in request.args.lists() if name in known}
+    for name, values in given.items():
+        if len(values) > 1:
+            raise InvalidRequest(f"{name}: send it once.", param=name, code="invalid_value")
+    return validate({name: values[0] for name, values in given.items()}, model)
 
 
 def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = None) -> Model:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Annotated, Any, Generic, NotRequired, Protocol, TypedDict, TypeVar
 
 import msgspec
 from flask import Response
@@ -31,6 +31,15 @@ def message(data: Any, *, event: str | None = None) -> bytes:
     """One event. JSON holds no raw newline, so one ``data`` line is enough."""
     name = f"event: {event}\n".encode() if event else b""
     return name + b"data: " + _json.encode(data) + b"\n\n"
+
+
+class StreamEvent(TypedDict):
+    """One server-sent event."""
+
+    data: str
+    event: NotRequired[str]
+    id: NotRequired[str]
+    retry: NotRequired[Annotated[int, msgspec.Meta(ge=0)]]
 
 
 T = TypeVar("T")

@@ -8,60 +8,165 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
-from flask import Blueprint, Response
+from flask import Response
 
 from chatsvc.chat.service import Whole
-from chatsvc.chat.types import Delta, Event, Finish, ScoredToken, Usage
+from chatsvc.chat.types import Delta, Event, Finish, Reason, ScoredToken, Usage
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
-from chatsvc.http.api.chat import ChatDesk
+from chatsvc.http.api.chat import ChatDesk, UsageAnswer
 from chatsvc.http.api.chat import usage as common_usage
 from chatsvc.http.api.openai import tolerance
 from chatsvc.http.api.openai.chat_schema import OpenAIBody
 from chatsvc.http.wire import problems, sse
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, like, requires, route
 from chatsvc.models.card import ModelCard
 
 
-def blueprint(
-    desk: ChatDesk, engine: EngineClient, *, refuses_unknown: bool, clock: Callable[[], float] = time.time
-) -> Blueprint:
-    """The routes. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
-    routes = Blueprint("openai", __name__, url_prefix="/v1")
+class CachedTokens(TypedDict):
+    """How many tokens of the prompt were found in the prefix cache."""
 
-    @routes.post("/chat/completions")
+    cached_tokens: Annotated[int, like(0)]
+
+
+class OpenAIUsage(UsageAnswer):
+    """The three counts, and how many prompt tokens were found in the prefix cache."""
+
+    prompt_tokens_details: CachedTokens
+
+
+class Token(TypedDict):
+    """``bytes`` joined are the text; ``token`` may show U+FFFD for a part of a character."""
+
+    token: Annotated[str, like("Paris")]
+    bytes: list[Annotated[int, like(80)]]
+    logprob: Annotated[float, like(-0.31)]
+
+
+class ChosenToken(Token):
+    """A token of the answer, and the most likely ones in its place."""
+
+    top_logprobs: list[Token]
+
+
+class Logprobs(TypedDict):
+    """Natural logarithms, of the model's distribution before temperature and penalties."""
+
+    content: list[ChosenToken]
+    refusal: None
+
+
+class AssistantMessage(TypedDict):
+    """The answer's text."""
+
+    role: Literal["assistant"]
+    content: Annotated[str, like("Paris")]
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One of `n` answers."""
+
+    index: Annotated[int, like(0)]
+    message: AssistantMessage
+    logprobs: Annotated[Logprobs | None, like(None)]
+    finish_reason: Reason
+
+
+class Completion(TypedDict):
+    """OpenAI's ``chat.completion``."""
+
+    id: Annotated[str, like("chatcmpl-9c1185a5c5e9fc54612808977ee8f548")]
+    object: Literal["chat.completion"]
+    created: Annotated[int, like(1_767_225_600)]
+    model: Annotated[str, like("Qwen1.5-0.5B-Chat")]
+    choices: list[ChatChoice]
+    usage: OpenAIUsage
+
+
+class ModelAnswer(TypedDict):
+    """OpenAI's ``model``. ``max_model_len`` is vLLM's name for the tokens that prompt and answer may have together."""
+
+    id: Annotated[str, like("Qwen1.5-0.5B-Chat")]
+    object: Literal["model"]
+    created: Annotated[int, like(1_767_225_600)]
+    owned_by: Annotated[str, like("chatsvc")]
+    max_model_len: Annotated[int, like(32_768)]
+
+
+class ModelPage(TypedDict):
+    """OpenAI's list of models."""
+
+    object: Literal["list"]
+    data: list[ModelAnswer]
+
+
+_CHUNKS = """\
+data: {"id":"chatcmpl-9c1185a5","object":"chat.completion.chunk","created":1767225600,"model":"Qwen1.5-0.5B-Chat","choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}
+
+data: {"id":"chatcmpl-9c1185a5","object":"chat.completion.chunk","created":1767225600,"model":"Qwen1.5-0.5B-Chat","choices":[{"index":0,"delta":{"content":"Paris"},"logprobs":null,"finish_reason":null}]}
+
+data: {"id":"chatcmpl-9c1185a5","object":"chat.completion.chunk","created":1767225600,"model":"Qwen1.5-0.5B-Chat","choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}
+
+data: [DONE]
+
+"""  # noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIViews:
+    """The views, and what they need. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
+
+    TAG: ClassVar = "openai"
+
+    desk: ChatDesk
+    engine: EngineClient
+    refuses_unknown: bool
+    clock: Callable[[], float] = time.time
+
+    @route("POST", "/v1/chat/completions")
     @requires(scope("chat"))
-    def chat_completions() -> Response | tuple[dict[str, Any], int, dict[str, str]]:
-        body = desk.read(OpenAIBody)
-        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=refuses_unknown))
-        chat_request = body.to_request(desk.bounds)
+    @Operation(body=OpenAIBody, answer=Completion, texts={"text/event-stream": _CHUNKS}, errors=(404, 429))
+    def chat_completions(self) -> Response | tuple[Completion, int, dict[str, str]]:
+        """OpenAI's Chat Completions.
+
+        With `stream` the answer is OpenAI's chunks, then `data: [DONE]`; an error in mid-stream is
+        `data: {"error":{…}}` and ends the stream. Fields that change nothing, and fields that are not known, are named
+        in the header `x-ignored-parameters`.
+        """
+        body = self.desk.read(OpenAIBody)
+        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
+        chat_request = body.to_request(self.desk.bounds)
         if body.stream:
-            encoder = ChunkEncoder(engine.card().name, int(clock()), body)
-            return desk.stream(chat_request, encoder, told)
-        wholes, finish, headers = desk.complete(chat_request)
-        return completion(wholes, finish, int(clock()), scored=body.logprobs), 200, headers | told
+            encoder = ChunkEncoder(self.engine.card().name, int(self.clock()), body)
+            return self.desk.stream(chat_request, encoder, told)
+        wholes, finish, headers = self.desk.complete(chat_request)
+        return completion(wholes, finish, int(self.clock()), scored=body.logprobs), 200, headers | told
 
-    @routes.get("/models")
+    @route("GET", "/v1/models")
     @requires(scope("chat"))
-    def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model(engine.card())]}
+    @Operation(answer=ModelPage)
+    def models(self) -> ModelPage:
+        """List the models that are served."""
+        return {"object": "list", "data": [model(self.engine.card())]}
 
-    @routes.get("/models/<path:model_id>")
+    @route("GET", "/v1/models/<path:model_id>")
     @requires(scope("chat"))
-    def one_model(model_id: str) -> dict[str, Any]:
-        card = engine.card()
+    @Operation(answer=ModelAnswer, path={"model_id": "Qwen1.5-0.5B-Chat"})
+    def one_model(self, model_id: str) -> ModelAnswer:
+        """Read a model."""
+        card = self.engine.card()
         # a path converter takes the trailing slash too, which is the same route everywhere
         if model_id.removesuffix("/") != card.name:
             raise ModelNotFound
         return model(card)
 
-    return routes
 
-
-def completion(wholes: Sequence[Whole], finish: Finish, created: int, *, scored: bool | None) -> dict[str, Any]:
+def completion(wholes: Sequence[Whole], finish: Finish, created: int, *, scored: bool | None) -> Completion:
     """``chat.completion``; ``scored``: log-probabilities were asked for."""
     return {
         "id": f"chatcmpl-{finish.id}",
@@ -81,21 +186,20 @@ def completion(wholes: Sequence[Whole], finish: Finish, created: int, *, scored:
     }
 
 
-def logprobs(scored: Sequence[ScoredToken]) -> dict[str, Any]:
-    """A choice's ``logprobs``: natural logarithms, of the model's distribution before temperature and penalties."""
-    content = [
+def logprobs(scored: Sequence[ScoredToken]) -> Logprobs:
+    """A choice's ``logprobs``."""
+    content: list[ChosenToken] = [
         {**_token(one), "top_logprobs": [_token(alternative) for alternative in one.alternatives]} for one in scored
     ]
     return {"content": content, "refusal": None}
 
 
-def _token(one: ScoredToken) -> dict[str, Any]:
-    """``bytes`` joined are the text; ``token`` may show U+FFFD for a part of a character."""
+def _token(one: ScoredToken) -> Token:
     return {"token": one.data.decode("utf-8", "replace"), "bytes": list(one.data), "logprob": one.logprob}
 
 
-def model(card: ModelCard) -> dict[str, Any]:
-    """``model``; ``max_model_len`` is vLLM's name for the tokens that prompt and answer may have together."""
+def model(card: ModelCard) -> ModelAnswer:
+    """A model on the wire."""
     return {
         "id": card.name,
         "object": "model",
@@ -105,8 +209,8 @@ def model(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def usage(counts: Usage) -> dict[str, Any]:
-    """The three counts, and how many prompt tokens were found in the prefix cache."""
+def usage(counts: Usage) -> OpenAIUsage:
+    """The counts on the wire."""
     return {**common_usage(counts), "prompt_tokens_details": {"cached_tokens": counts.num_cached_tokens}}
 
 
@@ -151,7 +255,7 @@ class ChunkEncoder:
         index: int,
         delta: dict[str, str],
         *,
-        scored: dict[str, Any] | None = None,
+        scored: Logprobs | None = None,
         finish_reason: str | None = None,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": scored, "finish_reason": finish_reason}

@@ -151,12 +151,18 @@ def _logprobs_first(schema: dict[str, Any]) -> None:
     schema["then"] = {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}}
 
 
+_EXAMPLE = [{"role": "user", "content": "What is the capital of France?"}]
+
+
 class OpenAIBody(GenerationBody):
     """The request of OpenAI's Chat Completions."""
 
     model_config = ConfigDict(json_schema_extra=_logprobs_first)
 
-    messages: Annotated[list[OpenAIMessage], Field(min_length=1, max_length=1000, fail_fast=True)]
+    messages: Annotated[
+        list[OpenAIMessage],
+        Field(min_length=1, max_length=1000, fail_fast=True, examples=[_EXAMPLE]),
+    ]
     max_completion_tokens: MaxTokens | None = None
     response_format: TextFormat = None
     modalities: TextOnly = None

@@ -10,53 +10,104 @@ import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, TypedDict
 
-from flask import Blueprint, Response
+from flask import Response
 
 from chatsvc.chat.service import Whole
-from chatsvc.chat.types import Choice, Delta, Finish, ScoredToken, Usage
+from chatsvc.chat.types import Choice, Delta, Finish, Reason, ScoredToken, Usage
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ChatsvcError
 from chatsvc.guard.principal import scope
 from chatsvc.http.api.chat import ChatDesk
 from chatsvc.http.api.openai import tolerance
-from chatsvc.http.api.openai.chat import usage
+from chatsvc.http.api.openai.chat import OpenAIUsage, usage
 from chatsvc.http.api.openai.completions_schema import CompletionBody
 from chatsvc.http.wire import problems, sse
-from chatsvc.http.wire.routing import requires
+from chatsvc.http.wire.routing import Operation, like, requires, route
 
 
-def blueprint(
-    desk: ChatDesk, engine: EngineClient, *, refuses_unknown: bool, clock: Callable[[], float] = time.time
-) -> Blueprint:
-    """The route. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
-    routes = Blueprint("completions", __name__, url_prefix="/v1")
+class TextLogprobs(TypedDict):
+    """One entry for each token; the offsets count characters."""
 
-    @routes.post("/completions")
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(TypedDict):
+    """One of the texts; the choices of the first prompt come first."""
+
+    index: Annotated[int, like(0)]
+    text: Annotated[str, like(" Paris.")]
+    logprobs: Annotated[TextLogprobs | None, like(None)]
+    finish_reason: Annotated[Reason, like("length")]
+
+
+class TextCompletion(TypedDict):
+    """OpenAI's ``text_completion``."""
+
+    id: Annotated[str, like("cmpl-9c1185a5c5e9fc54612808977ee8f548")]
+    object: Literal["text_completion"]
+    created: Annotated[int, like(1_767_225_600)]
+    model: Annotated[str, like("Qwen1.5-0.5B-Chat")]
+    choices: list[TextChoice]
+    usage: OpenAIUsage
+
+
+_CHUNKS = """\
+data: {"id":"cmpl-9c1185a5","object":"text_completion","created":1767225600,"model":"Qwen1.5-0.5B-Chat","choices":[{"index":0,"text":" Paris.","logprobs":null,"finish_reason":null}]}
+
+data: {"id":"cmpl-9c1185a5","object":"text_completion","created":1767225600,"model":"Qwen1.5-0.5B-Chat","choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"length"}]}
+
+data: [DONE]
+
+"""  # noqa: E501
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionViews:
+    """The view, and what it needs. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
+
+    TAG: ClassVar = "openai"
+
+    desk: ChatDesk
+    engine: EngineClient
+    refuses_unknown: bool
+    clock: Callable[[], float] = time.time
+
+    @route("POST", "/v1/completions")
     @requires(scope("chat"))
-    def completions() -> Response | tuple[dict[str, Any], int, dict[str, str]]:
-        body = desk.read(CompletionBody)
-        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=refuses_unknown))
-        requests = body.to_requests(desk.bounds)
-        echoes = [desk.service.planner.text_of(prompt) if body.echo else "" for prompt in body.prompts()]
-        if body.stream:
-            return desk.stream_all(requests, TextEncoder(engine.card().name, int(clock()), echoes, body), told)
-        done, headers = desk.complete_all(requests)
-        return text_completion(done, echoes, int(clock()), body), 200, headers | told
+    @Operation(body=CompletionBody, answer=TextCompletion, texts={"text/event-stream": _CHUNKS}, errors=(404, 429))
+    def completions(self) -> Response | tuple[TextCompletion, int, dict[str, str]]:
+        """OpenAI's Completions: go on from a text, without roles.
 
-    return routes
+        With `stream` the answer is OpenAI's chunks, then `data: [DONE]`.
+        """
+        body = self.desk.read(CompletionBody)
+        told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
+        requests = body.to_requests(self.desk.bounds)
+        echoes = [self.desk.service.planner.text_of(prompt) if body.echo else "" for prompt in body.prompts()]
+        if body.stream:
+            encoder = TextEncoder(self.engine.card().name, int(self.clock()), echoes, body)
+            return self.desk.stream_all(requests, encoder, told)
+        done, headers = self.desk.complete_all(requests)
+        return text_completion(done, echoes, int(self.clock()), body), 200, headers | told
 
 
 def text_completion(
     done: Sequence[tuple[Sequence[Whole], Finish]], echoes: Sequence[str], created: int, body: CompletionBody
-) -> dict[str, Any]:
-    """``text_completion``; the choices of the first prompt come first."""
-    choices: list[dict[str, Any]] = []
+) -> TextCompletion:
+    """The whole answer."""
+    choices: list[TextChoice] = []
     for echo, (wholes, finish) in zip(echoes, done, strict=True):
         for whole, reason in zip(wholes, finish.reasons, strict=True):
             scored = logprobs(whole.scored, len(echo)) if body.logprobs is not None else None
-            choices.append(text_choice(len(choices), echo + whole.text, reason, scored))
+            choices.append(
+                {"index": len(choices), "text": echo + whole.text, "logprobs": scored, "finish_reason": reason}
+            )
     return {
         "id": f"cmpl-{done[0][1].id}",
         "object": "text_completion",
@@ -67,14 +118,7 @@ def text_completion(
     }
 
 
-def text_choice(
-    index: int, text: str, finish_reason: str | None, scored: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """One of ``choices``."""
-    return {"index": index, "text": text, "logprobs": scored, "finish_reason": finish_reason}
-
-
-def logprobs(scored: Sequence[ScoredToken], offset: int) -> dict[str, Any]:
+def logprobs(scored: Sequence[ScoredToken], offset: int) -> TextLogprobs:
     """A choice's ``logprobs``; the first token stands at ``offset`` of the text. An echoed prompt has none."""
     shown = [one.data.decode("utf-8", "replace") for one in scored]
     return {
@@ -142,12 +186,12 @@ class TextEncoder:
         return self._chunk(index, self._echoes.pop(index, "") + piece.text, scored=scored)
 
     def _chunk(
-        self, index: int, text: str, finish_reason: str | None = None, scored: dict[str, Any] | None = None
+        self, index: int, text: str, finish_reason: str | None = None, scored: TextLogprobs | None = None
     ) -> bytes:
         # OpenAI: with include_usage every chunk has the key, null before the last.
         without_usage = {"usage": None} if self._wants_usage else {}
-        choices = [text_choice(index, text, finish_reason, scored)]
-        return sse.message({**self._frame, "choices": choices, **without_usage})
+        choice = {"index": index, "text": text, "logprobs": scored, "finish_reason": finish_reason}
+        return sse.message({**self._frame, "choices": [choice], **without_usage})
 
     def _end(self) -> bytes:
         counts = {**self._frame, "choices": [], "usage": usage(_sum(self._usages))}

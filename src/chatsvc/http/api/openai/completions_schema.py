@@ -48,7 +48,7 @@ def _no_suffix(value: Any) -> Any:
 class CompletionBody(GenerationBody):
     """The request of OpenAI's Completions."""
 
-    prompt: Prompt
+    prompt: Annotated[Prompt, Field(examples=["The capital of France is"])]
     echo: bool | None = None
     suffix: Annotated[Any, AfterValidator(_no_suffix), WithJsonSchema({"enum": [None, ""]}), Field(default=None)]
     best_of: Annotated[int, Field(ge=0, le=1)] | None = None

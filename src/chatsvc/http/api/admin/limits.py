@@ -1,0 +1,29 @@
+"""The limits that accounts and keys may have of their own, as they stand in bodies and answers. Data only."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypedDict
+
+from pydantic import Field
+
+from chatsvc.http.wire.routing import like
+from chatsvc.http.wire.schema import Body
+
+Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
+TokenLimit = Annotated[int, Field(ge=1, le=2**62)]
+
+
+class LimitsBody(Body):
+    """What is left out or null goes back to the role's limit, or the default."""
+
+    requests_per_minute: Limit | None = Field(None, examples=[30])
+    tokens_per_day: TokenLimit | None = Field(None, examples=[100_000])
+    max_concurrent: Limit | None = None
+
+
+class OwnLimits(TypedDict):
+    """Limits of one's own; null where the role's or the default holds."""
+
+    requests_per_minute: Annotated[int, like(30)] | None
+    tokens_per_day: Annotated[int, like(100_000)] | None
+    max_concurrent: Annotated[int, like(None)] | None

@@ -1,0 +1,97 @@
+"""A durable ``begin`` before an act and an ``end`` that says how it went. Knows nothing about what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.log import AuditLog
+from chatsvc.errors import AuditUnavailable, ChatsvcError, RequestError
+from chatsvc.guard.accounts.changes import Change
+from chatsvc.guard.credentials.sessions import RefreshTokenReused
+from chatsvc.http.wire import context, problems
+
+Done = TypeVar("Done")
+Who = TypeVar("Who")
+
+
+def recorded(
+    audit: AuditLog,
+    facts: Facts,
+    act: Callable[[], Done],
+    details: Callable[[Done], Mapping[str, Any]] = lambda _: {},
+) -> Done:
+    """Act between a durable ``begin`` and an ``end`` that says how it went.
+
+    Raises:
+        AuditUnavailable: nothing was done.
+    """
+    record = audit.begin(facts)
+    result = Result("error", status=500, reason="server_error")
+    try:
+        done = act()
+        result = Result("allowed", status=200, details=details(done))
+    except ChatsvcError as error:
+        result = _result_of(error)
+        raise
+    else:
+        return done
+    finally:
+        record.end(result)
+
+
+def recorded_attempt(
+    audit: AuditLog,
+    facts: Facts,
+    check: Callable[[], Who],
+    enter: Callable[[Who], Done],
+    details: Callable[[Done], Mapping[str, Any]],
+) -> Done:
+    """As :func:`recorded`, for somebody whom ``check`` finds out and ``enter`` lets in.
+
+    From an address that fails often nothing is recorded before ``check``, and a failure is only counted: a flood of
+    guesses with fresh names must not fill the disk. Nobody is let in without a begin, and nothing is checked while the
+    log cannot be written.
+
+    Raises:
+        AuditUnavailable: nothing was checked.
+    """
+    if not audit.is_failing_often(facts):
+        try:
+            return recorded(audit, facts, lambda: enter(check()), details)
+        except AuditUnavailable:
+            raise
+        except ChatsvcError:
+            audit.count_failure(facts, is_recorded=True)
+            raise
+    if audit.problem() is not None:
+        raise AuditUnavailable
+    try:
+        who = check()
+    except ChatsvcError:
+        audit.count_failure(facts, is_recorded=False)
+        raise
+    return recorded(audit, facts, lambda: enter(who), details)
+
+
+def _result_of(error: ChatsvcError) -> Result:
+    status = problems.status_and_type(error)[0]
+    reason = getattr(error, "reason", None) or error.code
+    details: dict[str, object] = {}
+    if isinstance(error, RefreshTokenReused):
+        details = {"ended_session": error.sid}
+    return Result("denied" if isinstance(error, RequestError) else "error", status, reason, details=details)
+
+
+def recorded_change(audit: AuditLog, action: str, act: Callable[[], Change]) -> dict[str, Any]:
+    """Do and record what an administrator changes, and return what it is now."""
+    done = recorded(audit, context.facts(f"admin.{action}"), act, details=Change.as_details)
+    return done.after or {}
+
+
+def recorded_key(audit: AuditLog, action: str, act: Callable[[], tuple[str, Change]]) -> dict[str, Any]:
+    """The same for an act that makes a secret: only the answer has it, as ``key``, and the record does not."""
+    facts = context.facts(f"admin.{action}")
+    secret, change = recorded(audit, facts, act, details=lambda done: done[1].as_details())
+    return {"key": secret, **(change.after or {})}
