@@ -32,6 +32,7 @@ from chatsvc.models.supply import embedded
 from chatsvc.resources import resource_path
 from chatsvc.settings.load import Settings, load
 from chatsvc.wiring import guard_options
+from tests.documented import Held
 from tests.servers import postgres, redis, slapd  # noqa: F401  (fixtures: real servers)
 
 PASSWORDS = {"admin": "an admin's long password", "alice": "alice's long password", "bob": "bob's long password"}
@@ -138,6 +139,8 @@ def make_app(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callabl
             home.mkdir(exist_ok=True)
             given = {"CHATSVC_HOME": str(home), "CHATSVC_ENGINE__SOCKET": str(engine), **CHEAP, **environment}
             app = create_app(load(given))
+            held = app.extensions["held"] = Held(app)
+            stack.callback(lambda: check_nothing_found(held))
             running = running_in(app)
             stack.callback(running.close)
             for name, password in PASSWORDS.items():
@@ -148,6 +151,11 @@ def make_app(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callabl
             return app
 
         yield make
+
+
+def check_nothing_found(held: Held) -> None:
+    """What an application answered in a test is what its document says."""
+    assert held.findings == []
 
 
 @pytest.fixture

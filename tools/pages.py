@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import http_reference
 
 from chatsvc.cli.main import main
 
@@ -55,7 +56,11 @@ No key turns authentication, the allow list or the audit log off.
 
 def pages() -> dict[Path, str]:
     """Every page and its text."""
-    return {_DOCS / "cli.md": _command_line(), _DOCS / "configuration.md": _configuration()}
+    return {
+        _DOCS / "cli.md": _command_line(),
+        _DOCS / "configuration.md": _configuration(),
+        _DOCS / "http.md": http_reference.page(),
+    }
 
 
 def _configuration() -> str:

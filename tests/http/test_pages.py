@@ -48,7 +48,7 @@ def test_both_languages_say_the_same_things():
     keys = [set(re.findall(r"(\w+): \"", part)) for part in (english, chinese)]
     assert keys[0] == keys[1]
     used = set()
-    for name in ("index.html", "chat.js", "list.js", "page.js", "talk.js"):
+    for name in ("index.html", "docs.html", "chat.js", "docs.js", "list.js", "page.js", "talk.js"):
         text = ui.read_pages()[name].content.decode()
         used |= set(re.findall(r'data-(?:text|label|placeholder)="(\w+)"', text))
         used |= {key for call in re.findall(r"\bsay\(([^()]*)", text) for key in re.findall(r'"(\w+)"', call)}

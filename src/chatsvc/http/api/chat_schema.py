@@ -12,10 +12,10 @@ from chatsvc.errors import InvalidRequest
 from chatsvc.http.wire.schema import Body, Text
 
 NonEmptyText = Annotated[Text, Field(min_length=1)]
-Temperature = Annotated[StrictFloat, Field(ge=0, le=2)]
-TopP = Annotated[StrictFloat, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-MaxTokens = Annotated[int, Field(ge=1)]
+Temperature = Annotated[StrictFloat, Field(ge=0, le=2, description="0 takes the most likely token each time.")]
+TopP = Annotated[StrictFloat, Field(gt=0, le=1, description="Share of probability that tokens are drawn from.")]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Makes the drawing of tokens repeatable.")]
+MaxTokens = Annotated[int, Field(ge=1, description="The longest answer.")]
 StopList = Annotated[list[NonEmptyText], Field(min_length=1, max_length=4)]
 # (pydantic's patterns are Rust's: $ is the very end.) An unknown id is 404; one that cannot be an id is 400.
 ConversationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -48,15 +48,17 @@ class ChatBody(Body):
 
     model_config = ConfigDict(json_schema_extra=_one_of)
 
-    query: NonEmptyText | None = Field(None, examples=["What is the capital of France?"])
+    query: NonEmptyText | None = Field(
+        None, description="One message of the user.", examples=["What is the capital of France?"]
+    )
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
-    system: Text | None = None
-    conversation_id: ConversationId | None = None
+    system: Text | None = Field(None, description="A system message in front of the others.")
+    conversation_id: ConversationId | None = Field(None, description="The conversation to go on with.")
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
-    stop: StopList | NonEmptyText | None = None
+    stop: StopList | NonEmptyText | None = Field(None, description="Texts that end the answer.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:

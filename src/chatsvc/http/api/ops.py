@@ -76,7 +76,7 @@ class Healthy(TypedDict):
 class NotHealthy(TypedDict):
     """``reason`` says why, for a person."""
 
-    status: State
+    status: Annotated[Literal["starting", "draining", "error"], like("starting")]
     reason: Annotated[str, like("the model is being loaded")]
 
 

@@ -255,10 +255,9 @@ def _query_parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
     schema = _tidied(model.model_json_schema())
     described = []
     for name, part in schema["properties"].items():
-        values = {**part, **part["anyOf"][0]} if {"type": "null"} in part.get("anyOf", ()) else part
-        kept = {key: value for key, value in values.items() if key not in {"anyOf", "description", "examples"}}
-        if kept.get("default", ...) is None:
-            del kept["default"]
+        # A parameter that is left out is None to us, and never null on the wire.
+        values = part["anyOf"][0] if {"type": "null"} in part.get("anyOf", ()) else part
+        kept = {key: value for key, value in values.items() if key not in {"description", "examples"}}
         required = name in schema.get("required", ())
         parameter = {"name": name, "in": "query", "required": required, "schema": kept}
         if "description" in part:

@@ -74,7 +74,7 @@ class ChatChoice(TypedDict):
     index: Annotated[int, like(0)]
     message: AssistantMessage
     logprobs: Annotated[Logprobs | None, like(None)]
-    finish_reason: Reason
+    finish_reason: Annotated[Reason, like("stop")]
 
 
 class Completion(TypedDict):

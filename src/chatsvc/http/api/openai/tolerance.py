@@ -34,10 +34,13 @@ def _asks_for_nothing(value: Any) -> Any:
 
 
 # A field of OpenAI's that is a hint: any value is taken, and none is kept in memory.
-Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(default=None)]
+Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(None, description="Taken and ignored.")]
 # A field that would change the answer and is not built: only a value that asks for nothing is taken.
 Unsupported = Annotated[
-    Any, AfterValidator(_asks_for_nothing), WithJsonSchema({"enum": [None, False, 0, [], {}]}), Field(default=None)
+    Any,
+    AfterValidator(_asks_for_nothing),
+    WithJsonSchema({"enum": [None, False, 0, [], {}]}),
+    Field(None, description="Not supported here; refused where it would change the answer."),
 ]
 
 

@@ -21,6 +21,9 @@ export const TEXTS = {
     againKept: "Your login has ended; log in again. What you typed is kept.",
     loginRefused: "The user name or the password is wrong.",
     unknown: "The service says: {message}", retryIn: "Try again in {seconds} s.", request: "(Request {id})",
+    document: "The document for programs:", parameters: "Parameters", parameter: "Parameter", in: "in", type: "Type",
+    field: "Field", required: "required", body: "Body", call: "Request", answers: "Answers", errors: "Errors",
+    example: "Example", objects: "Objects",
   },
   zh: {
     loginHint: "请使用本单位账号登录。",
@@ -43,5 +46,8 @@ export const TEXTS = {
     againKept: "登录已失效，请重新登录。您输入的内容已保留。",
     loginRefused: "用户名或密码错误。",
     unknown: "服务返回：{message}", retryIn: "请在 {seconds} 秒后重试。", request: "（请求编号 {id}）",
+    document: "供程序读取的文档：", parameters: "参数", parameter: "参数", in: "位置", type: "类型",
+    field: "字段", required: "必填", body: "请求体", call: "请求示例", answers: "响应", errors: "错误",
+    example: "示例", objects: "对象",
   },
 };
