@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import os
@@ -30,6 +31,8 @@ from chatsvc.models.store import ModelFolder, ModelStore
 from chatsvc.models.supply import embedded
 from chatsvc.resources import resource_path
 from tests.models.ggufs import tiny_gguf
+
+RELEASE = importlib.metadata.version("chatsvc")
 
 # RFC 8032 section 7.1: public key, message, signature.
 RFC_8032 = [
@@ -100,7 +103,7 @@ def small_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     templates.mkdir()
     (templates / "chatsvc.toml").write_text("# a template\n")
     contents = bundle.Contents(
-        wheel=make_wheel(folder, "chatsvc", "0.1.0"),
+        wheel=make_wheel(folder, "chatsvc", RELEASE),
         constraints=None,
         model=model,
         resources={"config": templates, "compose.yaml": templates / "chatsvc.toml"},
@@ -167,8 +170,8 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/kit/schema.py": SCHEMA.replace("HEAD", head),
         "chatsvc/kit/going_back.py": GOING_BACK,
     }
-    wheel = make_wheel(folder / version, "chatsvc", "0.1.0", files)
-    contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, [])
+    wheel = make_wheel(folder / version, "chatsvc", RELEASE, files)
+    contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, {})
     bundle.build(folder / f"{version}.tar", contents, keys)
     return folder / f"{version}.tar"
 
@@ -205,16 +208,16 @@ def test_a_kit_verifies_and_holds_what_it_must(small_kit: tuple[Path, bytes]):
         "config/chatsvc.toml",
         "compose.yaml",
         "model/tiny/model.gguf",
-        "wheels/chatsvc-0.1.0-py3-none-any.whl",
+        f"wheels/chatsvc-{RELEASE}-py3-none-any.whl",
     } <= paths
-    assert kit.release.startswith("0.1.0-")
+    assert kit.release.startswith(f"{RELEASE}-")
     with tarfile.open(small_kit[0]) as tar:
         assert {(member.uid, member.uname, member.mtime) for member in tar} == {(0, "", 0)}
         parts = json.load(tar.extractfile(f"{kit.root}/sbom.cdx.json"))  # type: ignore[arg-type]
         requirements = tar.extractfile(f"{kit.root}/requirements.txt").read().decode()  # type: ignore[union-attr]
     assert parts["bomFormat"] == "CycloneDX"
     assert {part["name"] for part in parts["components"]} == {"chatsvc", "tiny"}
-    assert "chatsvc==0.1.0 --hash=sha256:" in requirements
+    assert f"chatsvc=={RELEASE} --hash=sha256:" in requirements
 
 
 def test_the_verifier_runs_alone(small_kit: tuple[Path, bytes], tmp_path: Path):
@@ -222,7 +225,7 @@ def test_the_verifier_runs_alone(small_kit: tuple[Path, bytes], tmp_path: Path):
     command = [sys.executable, "-I", "-S", str(tmp_path / "kit_verify.py"), str(small_kit[0])]
     good = subprocess.run([*command, small_kit[1].hex()], capture_output=True, text=True, check=False)
     assert (good.returncode, good.stderr) == (0, "")
-    assert "release 0.1.0-" in good.stdout
+    assert f"release {RELEASE}-" in good.stdout
     wrong = subprocess.run([*command, "00" * 32], capture_output=True, text=True, check=False)
     assert wrong.returncode == 1
     assert "not signed by this key" in wrong.stderr
@@ -250,7 +253,7 @@ def test_what_differs_is_named(
 
 @pytest.mark.parametrize(
     "name",
-    ["chatsvc-kit-0.1.0/extra.py", "chatsvc-kit-0.1.0/../../etc/cron.d/x", "/etc/x", "other/root", "lonely"],
+    [f"chatsvc-kit-{RELEASE}/extra.py", f"chatsvc-kit-{RELEASE}/../../etc/cron.d/x", "/etc/x", "other/root", "lonely"],
 )
 def test_added_files_are_named(small_kit: tuple[Path, bytes], tmp_path: Path, name: str):
     forged = _changed(small_kit[0], tmp_path / "forged.tar", lambda _, old: old, {name: b"x"})
@@ -259,7 +262,7 @@ def test_added_files_are_named(small_kit: tuple[Path, bytes], tmp_path: Path, na
 
 
 def test_a_file_that_is_there_twice_is_named(small_kit: tuple[Path, bytes], tmp_path: Path):
-    name = "chatsvc-kit-0.1.0/config/chatsvc.toml"
+    name = f"chatsvc-kit-{RELEASE}/config/chatsvc.toml"
     forged = _changed(small_kit[0], tmp_path / "forged.tar", lambda _, old: old, {name: b"# a template\n"})
     with pytest.raises(KitDiffers, match="twice"):
         verify(forged, small_kit[1])
@@ -269,7 +272,7 @@ def test_a_link_in_a_kit_is_named(small_kit: tuple[Path, bytes], tmp_path: Path)
     forged = tmp_path / "forged.tar"
     shutil.copy(small_kit[0], forged)
     with tarfile.open(forged, "a") as tar:
-        link = tarfile.TarInfo("chatsvc-kit-0.1.0/link")
+        link = tarfile.TarInfo(f"chatsvc-kit-{RELEASE}/link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     with pytest.raises(KitDiffers, match="no plain file"):
@@ -286,7 +289,7 @@ def _append(kit: Path, target: Path, *headers: tarfile.TarInfo) -> Path:
 def test_members_larger_than_the_archive_are_refused_before_they_are_read(
     small_kit: tuple[Path, bytes], tmp_path: Path, kind: bytes
 ):
-    huge = tarfile.TarInfo("chatsvc-kit-0.1.0/huge")
+    huge = tarfile.TarInfo(f"chatsvc-kit-{RELEASE}/huge")
     huge.type, huge.size = kind, 1 << 40
     with pytest.raises(KitError, match="cannot be read as a kit"):
         verify(_append(small_kit[0], tmp_path / "huge.tar", huge), small_kit[1])
@@ -294,7 +297,7 @@ def test_members_larger_than_the_archive_are_refused_before_they_are_read(
 
 def test_an_archive_of_holes_is_refused_before_it_is_read(small_kit: tuple[Path, bytes], tmp_path: Path):
     holes = tmp_path / "holes.tar"
-    member = tarfile.TarInfo("chatsvc-kit-0.1.0/holes")
+    member = tarfile.TarInfo(f"chatsvc-kit-{RELEASE}/holes")
     member.size = 1 << 40
     holes.write_bytes(member.tobuf(tarfile.GNU_FORMAT))
     with holes.open("ab") as file:
@@ -407,27 +410,27 @@ def test_what_is_no_wheel_is_named(tmp_path: Path):
 
 
 def test_another_target_is_told_to_pip():
-    target, pure = bundle.Target("3.12", "manylinux_2_28_x86_64"), Path("chatsvc-0.1.0-py3-none-any.whl")
+    target, pure = bundle.Target("3.12", "manylinux_2_28_x86_64"), Path(f"chatsvc-{RELEASE}-py3-none-any.whl")
     assert target.python_version == "3.12"
     options = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64"]
     assert target.pip_options(pure) == options
     for tags in ("py3-none-linux_x86_64", "cp312-abi3-manylinux2014_x86_64", "py3-none-manylinux_2_17_x86_64"):
         platform = tags.rpartition("-")[2]
-        assert target.pip_options(Path(f"chatsvc-0.1.0-{tags}.whl")) == [*options, "--platform", platform]
-    assert target.pip_options(Path("chatsvc-0.1.0-py3-none-manylinux_2_28_x86_64.whl")) == options
-    assert bundle.Target().pip_options(Path("chatsvc-0.1.0-py3-none-linux_x86_64.whl")) == []
+        assert target.pip_options(Path(f"chatsvc-{RELEASE}-{tags}.whl")) == [*options, "--platform", platform]
+    assert target.pip_options(Path(f"chatsvc-{RELEASE}-py3-none-manylinux_2_28_x86_64.whl")) == options
+    assert bundle.Target().pip_options(Path(f"chatsvc-{RELEASE}-py3-none-linux_x86_64.whl")) == []
 
 
 def test_our_own_wheel_for_another_machine_is_no_kit(tmp_path: Path, keys):
-    wheel = make_wheel(tmp_path, "chatsvc", "0.1.0", tag="py3-none-linux_aarch64")
-    contents = bundle.Contents(wheel, None, None, {}, [], bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    wheel = make_wheel(tmp_path, "chatsvc", RELEASE, tag="py3-none-linux_aarch64")
+    contents = bundle.Contents(wheel, None, None, {}, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
     with pytest.raises(OperatorError, match="is not for manylinux_2_28_x86_64"):
         bundle.build(tmp_path / "out" / "kit.tar", contents, keys)
 
 
 def test_a_wheel_with_compiled_code_becomes_a_kit_for_another_target(tmp_path: Path, keys):
-    wheel = make_wheel(tmp_path, "chatsvc", "0.1.0", tag="py3-none-linux_x86_64")
-    contents = bundle.Contents(wheel, None, None, {}, [], bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    wheel = make_wheel(tmp_path, "chatsvc", RELEASE, tag="py3-none-linux_x86_64")
+    contents = bundle.Contents(wheel, None, None, {}, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
     bundle.build(tmp_path / "kit.tar", contents, keys)
     kit = verify(tmp_path / "kit.tar", keys.public_bytes())
     assert f"wheels/{wheel.name}" in {entry["path"] for entry in kit.manifest["files"]}
@@ -575,12 +578,14 @@ def test_a_kit_becomes_a_service_that_chats_where_there_is_no_network(tmp_path: 
     home = tmp_path / "builder"
     embedded.ensure(ModelStore(home / "models", home / "keys"))
     key = _built(home, tmp_path / "kit.tar")
-    assert _built(home, tmp_path / "next.tar", "--no-model") == key
+    (tmp_path / "kit").mkdir()
     with tarfile.open(tmp_path / "kit.tar") as tar:
-        (tmp_path / "kit").mkdir()
-        for name in ("kit_verify.py", "kit_install.py"):
-            (member,) = (each for each in tar if each.name.endswith(f"/{name}"))
-            (tmp_path / "kit" / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+        for member in tar:
+            path = tmp_path / "kit" / Path(member.name).name
+            if path.name in {"kit_verify.py", "kit_install.py"} or path.name.startswith(f"chatsvc-{RELEASE}-"):
+                path.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+    (wheel,) = (tmp_path / "kit").glob("*.whl")  # compiled once: the second kit takes it along
+    assert _built(home, tmp_path / "next.tar", "--no-model", "--wheel", str(wheel)) == key
     given = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),

@@ -1,7 +1,7 @@
 """Long prompts: chunks that do not stop others, and a prefix cache that does not betray one principal to another."""
 
-import statistics
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,10 +18,12 @@ def prompt(start: int, length: int = 800) -> list[int]:
     return [100 + (start * 7919 + number * 31) % 40_000 for number in range(length)]
 
 
-def first_token_s(openvino: OpenVinoRunner, ids: list[int], key: str) -> float:
-    started = time.monotonic()
+def first_token_s(
+    openvino: OpenVinoRunner, ids: list[int], key: str, clock: Callable[[], float] = time.monotonic
+) -> float:
+    started = clock()
     run(openvino, [(ids, FIRST)], [key])
-    return time.monotonic() - started
+    return clock() - started
 
 
 def test_blocks_are_named_by_all_that_is_before_them() -> None:
@@ -116,8 +118,8 @@ def test_a_long_prompt_that_joins_does_not_stop_a_running_sequence(openvino: Ope
 
 def test_the_second_turn_is_quick_for_its_owner(openvino: OpenVinoRunner) -> None:
     ids = prompt(5)
-    cold = first_token_s(openvino, ids, "alice")
-    warm = first_token_s(openvino, [*ids, *prompt(6, 20)], "alice")
+    cold = first_token_s(openvino, ids, "alice", time.process_time)
+    warm = first_token_s(openvino, [*ids, *prompt(6, 20)], "alice", time.process_time)
     assert warm < cold / 4  # more than ten on a quiet machine
 
 
@@ -127,10 +129,11 @@ def test_a_cached_prompt_of_another_takes_as_long_as_an_unknown_one(openvino: Op
         first_token_s(openvino, prompt(30 + number), "alice")
     guessed = [first_token_s(openvino, prompt(30 + number), "mallory") for number in range(2)]
     own = [first_token_s(openvino, prompt(30 + number), "alice") for number in range(2)]
-    assert statistics.median(guessed) > 0.5 * statistics.median(unknown)
-    assert statistics.median(guessed) > 4 * statistics.median(own)
-    assert statistics.median(first_token_s(openvino, prompt(30 + number), "mallory") for number in range(2)) < (
-        0.5 * statistics.median(guessed)
+    # The least of each: what else the machine does only ever adds.
+    assert min(guessed) > 0.5 * min(unknown)
+    assert min(guessed) > 4 * min(own)
+    assert min(first_token_s(openvino, prompt(30 + number), "mallory") for number in range(2)) < (
+        0.5 * min(guessed)
     )  # what it has waited for is its own
 
 
@@ -138,9 +141,10 @@ def test_what_another_generated_is_not_betrayed_either(openvino: OpenVinoRunner)
     ids = prompt(40, 100)
     answer = run(openvino, [(ids, Sampling(max_tokens=400, temperature=0))], ["alice"])[0]
     known = [*ids, *answer]
+    began = time.monotonic()
     openvino.add(1, known, FIRST, "mallory")
     openvino.step()
-    assert openvino._sequences[1].wait_until > time.monotonic() - 1
+    assert openvino._sequences[1].wait_until > began
     assert openvino._sequences[1].num_own == 0
     openvino.cancel(1)
     outputs = []

@@ -27,7 +27,7 @@ PARIS = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519
 PARIS_ANSWER = [504, 3575, 282, 4649, 314, 7042]  # "The capital of France is Paris"; then it may go on
 PARIS_ID = 7042
 GREEDY = Sampling(max_tokens=40, temperature=0)
-LONG = Sampling(max_tokens=1500, temperature=1.3, seed=3, top_k=200)
+LONG = Sampling(max_tokens=1500, temperature=0, ignore_eos=True)
 
 
 @dataclass
@@ -112,7 +112,7 @@ def test_cancel_frees_the_slot_within_a_second(web: EngineClient) -> None:
     generation.cancel()
     read_all(generation)
     wait_for(lambda: web.status().num_running == 0)
-    assert time.monotonic() - started < 5  # one second on a quiet machine
+    assert time.monotonic() - started < 10  # one second on a quiet machine
 
 
 def test_the_process_is_closed_to_others(home: Home, engine: list[subprocess.Popen[bytes]], web: EngineClient) -> None:
@@ -134,7 +134,7 @@ def test_a_killed_engine_ends_its_generations_at_once_and_is_replaced(
     started = time.monotonic()
     with pytest.raises(EngineUnavailable):
         read_all(generation)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # the socket ends, and no time-out is waited for
     wait_for(lambda: not web.status().ready)
     engine.append(home.start())  # over the dead one's socket
     wait_for(lambda: web.status().ready, 60)
@@ -148,12 +148,12 @@ def test_a_swap_lets_old_streams_finish_and_serves_on(
     inode = home.socket_path.stat().st_ino
     engine.append(home.start())
     wait_for(lambda: home.socket_path.stat().st_ino != inode, 60)
-    running = web.submit(PARIS, Sampling(max_tokens=150, temperature=1.3, seed=3, top_k=200), "alice")
+    running = web.submit(PARIS, Sampling(max_tokens=150, temperature=0, ignore_eos=True), "alice")
     old.send_signal(signal.SIGTERM)
     for _ in range(5):
         assert web.status().ready
         assert PARIS_ID in read_all(web.submit(PARIS, GREEDY, "alice"))[0]
-    assert read_all(running)[1].reason in {"stop", "length"}
+    assert read_all(running)[1].reason == "length"
     assert old.wait(30) == 0
     assert web.status().ready
 

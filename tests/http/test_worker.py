@@ -20,7 +20,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from chatsvc.http.server.worker import Worker
 
 MANY = 60
-AT_ONCE_S = 3.0  # it takes milliseconds on an idle machine; with gunicorn's own worker tens of seconds
+AT_ONCE_S = 8.0  # it takes milliseconds on an idle machine; with gunicorn's own worker tens of seconds
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_descriptors_that_run_out_cost_neither_the_process_nor_health(serve, tmp
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (num_open + 40, num_open + 40))
         with hostile(server, 120, b""):
             time.sleep(0.5)
-            assert slowest_s(server) < 5
+            assert slowest_s(server) < AT_ONCE_S
         assert slowest_s(server) < AT_ONCE_S
         assert children_of(server.process.pid) == [worker]
         assert "no file descriptor is left" in server.log.read_text()
