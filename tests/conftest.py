@@ -35,6 +35,7 @@ from chatsvc.wiring import guard_options
 from tests.documented import Held
 from tests.servers import postgres, redis, slapd  # noqa: F401  (fixtures: real servers)
 
+TESTS = Path(__file__).resolve().parent
 PASSWORDS = {"admin": "an admin's long password", "alice": "alice's long password", "bob": "bob's long password"}
 ROLES = {"admin": "admin", "alice": "user", "bob": "user"}
 # Hashes as cheap as the settings allow: what they cost is not what most tests are about.
@@ -45,6 +46,13 @@ CHEAP = {
 }
 
 
+# What takes a minute and more, longest first: whole files run on one worker, and none should be left with one of these alone.
+LONGEST = (
+    "cli/test_kit.py", "http/test_page_troubles.py", "http/test_schemathesis.py", "models/test_convert.py", "audit/test_crash.py",
+    "system/test_behind_nginx.py", "system/test_drain_and_swap.py", "system/test_sealed_weights.py", "system/test_unplugged.py",
+    "engine/test_native.py", "http/test_worker.py", "engine/test_torch.py", "http/test_outage.py", "audit/test_faults.py",
+    "http/test_server.py", "http/test_browser.py",
+)  # fmt: skip
 # Whatever asks for one of these needs an engine process or a browser.
 NOT_FAST = {"engine_socket", "serve", "server", "app", "client", "service", "driver"}
 
@@ -55,11 +63,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With ``--fast``, leave out what is not; otherwise begin with the slow files, so that no worker ends with one."""
+    """With ``--fast``, leave out what is slow. Begin with the longest files, the others keep their order."""
     if config.getoption("fast"):
         slow = [item for item in items if is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
+    names = [str(TESTS / name) for name in LONGEST]
+    items.sort(key=lambda item: names.index(str(item.path)) if str(item.path) in names else len(names))
 
 
 def is_slow(item: pytest.Item) -> bool:

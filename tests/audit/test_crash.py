@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -22,7 +23,10 @@ WRITER = Path(__file__).with_name("crash_writer.py")
 
 def killed_after(home: Path, name: str, seconds: float) -> set[str]:
     """What a writer acknowledged before it was killed."""
-    with subprocess.Popen([sys.executable, WRITER, home, name], stdout=subprocess.PIPE, text=True) as process:
+    # A killed process writes no coverage, so it does not measure any.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    command = [sys.executable, WRITER, home, name]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         first = process.stdout.readline()
         real_time.sleep(seconds)
         process.kill()

@@ -167,8 +167,8 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/__init__.py": "",
         "chatsvc/program.py": f"VERSION = {version!r}\n{PROGRAM}",
         "chatsvc/cli/__init__.py": "",
-        "chatsvc/kit/schema.py": SCHEMA.replace("HEAD", head),
-        "chatsvc/kit/going_back.py": GOING_BACK,
+        "chatsvc/cli/schema.py": SCHEMA.replace("HEAD", head),
+        "chatsvc/cli/going_back.py": GOING_BACK,
     }
     wheel = make_wheel(folder / version, "chatsvc", RELEASE, files)
     contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, {})

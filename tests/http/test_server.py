@@ -309,7 +309,7 @@ def test_me_tells_where_ones_requests_stand(server, wait_until):
 
 
 def test_on_sigterm_a_running_stream_ends_with_an_error_event_and_the_process_ends(serve, tmp_path, events):
-    with serve(tmp_path, CHATSVC_SERVER__DRAIN_TIMEOUT_S="1") as server, open_client(server) as client:
+    with serve(tmp_path) as server, open_client(server) as client:
         received = b""
         with client.stream("POST", "/chat/stream", json={**LONG, "max_tokens": 4000}) as answer:
             for chunk in answer.iter_raw():
