@@ -18,7 +18,7 @@ from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import EngineUnavailable
 from chatsvc.models.card import ModelCard
 from chatsvc.supervisor.child import Command
-from chatsvc.supervisor.supervisor import EXIT_COULD_NOT, EXIT_STOPPED, Plan, Supervisor, _Pauses
+from chatsvc.supervisor.supervisor import EXIT_COULD_NOT, EXIT_STOPPED, Processes, Supervisor, _Pauses
 
 ENGINE = Path(__file__).with_name("scripted_engine.py")
 OVER = threading.Event()
@@ -33,16 +33,16 @@ def command(name: str, *arguments: str) -> Command:
 
 @dataclass
 class Service:
-    """A home with a plan, and hands to shake it with while the supervisor runs in the main thread."""
+    """A home with processes, and functions that act on them while the supervisor runs in the main thread."""
 
     home: Path
     ready: threading.Event = field(default_factory=threading.Event)
     answers: bool = True
     fit: bool = True
 
-    def plan(self, web: str = "import time; time.sleep(600)") -> Plan:
+    def processes(self, web: str = "import time; time.sleep(600)") -> Processes:
         socket = self.home / "engine.sock"
-        return Plan(
+        return Processes(
             engine=replace(
                 command("engine", str(ENGINE), str(self.home)),
                 environment={**os.environ, "CHATSVC_ENGINE__SOCKET": str(socket)},
@@ -60,7 +60,7 @@ class Service:
         path = self.home / "starts"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
-    def run(self, steps: Callable[[], None], plan: Plan | None = None) -> int:
+    def run(self, steps: Callable[[], None], processes: Processes | None = None) -> int:
         """Supervise until ``steps`` have been taken, then stop. Signals go to the main thread alone."""
         main = threading.get_ident()
         failures: list[BaseException] = []
@@ -77,7 +77,7 @@ class Service:
         driver = threading.Thread(target=drive)
         driver.start()
         try:
-            code = Supervisor(plan or self.plan()).run()
+            code = Supervisor(processes or self.processes()).run()
         finally:
             OVER.set()
             driver.join()
@@ -146,8 +146,8 @@ def test_a_refused_model_at_start_ends_the_service_with_an_error(service: Servic
 
 
 def test_a_web_process_that_cannot_start_ends_the_service_with_an_error(service: Service) -> None:
-    plan = service.plan(web="raise SystemExit(1)")
-    assert service.run(lambda: OVER.wait(20), plan) == EXIT_COULD_NOT
+    processes = service.processes(web="raise SystemExit(1)")
+    assert service.run(lambda: OVER.wait(20), processes) == EXIT_COULD_NOT
 
 
 def test_an_engine_that_is_killed_before_the_service_answers_gets_another_try(service: Service) -> None:
@@ -196,7 +196,7 @@ def test_a_web_process_that_ends_is_started_again(service: Service) -> None:
         assert service.ready.wait(20)
         until(lambda: (service.home / "web").read_text() == "xx")
 
-    assert service.run(steps, service.plan(web)) == EXIT_STOPPED
+    assert service.run(steps, service.processes(web)) == EXIT_STOPPED
 
 
 def test_an_engine_whose_step_hangs_is_replaced(service: Service, client: EngineClient) -> None:
@@ -325,8 +325,8 @@ def test_without_a_web_process_that_takes_it_a_new_engine_waits(
 def test_an_engine_that_hangs_while_it_loads_is_ended_by_its_own_clock(service: Service) -> None:
     """What the engine arms while it loads: the kernel's default action, which needs no Python."""
     code = "import signal, time; signal.setitimer(signal.ITIMER_REAL, 0.2); time.sleep(600)"
-    plan = replace(service.plan(), engine=command("engine", "-c", code))
-    assert Supervisor(plan).run() == EXIT_COULD_NOT
+    processes = replace(service.processes(), engine=command("engine", "-c", code))
+    assert Supervisor(processes).run() == EXIT_COULD_NOT
 
 
 def test_a_stop_lets_running_sequences_finish(service: Service, client: EngineClient) -> None:
@@ -350,8 +350,8 @@ def test_a_stop_ends_by_its_deadline_whatever_still_runs(service: Service, clien
         client.submit([1], Sampling(max_tokens=100_000), "")
         started.append(time.monotonic())
 
-    plan = replace(service.plan(web=STUBBORN), drain_timeout_s=4.0)
-    assert service.run(steps, plan) == EXIT_STOPPED
+    processes = replace(service.processes(web=STUBBORN), drain_timeout_s=4.0)
+    assert service.run(steps, processes) == EXIT_STOPPED
     assert time.monotonic() - started[0] < 8
     assert not any(alive(pid) for pid in service.starts())
 
@@ -365,7 +365,7 @@ def test_a_second_signal_hurries(service: Service, client: EngineClient) -> None
         time.sleep(5)  # the two seconds in which a second one is the same press begin when the first is dealt with
 
     started = time.monotonic()
-    assert service.run(steps, replace(service.plan(), drain_timeout_s=120.0)) == EXIT_STOPPED
+    assert service.run(steps, replace(service.processes(), drain_timeout_s=120.0)) == EXIT_STOPPED
     assert time.monotonic() - started < 60
 
 

@@ -1,7 +1,7 @@
 """Keeps an engine and a web process running: start, restart with back-off, replace what hangs, swap, drain.
 
 One thread, no handlers: the signals are blocked and waited for, so nothing happens at a surprising moment. What the
-children are, and how to tell that the service answers, comes in as a :class:`Plan`. Knows nothing about settings.
+children are, and how to tell that the service answers, comes in as a :class:`Processes`. Knows nothing about settings.
 
 1. SIGTERM, SIGINT: drain and end. The engine announces the draining and the web refuses new work; when the running
    streams have finished, or shortly before the deadline, the web process is told to end. A second signal hurries.
@@ -43,8 +43,8 @@ EXIT_COULD_NOT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to keep running.
+class Processes:
+    """The processes to keep running.
 
     Attributes:
         engine, web: how to start them.
@@ -79,10 +79,10 @@ class _Pauses:
 
 
 class Supervisor:
-    """Runs a plan until it is told to stop."""
+    """Keeps the processes running until it is told to stop."""
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
-        self._plan = plan
+    def __init__(self, processes: Processes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._processes = processes
         self._clock = clock
         self._engine: Engine | None = None
         self._successor: Successor | None = None
@@ -121,16 +121,16 @@ class Supervisor:
         self._finishing = [engine for engine in self._finishing if engine.child.exit_code() is None]
         if not self._has_answered and self._failure is None and now >= self._probe_at:
             self._probe_at = now + _PROBE_INTERVAL_S
-            if self._engine and self._engine.watch.ready and self._plan.answers():
+            if self._engine and self._engine.watch.ready and self._processes.answers():
                 self._has_answered = True
-                self._plan.on_ready()
+                self._processes.on_ready()
 
     def _look_after_engine(self, now: float) -> None:
         if self._engine is None:
             if now >= self._engine_start_at and not (self._one_at_a_time and self._finishing):
                 self._one_at_a_time = False
-                plan = self._plan
-                self._engine = Engine(plan.engine, plan.engine_socket, plan.stall_timeout_s, now)
+                what = self._processes
+                self._engine = Engine(what.engine, what.engine_socket, what.stall_timeout_s, now)
             return
         code = self._engine.child.exit_code()
         if code is not None:
@@ -162,7 +162,7 @@ class Supervisor:
     def _look_after_web(self, now: float) -> None:
         if self._web is None:
             if now >= self._web_start_at:
-                self._web = Child(self._plan.web, now)
+                self._web = Child(self._processes.web, now)
             return
         code = self._web.exit_code()
         if code is not None:
@@ -191,10 +191,12 @@ class Supervisor:
                 self._engine.end_now()
             self._engine, self._engine_start_at = None, 0.0
             return
-        if self._plan.two_engines_fit(self._engine.child.pid):
+        if self._processes.two_engines_fit(self._engine.child.pid):
             _log.info("bringing up a new engine beside the old one")
-            plan = self._plan
-            self._successor = Successor(plan.engine, plan.engine_socket, plan.stall_timeout_s, self._clock())
+            processes = self._processes
+            self._successor = Successor(
+                processes.engine, processes.engine_socket, processes.stall_timeout_s, self._clock()
+            )
         else:
             _log.warning("memory does not allow two engines: the old one finishes first, new work is refused meanwhile")
             self._let_finish(self._engine)
@@ -207,8 +209,8 @@ class Supervisor:
 
     def _drain(self) -> None:
         started_at = self._clock()
-        deadline = started_at + self._plan.drain_timeout_s
-        _log.info("draining: new work is refused, running streams have %.0f s", self._plan.drain_timeout_s)
+        deadline = started_at + self._processes.drain_timeout_s
+        _log.info("draining: new work is refused, running streams have %.0f s", self._processes.drain_timeout_s)
         engines = [*self._finishing, *([self._engine] if self._engine else [])]
         if self._successor is not None:
             self._successor.end_now()
@@ -216,7 +218,7 @@ class Supervisor:
             engine.end_gently()
         hurried = self._wait(
             lambda: all(engine.child.exit_code() is not None for engine in engines),
-            until=max(deadline - _WEB_MARGIN_S, started_at + self._plan.drain_timeout_s / 2),
+            until=max(deadline - _WEB_MARGIN_S, started_at + self._processes.drain_timeout_s / 2),
             started_at=started_at,
         )
         for engine in engines:

@@ -12,15 +12,99 @@ import logging
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from chatsvc.engine.sockets import next_path, trial_path
+from chatsvc.engine.progress import Progress
+from chatsvc.engine.protocol import (
+    Finished,
+    Heartbeat,
+    Hello,
+    ProtocolError,
+    Sampling,
+    Submit,
+    decode_to_web,
+    encode_frame,
+)
+from chatsvc.engine.sockets import Connection, connect, next_path, trial_path
 from chatsvc.supervisor.child import Child, Command
-from chatsvc.supervisor.watch import EngineWatch
 
 _log = logging.getLogger(__name__)
 
+_MAX_UNSENT_BYTES = 4096
 _SOCKET_VARIABLE = "CHATSVC_ENGINE__SOCKET"
 _ADOPTION_TIMEOUT_S = 60.0  # the web process may just be starting, and makes a tokenizer of the new card
+
+
+class EngineWatch:
+    """The engine with process id ``pid``, seen through its socket: is it ready, does it answer, is it hung?
+
+    Call :meth:`poll` often.
+    """
+
+    def __init__(self, socket_path: Path, pid: int, stall_timeout_s: float) -> None:
+        self.ready = False
+        self.is_adopted = False
+        self.num_running = 0
+        self.answer: Literal["", "right", "wrong"] = ""
+        self._socket_path = socket_path
+        self._pid = pid
+        self._stall_timeout_s = stall_timeout_s
+        self._connection: Connection | None = None
+        self._progress = Progress(0.0)
+
+    def poll(self, now: float) -> None:
+        """Take in what was sent since the last call."""
+        if self._connection is None or self._connection.broken:
+            self.close()
+            self._connect()
+        if self._connection is None:
+            return
+        try:
+            for payload in self._connection.receive():
+                self._take(payload, now)
+        except ProtocolError:
+            self.close()
+
+    def is_hung(self, now: float) -> bool:
+        """Whether an engine that was ready has stopped making progress."""
+        return self.ready and self._progress.is_hung(now, self._stall_timeout_s)
+
+    def ask(self) -> None:
+        """Ask it for one token; a later :meth:`poll` sets :attr:`answer`."""
+        if self._connection is not None:
+            question = Submit(sequence_id=1, prompt_ids=[0], sampling=Sampling(max_tokens=1, temperature=0))
+            self._connection.send(encode_frame(question))
+
+    def move(self, socket_path: Path) -> None:
+        """Connect to this path from now on; an open connection stays."""
+        self._socket_path = socket_path
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _connect(self) -> None:
+        try:
+            self._connection = Connection(connect(self._socket_path), max_unsent_bytes=_MAX_UNSENT_BYTES)
+        except OSError:
+            return  # not there yet, or gone: is_hung tells
+
+    def _take(self, payload: bytes, now: float) -> None:
+        frame = decode_to_web(payload)
+        if isinstance(frame, Hello):
+            if frame.pid != self._pid:
+                raise ProtocolError("the name still belongs to the engine before this one")
+            self.ready = True
+            self._progress = Progress(now)
+        elif isinstance(frame, Heartbeat):
+            self._progress.note(frame, now)
+            self.num_running = frame.num_running
+            self.is_adopted = frame.is_adopted
+        elif isinstance(frame, Finished):
+            self.answer = "wrong" if frame.reason == "error" else "right"
+        self._progress.hear(now)
 
 
 class Engine:

@@ -100,9 +100,9 @@ def make_home(settings: Settings) -> None:
 def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory: Path | None) -> int:
     """Run until told to stop; returns the exit code."""
     from chatsvc.supervisor import cgroup, probe
-    from chatsvc.supervisor.supervisor import Plan, Supervisor
+    from chatsvc.supervisor.supervisor import Processes, Supervisor
 
-    plan = Plan(
+    processes = Processes(
         engine=engine_command(settings, log_directory),
         web=web_command(settings, log_directory),
         engine_socket=settings.engine_socket,
@@ -112,7 +112,7 @@ def supervise(settings: Settings, *, on_ready: Callable[[], None], log_directory
         on_ready=on_ready,
         two_engines_fit=cgroup.two_fit,
     )
-    return Supervisor(plan).run()
+    return Supervisor(processes).run()
 
 
 def engine_command(settings: Settings, log_directory: Path | None) -> Command:

@@ -104,7 +104,7 @@ class EngineClient:
         link = self._current
         if link is None or link.heartbeat is None or link.hello is None:
             return EngineStatus(ready=False, reason=self._reason, draining=self._reason == "draining")
-        if link.is_stalled(self._stall_timeout_s):
+        if link.is_hung(self._stall_timeout_s):
             return EngineStatus(ready=False, reason="stalled")
         beats = [beat for beat in (link.heartbeat, *(other.heartbeat for other in self._retiring)) if beat is not None]
         draining = self._is_past_grace(link)
@@ -231,7 +231,7 @@ class EngineClient:
         for link in self._links():
             if link.connection.broken:
                 self._drop(link, EngineUnavailable("The model's process ended; try again."), "died")
-            elif link.is_stalled(self._stall_timeout_s):
+            elif link.is_hung(self._stall_timeout_s):
                 self._drop(link, EngineUnavailable("The model's process hangs; try again."), "stalled")
             elif link in self._retiring and link.retire_if_unused():
                 self._drop(link, EngineUnavailable())

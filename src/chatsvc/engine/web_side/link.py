@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
+from chatsvc.engine.progress import Progress
 from chatsvc.engine.protocol import (
     NOT_FINITE,
     Adopt,
@@ -50,7 +51,7 @@ class Link:
         self.draining_since: float | None = None
         self._clock = clock
         self._wake = wake
-        self._heard_at = self._moved_at = clock()
+        self._progress = Progress(clock())
         self._generations: dict[int, Generation] = {}
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -98,15 +99,14 @@ class Link:
         """Take in what has arrived. A connection that ended or sent nonsense is broken afterwards."""
         try:
             for payload in self.connection.receive():
-                self._heard_at = self._clock()
+                self._progress.hear(self._clock())
                 self._handle(decode_to_web(payload))
         except ProtocolError:
             self.connection.broken = True
 
-    def is_stalled(self, stall_timeout_s: float) -> bool:
-        """Whether the engine was silent for so long, or has work and makes no step."""
-        now = self._clock()
-        return now - self._heard_at > stall_timeout_s or now - self._moved_at > stall_timeout_s
+    def is_hung(self, stall_timeout_s: float) -> bool:
+        """See :meth:`Progress.is_hung`."""
+        return self._progress.is_hung(self._clock(), stall_timeout_s)
 
     def retire_if_unused(self) -> bool:
         """Take no more submits, unless a generation lives here; True if none does."""
@@ -145,9 +145,7 @@ class Link:
             self.hello = message
 
     def _take_heartbeat(self, heartbeat: Heartbeat) -> None:
-        before = self.heartbeat
-        if before is None or heartbeat.num_steps > before.num_steps or heartbeat.num_running == 0:
-            self._moved_at = self._clock()
+        self._progress.note(heartbeat, self._clock())
         if heartbeat.status == "draining" and self.draining_since is None:
             self.draining_since = self._clock()
         self.heartbeat = heartbeat

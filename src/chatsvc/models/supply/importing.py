@@ -59,7 +59,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class _Contents:
     """Which files are copied to which names, and what was read from the small ones.
 
     Attributes:
@@ -86,33 +86,33 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     """
     if (source / DESCRIPTION_FILE).is_file():
         return _adopt(folder, source, label, progress)
-    plan = _plan(source)
-    _check_vocabulary(plan)
-    check_sizes([path for paths in plan.weights.values() for path in paths], folder)
-    check_template(plan.texts.chat_template, plan.texts.bos_token, plan.texts.eos_token)
+    contents = _contents_of(source)
+    _check_vocabulary(contents)
+    check_sizes([path for paths in contents.weights.values() for path in paths], folder)
+    check_template(contents.texts.chat_template, contents.texts.bos_token, contents.texts.eos_token)
     # A download cache holds links to its blobs; here the content counts, and only the copy is served.
-    digests = [_copy_weights(plan, paths, folder / name, progress) for name, paths in plan.weights.items()]
-    for name, path in plan.others.items():
+    digests = [_copy_weights(contents, paths, folder / name, progress) for name, paths in contents.weights.items()]
+    for name, path in contents.others.items():
         copy_file(path.resolve(), folder / name)
-    if plan.index is not None:
-        write_file(folder / safetensors.INDEX_FILE, plan.index)
-    _check_finite(plan.format, folder, progress)
+    if contents.index is not None:
+        write_file(folder / safetensors.INDEX_FILE, contents.index)
+    _check_finite(contents.format, folder, progress)
     made = ModelDescription(
         name=label.name,
         revision=label.revision or f"sha256:{digests[0]}",
         created=label.created,
-        context_length=plan.texts.context_length,
-        eos_token_ids=plan.texts.eos_token_ids,
-        format=plan.format,
-        weights=list(plan.weights),
-        bos_token=plan.texts.bos_token,
-        eos_token=plan.texts.eos_token,
-        sampling=plan.texts.sampling,
+        context_length=contents.texts.context_length,
+        eos_token_ids=contents.texts.eos_token_ids,
+        format=contents.format,
+        weights=list(contents.weights),
+        bos_token=contents.texts.bos_token,
+        eos_token=contents.texts.eos_token,
+        sampling=contents.texts.sampling,
         source=label.source or source.name,
     )
     write_file(folder / DESCRIPTION_FILE, made.encode())
-    write_file(folder / TOKENIZER_FILE, plan.texts.tokenizer_json)
-    write_file(folder / TEMPLATE_FILE, plan.texts.chat_template.encode())
+    write_file(folder / TOKENIZER_FILE, contents.texts.tokenizer_json)
+    write_file(folder / TEMPLATE_FILE, contents.texts.chat_template.encode())
     return made
 
 
@@ -137,23 +137,23 @@ def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> Mode
     return ours
 
 
-def _copy_weights(plan: _Plan, sources: Sequence[Path], target: Path, progress: Progress) -> str:
+def _copy_weights(contents: _Contents, sources: Sequence[Path], target: Path, progress: Progress) -> str:
     """Copy one weight file, or make it of several; returns the SHA-256 of what was there before."""
     paths = [path.resolve() for path in sources]
-    added = {} if plan.missing_pre is None else {PRE_KEY: plan.missing_pre}
-    if plan.format != "gguf" or not (added or len(paths) > 1 or requantise.is_needed(gguf.read_head(paths[0]))):
+    added = {} if contents.missing_pre is None else {PRE_KEY: contents.missing_pre}
+    if contents.format != "gguf" or not (added or len(paths) > 1 or requantise.is_needed(gguf.read_head(paths[0]))):
         return copy_file(paths[0], target, progress)
     requantise.rewrite(paths, target, added, progress)
     return sha256_of_all(paths, progress)
 
 
-def _check_vocabulary(plan: _Plan) -> None:
+def _check_vocabulary(contents: _Contents) -> None:
     """Every id that the tokenizer gives must have an embedding."""
-    ids = tokenizer.parse(plan.texts.tokenizer_json).get_vocab(with_added_tokens=True).values()
-    if plan.vocabulary_size is not None and max(ids, default=0) >= plan.vocabulary_size:
+    ids = tokenizer.parse(contents.texts.tokenizer_json).get_vocab(with_added_tokens=True).values()
+    if contents.vocabulary_size is not None and max(ids, default=0) >= contents.vocabulary_size:
         raise OperatorError(
-            f"the tokenizer's ids go up to {max(ids)}, but the weights hold the embeddings of {plan.vocabulary_size} "
-            "tokens only: tokenizer and weights are of different models"
+            f"the tokenizer's ids go up to {max(ids)}, but the weights hold the embeddings of "
+            f"{contents.vocabulary_size} tokens only: tokenizer and weights are of different models"
         )
 
 
@@ -170,22 +170,22 @@ def suggested_name(source: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-").lower()[:100] or "model"
 
 
-def _plan(source: Path) -> _Plan:
+def _contents_of(source: Path) -> _Contents:
     if source.is_file():
         if source.suffix.lower() != ".gguf":
             raise OperatorError(
                 f"{source}: only a .gguf file or a folder with safetensors or OpenVINO files is imported"
             )
-        return _plan_gguf(source)
+        return _contents_of_gguf(source)
     if not source.is_dir():
         raise OperatorError(f"{source}: there is no such file or folder")
     if all((source / name).is_file() for name in OPENVINO_FILES):
-        return _plan_openvino(source)
+        return _contents_of_openvino(source)
     if safetensors.has_weights(source):
-        return _plan_safetensors(source)
+        return _contents_of_safetensors(source)
     if files := sorted(source.glob("*.gguf")):
-        plan = _plan_gguf(preferred_gguf(files))
-        return dataclasses.replace(plan, texts=with_recommended(plan.texts, source))
+        contents = _contents_of_gguf(preferred_gguf(files))
+        return dataclasses.replace(contents, texts=with_recommended(contents.texts, source))
     raise OperatorError(
         f"{source}: holds no model that is taken in: expected a .gguf file, model.safetensors with config.json and "
         "tokenizer.json, or openvino_model.xml with .bin (pickled checkpoints like pytorch_model.bin are never opened)"
@@ -201,7 +201,7 @@ def preferred_gguf(files: Sequence[Path]) -> Path:
     return files[0]
 
 
-def _plan_gguf(path: Path) -> _Plan:
+def _contents_of_gguf(path: Path) -> _Contents:
     parts = _parts(path)
     heads = [gguf.read_head(part.resolve()) for part in parts]
     _check_parts(parts, heads)
@@ -220,7 +220,7 @@ def _plan_gguf(path: Path) -> _Plan:
                 "use a file of another type (a q8_0 or q4_k_m file)"
             )
     embedding = tensors.get("token_embd.weight")
-    return _Plan(
+    return _Contents(
         "gguf",
         {GGUF_WEIGHTS: parts},
         {},
@@ -261,17 +261,17 @@ def _check_parts(parts: Sequence[Path], heads: Sequence[gguf.GgufHead]) -> None:
             )
 
 
-def _plan_openvino(source: Path) -> _Plan:
+def _contents_of_openvino(source: Path) -> _Contents:
     others = _existing(source, (*_OPENVINO_EXTRAS, *_CONFIG_FILES))
     weights = {name: [source / name] for name in reversed(OPENVINO_FILES)}
-    return _Plan("openvino", weights, others, read_texts(source))
+    return _Contents("openvino", weights, others, read_texts(source))
 
 
-def _plan_safetensors(source: Path) -> _Plan:
+def _contents_of_safetensors(source: Path) -> _Contents:
     paths = safetensors.files_of(source)
     embedding = safetensors.tensors_of(source).get("model.embed_tokens.weight")
     has_index = (source / safetensors.INDEX_FILE).is_file()
-    return _Plan(
+    return _Contents(
         "safetensors",
         {path.name: [path] for path in paths},
         _existing(source, (*_CONFIG_FILES, *([safetensors.INDEX_FILE] if has_index else []))),
