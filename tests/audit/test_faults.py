@@ -21,7 +21,7 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.verdict import CLEAN
 from chatsvc.audit.write.condition import SILENT
-from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, Lock, write_whole
+from chatsvc.disk.append import Calls, DiskFull
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import home_trust, last_segment, lines_of
 from tests.audit.test_log import CHAT, found, wait_until
@@ -294,25 +294,6 @@ def test_closing_while_the_writer_tries_again_is_final(options, monkeypatch):
         log._journal.close()
 
 
-def test_what_cannot_be_opened_or_has_failed_is_not_written(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(DiskFailed):
-        AppendFile(tmp_path / "link")
-    disk = FaultyDisk("fdatasync", errno.EIO)
-    disk.active = True
-    file = AppendFile(tmp_path / "file", disk.calls())
-    for _ in range(2):
-        with pytest.raises(DiskFailed):
-            file.append(b"x")
-    file.close()
-
-
-def test_a_lock_is_waited_for(tmp_path):
-    lock = Lock(tmp_path / "lock", 0)
-    threading.Timer(0.1, lock.release).start()
-    Lock(tmp_path / "lock", 10).release()
-
-
 def test_no_space_at_the_start_is_no_start(options):
     disk = FaultyDisk("write", errno.ENOSPC)
     disk.active = True
@@ -353,16 +334,6 @@ def test_no_space_for_the_next_sealing_key_is_tried_again(options, time, monkeyp
     (first,) = keys.initial_seals(options.keys)
     trust = home_trust(options, seal_keys=(parse_seal_key(first.read_text()),))
     assert verify_log(options.directory, trust).exit_code == CLEAN
-
-
-def test_a_small_file_that_cannot_be_written_is_named(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFull, match="small"):
-        write_whole(tmp_path / "small", b"x", 0o600, replace=True)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_denials_without_space_are_counted(options):

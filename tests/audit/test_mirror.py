@@ -17,7 +17,7 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.prune import prune
 from chatsvc.audit.verify.verdict import CLEAN
-from chatsvc.disk.append import Calls, fill_of
+from chatsvc.disk.append import Calls, used_share
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import DAY_US, home_trust, write_segments, write_some
 from tests.audit.test_faults import fails_to_write
@@ -210,7 +210,7 @@ def test_a_file_system_that_is_nearly_full_alarms_and_says_so_once(options, capl
 
 def test_a_file_system_is_as_full_as_df_says(tmp_path):
     percent = subprocess.run(["df", "--output=pcent", tmp_path], check=True, capture_output=True, text=True).stdout
-    assert fill_of(tmp_path) == pytest.approx(int(percent.split()[-1].rstrip("%")) / 100, abs=0.02)
+    assert used_share(tmp_path) == pytest.approx(int(percent.split()[-1].rstrip("%")) / 100, abs=0.02)
 
 
 def test_a_second_device_that_cannot_be_written_at_the_start_is_left_out(two, time):

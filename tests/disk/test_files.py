@@ -11,28 +11,6 @@ from chatsvc.disk import files
 from chatsvc.models.manifest import is_code
 
 
-def test_a_replacement_that_fails_leaves_nothing_beside(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "full").touch()
-    with pytest.raises(OSError):
-        files.replace_file(tmp_path / "folder", b"content")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_a_link_that_cannot_be_swapped_leaves_nothing_beside(tmp_path: Path):
-    (tmp_path / "current").mkdir()
-    with pytest.raises(OSError):
-        files.swap_link(tmp_path / "current", "model")
-    assert [path.name for path in tmp_path.iterdir()] == ["current"]
-
-
-def test_a_new_file_never_follows_a_link(tmp_path: Path):
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FileExistsError):
-        files.write_file(tmp_path / "link", b"content")
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_a_pipe_is_no_regular_file_and_does_not_block(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"), files.open_regular(tmp_path / "pipe"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatsvc.disk import pidfile
-from chatsvc.disk.append import Lock
+from chatsvc.disk.lock import Lock
 from chatsvc.errors import OperatorError
 from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
 

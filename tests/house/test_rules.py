@@ -81,6 +81,14 @@ ONLY_IN = {
     r"\bthreading\.Thread\(|\bThread\(": ("engine/", "audit/", "supervisor/", "cli/", "guard/outbox.py", "observe/"),
     r"\bsubprocess\.(?:run|Popen|check_output|check_call)\(": ("cli/", "supervisor/", "kit/", "models/"),
     r"(?<![\w.])print\(": ("cli/", "kit/"),
+    r"\bfcntl\.(?:flock|lockf)\(|\bos\.(?:fsync|fdatasync|link)\(|\.hardlink_to\(": ("disk/",),
+    # One argument: a path's new name, not a text's. A socket's name need not survive a power loss, and kit/install.py
+    # runs before chatsvc is installed.
+    r"\bos\.(?:rename|replace)\(|\.(?:rename|replace)\((?:[^,=()]|\([^()]*\))+\)": (
+        "disk/",
+        "engine/sockets.py",
+        "kit/install.py",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chatsvc.disk import files
+from chatsvc.disk import durable
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import manifest
 from chatsvc.models.seal import sealed, sealing, unsealing
@@ -325,7 +325,7 @@ def test_sweeping_an_empty_store_does_nothing(store: ModelStore):
 def test_folders_that_cannot_change_names_stay_as_they_are(tmp_path: Path):
     (tmp_path / "one").mkdir()
     with pytest.raises(FileNotFoundError):
-        files.exchange(tmp_path / "one", tmp_path / "two")
+        durable.exchange(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "one").exists()
 
 

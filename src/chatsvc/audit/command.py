@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
-from chatsvc.disk.append import LockHeld
+from chatsvc.disk.lock import LockHeld
 from chatsvc.errors import AuditUnavailable
 
 ASIDE = "commands"

@@ -14,6 +14,7 @@ auditor takes it away, or it is dropped (``chatsvc audit seal-key``). Homes of e
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,7 +29,8 @@ from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import VerifierKey, format_vkey, read_vkeys
 from chatsvc.audit.format.ratchet import SealKey, format_seal_key, parse_seal_key
 from chatsvc.audit.format.replay import known_keys
-from chatsvc.disk.append import write_whole
+from chatsvc.disk.append import full_or_failed
+from chatsvc.disk.durable import erase, replace_file, write_file
 from chatsvc.errors import OperatorError
 
 _SECRET = 0o400
@@ -79,7 +81,7 @@ def vouch(directory: Path, key: VerifierKey) -> None:
     known = _signed_with(directory)
     if key not in known:
         lines = [format_vkey(each) + "\n" for each in (*known, key)]
-        write_whole(directory / PUBLIC_KEYS, "".join(lines).encode(), _SECRET, replace=True)
+        replace_file(directory / PUBLIC_KEYS, "".join(lines).encode(), _SECRET)
 
 
 def _signed_with(directory: Path) -> list[VerifierKey]:
@@ -104,14 +106,21 @@ def seal_key(directory: Path, log_id: str) -> SealKey:
 
 
 def save_seal_key(directory: Path, key: SealKey) -> None:
-    """The ratchet has turned: the former key is gone after this."""
-    write_whole(_seal_path(directory, key.log_id), format_seal_key(key).encode(), _SECRET, replace=True)
+    """Put the ratchet's new position in the place of the former one, which is erased.
+
+    Raises:
+        DiskFull: try again later; the former position may still be there.
+        DiskFailed: it could not be written for another reason.
+    """
+    path = _seal_path(directory, key.log_id)
+    with full_or_failed(path):
+        replace_file(path, format_seal_key(key).encode(), _SECRET, erase_old=True)
 
 
 def begin_sealing(directory: Path, key: SealKey) -> None:
     """A new log: keep the first position twice, once for the auditor to take away."""
     waiting = directory.parent / _HANDOVER / f"audit-seal-{key.log_id}.initial"
-    write_whole(waiting, format_seal_key(key).encode(), _SECRET, replace=False)
+    write_file(waiting, format_seal_key(key).encode(), _SECRET)
     save_seal_key(directory, key)
 
 
@@ -124,16 +133,17 @@ def initial_seals(directory: Path) -> list[Path]:
 def take_away(path: Path, target: Path) -> Path:
     """Move a first position into the auditor's directory; what was here is overwritten."""
     copy = target / path.name
-    if not write_whole(copy, path.read_bytes(), _SECRET, replace=False):
-        raise OperatorError(f"{copy} is there already; name another directory.")
+    try:
+        write_file(copy, path.read_bytes(), _SECRET)
+    except FileExistsError:
+        raise OperatorError(f"{copy} is there already; name another directory.") from None
     drop(path)
     return copy
 
 
 def drop(path: Path) -> None:
     """Destroy a first position: records of past epochs can then be made by nobody, and their MACs checked by nobody."""
-    write_whole(path, b"", _SECRET, replace=True)
-    path.unlink()
+    erase(path)
 
 
 def _seal_path(directory: Path, log_id: str) -> Path:
@@ -142,7 +152,8 @@ def _seal_path(directory: Path, log_id: str) -> Path:
 
 def _read_or_make(path: Path, made: bytes, *, create: bool) -> bytes:
     if create:
-        write_whole(path, made, _SECRET, replace=False)
+        with suppress(FileExistsError):
+            write_file(path, made, _SECRET)
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -22,7 +22,8 @@ from chatsvc.audit.write.denials import Denials
 from chatsvc.audit.write.journal import Entry, Journal
 from chatsvc.audit.write.opening import open_journal, open_mirror, witnesses_of
 from chatsvc.audit.write.timekeeping import Clock, system_clock
-from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull, LockHeld, fill_of
+from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull, used_share
+from chatsvc.disk.lock import LockHeld
 from chatsvc.errors import AuditUnavailable
 
 _log = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class AuditLog:
         ]
 
     def _tight(self) -> list[str]:
-        fills = {each: fill_of(each) for each in self._journal.mirror.directories}
+        fills = {each: used_share(each) for each in self._journal.mirror.directories}
         tight = {each: fill for each, fill in fills.items() if fill >= self._options.space_alarm}
         return [f"the file system of {each} is {fill:.0%} full" for each, fill in tight.items()]
 

@@ -1,1 +1,1 @@
-"""Makes bytes durable: appending, writing whole files, locks. Knows nothing about what is in them."""
+"""Makes bytes durable: appends to files, writes whole ones, renames, locks. Knows nothing about what is in them."""

@@ -1,22 +1,19 @@
 """Files that are only ever appended to, durably: the edge between the audit log and the operating system.
 
-A failed append leaves the file as it was before it (:class:`DiskFull`) or makes it unusable for good
-(:class:`DiskFailed`): after an fsync error nobody knows what is on the disk, and a second fsync may lie (the kernel
-marks the pages clean), so it is never retried. Knows nothing about records.
+A failed append leaves the file as it was before it (:class:`DiskFull`) or makes it unusable until a restart
+(:class:`DiskFailed`). An fsync error is never retried: the kernel marks the pages clean, so a second fsync
+would succeed although the data is lost. Knows nothing about records.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatsvc.disk.pidfile import open_lock_file
 from chatsvc.errors import ChatsvcError
 
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
@@ -34,12 +31,6 @@ class DiskFailed(ChatsvcError):
     code = "disk_failed"
 
 
-class LockHeld(ChatsvcError):
-    """Another process writes this log."""
-
-    code = "lock_held"
-
-
 @dataclass(frozen=True, slots=True)
 class Calls:
     """The system calls that can fail, so that a test can make each of them fail."""
@@ -53,22 +44,32 @@ class Calls:
 SYSTEM = Calls()
 
 
-class AppendFile:
-    """One open file. ``size`` is what is known to be durable; nothing behind it stays.
+@contextlib.contextmanager
+def full_or_failed(path: Path) -> Iterator[None]:
+    """Turn an OSError into :class:`DiskFull`, which may be retried, or :class:`DiskFailed`, which may not."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFull if error.errno in _NO_SPACE else DiskFailed
+        raise kind(f"{path}: {error.strerror}") from error
 
-    Somebody may take the file away while it is open: a log rotation that copies and truncates, a clean-up, a
-    restore. What is written then would be lost or would tear the log, so before each append the open file
-    must still be the one of this name.
+
+class AppendFile:
+    """One open file, made when missing. ``size`` is its durable length in bytes; a failed append is cut back to it.
+
+    Before each append the open file must still be the one of this name with that size: a log rotation that copies and
+    truncates, a clean-up or a restore may have taken it away, and what is written then would be lost or tear the log.
+
+    Raises:
+        DiskFull, DiskFailed: it cannot be opened; DiskFailed also for a symbolic link.
     """
 
-    def __init__(self, path: Path, calls: Calls = SYSTEM) -> None:
+    def __init__(self, path: Path, calls: Calls = SYSTEM, mode: int = 0o600) -> None:
         self.path = path
         self._calls = calls
         self._failed = False
-        try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise _named(error, path) from error
+        with full_or_failed(path):
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         self.size = os.fstat(self._fd).st_size
 
     def append(self, data: bytes) -> None:
@@ -80,13 +81,14 @@ class AppendFile:
         """
         if self._failed:
             raise DiskFailed(f"{self.path} failed before; it is not written again until a restart.")
-        self._require_ours()
+        self._require_unchanged()
         try:
-            self._write(data)
-        except OSError as error:
+            with full_or_failed(self.path):
+                self._write(data)
+        except (DiskFull, DiskFailed) as error:
             self.truncate(self.size)
-            self._failed = error.errno not in _NO_SPACE
-            raise _named(error, self.path) from error
+            self._failed = isinstance(error, DiskFailed)
+            raise
         try:
             self._calls.fdatasync(self._fd)
         except OSError as error:
@@ -94,8 +96,8 @@ class AppendFile:
             raise DiskFailed(f"{self.path}: fdatasync: {error.strerror}") from error
         self.size += len(data)
 
-    def _require_ours(self) -> None:
-        """Two cheap calls: who holds the directory can still race with the write, and the next append finds that."""
+    def _require_unchanged(self) -> None:
+        """Two cheap calls. A change between them and the write is found by the next append."""
         mine = os.fstat(self._fd)
         try:
             named = self.path.lstat()
@@ -117,7 +119,7 @@ class AppendFile:
             rest = rest[self._calls.write(self._fd, rest) :]
 
     def truncate(self, size: int) -> None:
-        """Cut off what is behind ``size``."""
+        """Cut the file to ``size`` bytes."""
         try:
             self._calls.ftruncate(self._fd, size)
         except OSError as error:
@@ -126,43 +128,14 @@ class AppendFile:
         self.size = size
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 
-def _named(error: OSError, path: Path) -> DiskFull | DiskFailed:
-    kind = DiskFull if error.errno in _NO_SPACE else DiskFailed
-    return kind(f"{path}: {error.strerror}")
+def used_share(path: Path) -> float:
+    """How full the file system is, 0 to 1, as `df` counts: space reserved for root is neither used nor free.
 
-
-class Lock:
-    """An exclusive flock. It ends with the process, however that ends."""
-
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        self._fd = open_lock_file(path)
-        deadline = time.monotonic() + timeout_s
-        while not self._taken():
-            if time.monotonic() >= deadline:
-                os.close(self._fd)
-                raise LockHeld(f"{path} is held by another process; only one may write this audit log.")
-            time.sleep(0.02)
-
-    def _taken(self) -> bool:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Let others write."""
-        os.close(self._fd)
-
-
-def fill_of(path: Path) -> float:
-    """How full the file system is, 0 to 1, as `df` says it: what is kept for root is neither used nor free.
-
-    Of a directory that is gone nothing is known: 0.
+    0 if the directory is gone.
     """
     try:
         state = os.statvfs(path)
@@ -170,79 +143,3 @@ def fill_of(path: Path) -> float:
         return 0.0
     used = state.f_blocks - state.f_bfree
     return used / (used + state.f_bavail) if used else 0.0
-
-
-def make_durable(path: Path) -> None:
-    """Wait until what others wrote to a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(path: Path, calls: Calls = SYSTEM) -> None:
-    """Make names inside a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        calls.fsync(descriptor)
-    except OSError as error:
-        raise DiskFailed(f"{path}: fsync: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, data: bytes, mode: int, *, replace: bool) -> bool:
-    """Put a small file in place in one step, durably. False if it exists and ``replace`` is not set.
-
-    A replaced file's old content is overwritten before its name goes: it may have been a key.
-
-    Raises:
-        DiskFull, DiskFailed: it is not there, or not durably.
-    """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.new")
-    draft.unlink(missing_ok=True)
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            with _kept_open(path) as old:
-                draft.rename(path)
-                sync_directory(path.parent)
-                _overwrite(old)
-            return True
-        os.link(draft, path)
-        sync_directory(path.parent)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise _named(error, path) from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return True
-
-
-@contextlib.contextmanager
-def _kept_open(path: Path) -> Iterator[int | None]:
-    """The descriptor of a file that is about to be replaced; None if there is none."""
-    try:
-        path.chmod(0o600)
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _overwrite(descriptor: int | None) -> None:
-    """Zeros over the old bytes, as far as the file system writes in place."""
-    if descriptor is not None:
-        os.pwrite(descriptor, bytes(os.fstat(descriptor).st_size), 0)
-        os.fsync(descriptor)

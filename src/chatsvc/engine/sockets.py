@@ -71,6 +71,11 @@ def next_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.next")
 
 
+def rename(path: Path, new: Path) -> None:
+    """Give a socket another name in one step. Not fsynced: every start makes its sockets anew."""
+    path.rename(new)
+
+
 class Listener:
     """A listening socket: bound under a name of its own, then renamed over whatever was at ``path``.
 
@@ -92,7 +97,7 @@ class Listener:
             self.sock.listen(128)
             self.sock.setblocking(False)
             self._inode = temporary.stat().st_ino
-            temporary.rename(path)
+            rename(temporary, path)
             undo.pop_all()
 
     def accept(self) -> socket.socket | None:

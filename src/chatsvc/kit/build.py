@@ -19,15 +19,14 @@ from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 
+from chatsvc.disk.durable import copy_file, rename, sync_file
 from chatsvc.disk.files import (
     Progress,
     check_name,
-    copy_file,
     make_private_folder,
     no_progress,
     open_regular,
     sha256_of,
-    sync_folder,
     temporary_folder,
 )
 from chatsvc.errors import OperatorError
@@ -220,8 +219,8 @@ def _archive(kit: Path, output: Path, progress: Progress) -> str:
             tar.add(path, f"{kit.name}/{path.relative_to(kit).as_posix()}", recursive=False, filter=anonymous)
     with open_regular(unfinished) as file:
         digest = sha256_of(file, progress, f"hashing {output.name}")
-    unfinished.replace(output)
-    sync_folder(output.absolute().parent)
+    sync_file(unfinished)
+    rename(unfinished, output)
     return digest
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import rfc8785
 
+from chatsvc.disk.durable import replace_file
 from chatsvc.disk.files import (
     GROUP_FILE,
     GROUP_FOLDER,
@@ -28,7 +29,6 @@ from chatsvc.disk.files import (
     group_may_read,
     no_progress,
     open_regular,
-    replace_file,
     sha256_of,
 )
 from chatsvc.errors import ModelRefused

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from chatsvc.disk.files import make_private_folder, replace_file, write_file
+from chatsvc.disk.durable import replace_file, write_file
 from chatsvc.errors import OperatorError
 
 _KEY_BYTES = 32
@@ -82,13 +81,8 @@ class SigningKeys:
         return True
 
     def _make(self, path: Path) -> None:
-        """Written under another name and then linked: of two processes one wins, and none reads half a key."""
-        make_private_folder(self.folder)
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        write_file(beside, Ed25519PrivateKey.generate().private_bytes_raw(), 0o400)
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(beside)
-        beside.unlink()
+        with contextlib.suppress(FileExistsError):  # another process was quicker: its key is the one
+            write_file(path, Ed25519PrivateKey.generate().private_bytes_raw(), 0o400)
 
 
 def read_secret(path: Path, size_bytes: int) -> bytes:

@@ -25,15 +25,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatsvc.disk.files import (
-    Progress,
-    check_name,
-    make_private_folder,
-    no_progress,
-    swap_link,
-    sync_folder,
-    temporary_folder,
-)
+from chatsvc.disk.durable import rename, swap_link
+from chatsvc.disk.files import Progress, check_name, make_private_folder, no_progress, temporary_folder
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import description, manifest, rollback
 from chatsvc.models.card import ModelCard
@@ -272,8 +265,7 @@ class ModelStore:
             if self._trial is not None:
                 self._trial(ModelFolder(folder, self.keys, self._kek_file, name), progress)
             self.check_free(name)
-            folder.rename(self.root / name)
-            sync_folder(self.root)
+            rename(folder, self.root / name)
 
     def remove(self, name: str) -> None:
         """Remove a model that is not the active one.
@@ -286,8 +278,7 @@ class ModelStore:
         if link.is_symlink() and link.readlink().name == name:
             raise OperatorError(f"{name} is the active model; activate another one first")
         gone = self.root / f".removed-{secrets.token_hex(6)}"
-        folder.path.rename(gone)  # from here on it is not in the store, even if removing is interrupted
-        sync_folder(self.root)
+        rename(folder.path, gone)  # from here on it is not in the store, even if removing is interrupted
         shutil.rmtree(gone)
 
     def check_free(self, name: str) -> None:

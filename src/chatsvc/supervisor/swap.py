@@ -25,7 +25,7 @@ from chatsvc.engine.protocol import (
     decode_to_web,
     encode_frame,
 )
-from chatsvc.engine.sockets import Connection, connect, next_path, trial_path
+from chatsvc.engine.sockets import Connection, connect, next_path, rename, trial_path
 from chatsvc.supervisor.child import Child, Command
 
 _log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Successor(Engine):
         """Give it the name that all use."""
         for name in (self._trial, self._next):
             if name.exists():
-                name.replace(self._main)
+                rename(name, self._main)
         self.watch.move(self._main)
 
     @property
@@ -176,7 +176,7 @@ class Successor(Engine):
     def _offer_when_answered(self, now: float, asked_at: float) -> None:
         answer = self.watch.answer
         if answer == "right":
-            self._trial.replace(self._next)
+            rename(self._trial, self._next)
             self.watch.move(self._next)
             self._offered_at = now
             _log.info("the new engine (process %d) answers; it is offered to the web process", self.child.pid)

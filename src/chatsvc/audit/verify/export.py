@@ -32,7 +32,7 @@ from chatsvc.audit.format.record import MAX_LINE_BYTES, decode, encode, format_t
 from chatsvc.audit.format.replay import Replay, known_keys, read_notes
 from chatsvc.audit.format.rules import Position, Walk, header_of, position_at
 from chatsvc.audit.format.tree import cover, leaf_hash, root_of
-from chatsvc.disk.append import make_durable
+from chatsvc.disk.durable import sync_file
 from chatsvc.errors import OperatorError
 
 VERSION = 1
@@ -155,7 +155,7 @@ class _Stretch:
         frontier = self._replay.walk.position.frontier
         note = self._notes.get(frontier.size)
         if note is None:
-            make_durable(self._segments[-1])  # nothing is signed that a power failure could still take back
+            sync_file(self._segments[-1])  # nothing is signed that a power failure could still take back
             note = self.signer.sign(
                 format_checkpoint(Checkpoint(self.signer.verifier_key.name, frontier.size, frontier.root()))
             )

@@ -24,7 +24,7 @@ from chatsvc.audit.format.tombstone import Tombstone, format_tombstone
 from chatsvc.audit.verify.export import header_times, whole_lines
 from chatsvc.audit.verify.log import Trust, verify_log
 from chatsvc.audit.verify.verdict import CLEAN, Verdict
-from chatsvc.disk.append import sync_directory, write_whole
+from chatsvc.disk.durable import replace_file, sync_directory
 from chatsvc.errors import ChatsvcError, ConfigurationInvalid
 
 MIN_DAYS = 180
@@ -91,7 +91,7 @@ def prune(directory: Path, keys_directory: Path, days: int, now_us: int) -> Prun
         return None
     stone = _stone(old, layout.segments(directory)[len(old)], days, now_us)
     signer = Signer(stone.origin, keys.signing_key(keys_directory, create=False))
-    write_whole(directory / layout.TOMBSTONE, signer.sign(format_tombstone(stone)).encode(), 0o644, replace=True)  # (3)
+    replace_file(directory / layout.TOMBSTONE, signer.sign(format_tombstone(stone)).encode(), 0o644)  # (3)
     for segment in old:
         segment.unlink()
         layout.checkpoints_of(segment).unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from chatsvc.audit.format.notes import Checkpoint, NoteInvalid, VerifierKey, rea
 from chatsvc.audit.format.replay import read_checkpoint
 from chatsvc.audit.format.tree import ProofInvalid, verify_consistency
 from chatsvc.audit.witness.seen import checkpoint_in
-from chatsvc.disk.append import DiskFailed, DiskFull, Lock, LockHeld, write_whole
+from chatsvc.disk.durable import replace_file
+from chatsvc.disk.lock import Lock, LockHeld
 from chatsvc.errors import AuditUnavailable, ChatsvcError
 
 _LOCK_S = 5
@@ -75,14 +76,11 @@ class Witnessed:
         checkpoint = read_checkpoint(submission.note, self._keys())  # (1)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = Lock(self._directory / "witness.lock", _LOCK_S)
-            try:
+            with Lock(self._directory / "witness.lock", _LOCK_S):
                 _check(self.head(checkpoint.origin), checkpoint, submission)
                 note = submission.note + "\n"  # a file of notes: each followed by an empty line
-                write_whole(self._path(checkpoint.origin), note.encode(), 0o640, replace=True)  # (5)
-            finally:
-                lock.release()
-        except (LockHeld, DiskFull, DiskFailed, OSError) as error:
+                replace_file(self._path(checkpoint.origin), note.encode(), 0o640)  # (5)
+        except (LockHeld, OSError) as error:
             raise AuditUnavailable("The head cannot be held just now; send it again.") from error
         return checkpoint
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import socket
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from typing import Protocol
 
 from chatsvc.audit.format.notes import NoteInvalid
 from chatsvc.audit.witness.seen import Seen, checkpoint_in
+from chatsvc.disk.append import AppendFile, DiskFailed, DiskFull
+from chatsvc.disk.durable import sync_directory
 from chatsvc.errors import ChatsvcError, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class WitnessRefuses(ChatsvcError):
 
 
 class Witness(Protocol):
-    """Keeps checkpoints. ``publish`` raises OSError, StoreUnavailable or WitnessRefuses."""
+    """Keeps checkpoints. ``publish`` raises OSError, DiskFull, DiskFailed, StoreUnavailable or WitnessRefuses."""
 
     name: str
 
@@ -58,12 +59,12 @@ class FileWitness:
         size = max((each.size for each in known), default=0)
         if size >= checkpoint.size:
             raise WitnessRefuses(f"it saw {size} records already, and now another log of {checkpoint.size}")
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        file = AppendFile(self._path.resolve(), mode=0o640)  # the operator may have put a symbolic link here
         try:
-            os.write(descriptor, note.encode() + b"\n")
-            os.fsync(descriptor)
+            file.append(note.encode() + b"\n")
+            sync_directory(file.path.parent)
         finally:
-            os.close(descriptor)
+            file.close()
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -128,7 +129,7 @@ class Publisher:
     def _publish(self, witness: Witness, note: str) -> None:
         try:
             witness.publish(note)
-        except (OSError, WitnessRefuses, StoreUnavailable) as error:
+        except (OSError, DiskFull, DiskFailed, WitnessRefuses, StoreUnavailable) as error:
             if witness.name not in self._why:
                 _log.error("the witness %s does not take checkpoints: %s", witness.name, error)
             self._why[witness.name] = str(error)

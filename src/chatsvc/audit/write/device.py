@@ -9,7 +9,9 @@ import contextlib
 from pathlib import Path
 
 from chatsvc.audit.format import layout
-from chatsvc.disk.append import SYSTEM, AppendFile, Calls, DiskFailed, DiskFull, Lock, sync_directory
+from chatsvc.disk.append import SYSTEM, AppendFile, Calls, DiskFailed, DiskFull, full_or_failed
+from chatsvc.disk.durable import sync_directory
+from chatsvc.disk.lock import Lock
 
 
 class Device:
@@ -48,7 +50,8 @@ class Device:
             for each, data in ((path, header), (layout.checkpoints_of(path), b"")):
                 opened.append(AppendFile(each, self._calls))
                 opened[-1].append(data)
-            sync_directory(self.directory, self._calls)
+            with full_or_failed(self.directory):
+                sync_directory(self.directory, self._calls.fsync)
         except (DiskFull, DiskFailed):
             for file in opened:
                 file.close()

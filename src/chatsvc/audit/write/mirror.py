@@ -13,7 +13,8 @@ from typing import Literal
 
 from chatsvc.audit.format import layout
 from chatsvc.audit.write.device import Device
-from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, write_whole
+from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, full_or_failed
+from chatsvc.disk.durable import replace_file
 
 _CHUNK = 1024 * 1024
 State = Literal["working", "behind", "out"]
@@ -74,7 +75,7 @@ class Mirror:
     def put(self, name: str, data: bytes) -> None:
         """A small public file beside the log."""
         for device in self._in_state("working"):
-            write_whole(device.directory / name, data, 0o644, replace=True)
+            replace_file(device.directory / name, data, 0o644)
 
     def catch_up(self) -> None:
         """Those that had no space try again. Costs a read of the present segment: not to be done all the time."""
@@ -148,7 +149,8 @@ class Mirror:
             self._extend(device.directory / notes.name, notes)
         for name in (layout.VKEY, layout.TOMBSTONE):
             if (leader.directory / name).exists():
-                write_whole(device.directory / name, (leader.directory / name).read_bytes(), 0o644, replace=True)
+                with full_or_failed(device.directory / name):
+                    replace_file(device.directory / name, (leader.directory / name).read_bytes(), 0o644)
         last = device.directory / names[-1]
         device.resume(last, last.stat().st_size, layout.checkpoints_of(last).stat().st_size)
         return True

@@ -132,6 +132,7 @@ def export(start: str, end: str, output: Path) -> None:
     from chatsvc.audit.keys import PUBLIC_KEYS
     from chatsvc.audit.verify.export import Span
     from chatsvc.audit.verify.export import export as pieces_of
+    from chatsvc.disk.durable import rename, sync_file
     from chatsvc.settings import load as configuration
 
     settings = configuration.load()
@@ -142,7 +143,8 @@ def export(start: str, end: str, output: Path) -> None:
     pieces = pieces_of(settings.audit_directory, settings.keys_directory, span)
     with draft.open("wb") as file:
         file.writelines(pieces)
-    draft.rename(output)
+    sync_file(draft)
+    rename(draft, output)
     size = output.stat().st_size
     click.echo(f"{output}: {size} bytes; verify it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
     public = settings.keys_directory / PUBLIC_KEYS
@@ -237,11 +239,11 @@ def _write_public_keys(settings: Settings, output: Path) -> None:
     from chatsvc.audit.format.layout import VKEY
     from chatsvc.audit.format.notes import format_vkey
     from chatsvc.audit.keys import public_keys
-    from chatsvc.disk.append import write_whole
+    from chatsvc.disk.durable import replace_file
 
     named = public_keys(settings.keys_directory, settings.audit_directory)
     lines = "".join(f"{format_vkey(key)}\n" for key in named)
-    write_whole(output / VKEY, lines.encode(), 0o444, replace=True)
+    replace_file(output / VKEY, lines.encode(), 0o444)
     click.echo(f"{output / VKEY}: the public keys, for `verify --key`.")
     for key in named:
         click.echo(f"  {key.name} {key.fingerprint}")
@@ -252,14 +254,17 @@ def _write_public_keys(settings: Settings, output: Path) -> None:
 def auditor_key(output: Path) -> None:
     """Make an auditor's key pair for audit.level = "sealed". Run it on the machine that keeps the private key."""
     from chatsvc.audit.write.contents import make_auditor_key
-    from chatsvc.disk.append import write_whole
+    from chatsvc.disk.durable import write_file
     from chatsvc.errors import OperatorError
 
+    private_file, public_file = output / "auditor.pem", output / "auditor.pub.pem"
+    for path in (private_file, public_file):
+        if path.exists():
+            raise OperatorError(f"{path} exists already.")
     private, public = make_auditor_key()
-    if not write_whole(output / "auditor.pem", private, 0o400, replace=False):
-        raise OperatorError(f"{output / 'auditor.pem'} exists already.")
-    write_whole(output / "auditor.pub.pem", public, 0o444, replace=False)
-    click.echo(f"{output / 'auditor.pub.pem'}: set audit.auditor_key_file to a copy of it; keep auditor.pem secret.")
+    write_file(private_file, private, 0o400)
+    write_file(public_file, public, 0o444)
+    click.echo(f"{public_file}: set audit.auditor_key_file to a copy of it; keep auditor.pem secret.")
 
 
 @command.command()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chatsvc.cli.service.serve import make_home, require_free_port, supervise
+from chatsvc.disk.durable import rename, write_file
 from chatsvc.errors import Conflict, OperatorError
 from chatsvc.settings.load import Settings, environment_value
 from chatsvc.wiring import model_store
@@ -140,9 +141,7 @@ def _make_administrator(settings: Settings) -> None:
         return
     unconfirmed = settings.home / ".admin-password.new"
     unconfirmed.unlink(missing_ok=True)
-    descriptor = os.open(unconfirmed, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
-    with open(descriptor, "w", encoding="ascii") as file:  # noqa: PTH123  (a descriptor)
-        file.write(secrets.token_urlsafe(_PASSWORD_BYTES) + "\n")
+    write_file(unconfirmed, f"{secrets.token_urlsafe(_PASSWORD_BYTES)}\n".encode("ascii"), 0o400)
     arguments = ["add", _ADMIN, "--role", "admin", "--password-file", str(unconfirmed)]
     try:
         with contextlib.redirect_stdout(None):
@@ -150,7 +149,7 @@ def _make_administrator(settings: Settings) -> None:
     except Conflict:  # the account exists, and its password file was removed, as it should be
         unconfirmed.unlink()
         return
-    unconfirmed.rename(password_file)
+    rename(unconfirmed, password_file)
     click.echo(f"Made the administrator '{_ADMIN}'; the password is in {password_file}.")
 
 
@@ -192,7 +191,7 @@ def _about_the_seal(settings: Settings) -> str:
 
 def _rotate(log: Path) -> None:
     if log.stat().st_size > _MAX_LOG_BYTES:
-        log.replace(log.with_suffix(".log.1"))
+        rename(log, log.with_suffix(".log.1"))
 
 
 def _show_what_failed(log_directory: Path) -> None:

@@ -9,13 +9,10 @@ files read before: no ``kid`` from the wire becomes a path. Knows nothing about 
 from __future__ import annotations
 
 import base64
-import fcntl
 import itertools
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from chatsvc.disk.pidfile import open_lock_file
+from chatsvc.disk.durable import write_file
+from chatsvc.disk.lock import Lock
 from chatsvc.errors import OperatorError
 
 _MIN_SECRET_BYTES = 32
@@ -139,7 +137,7 @@ class KeyRing:
         newest = max((key.made_at + 1 for key in self._keys.values()), default=0)
         kid = f"{max(int(self._clock()), newest):010d}-{secrets.token_hex(4)}"
         data = secrets.token_bytes(32) if self.algorithm == "HS256" else _new_ed25519()
-        write_secret(self._path(kid), data)
+        write_file(self._path(kid), data)
         return kid
 
     def _drop_old(self) -> None:
@@ -160,39 +158,16 @@ class KeyRing:
     def _path(self, kid: str) -> Path:
         return self._directory / f"signing-{kid}{self._suffix}"
 
-    @contextmanager
-    def _directory_lock(self) -> Iterator[None]:
-        with _locked(self._directory / ".lock"):
-            yield
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = open_lock_file(path)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600 that is whole or not there at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    def _directory_lock(self) -> Lock:
+        return Lock(self._directory / ".lock")
 
 
 def read_or_make_secret(path: Path) -> bytes:
     """32 random bytes of an installation, made on first use."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(path.with_name(".lock")):
+    with Lock(path.with_name(".lock")):
         if not path.exists():
-            write_secret(path, secrets.token_bytes(32))
+            write_file(path, secrets.token_bytes(32))
         return path.read_bytes()
 
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from chatsvc.disk.files import Progress, new_file, no_progress, open_regular
+from chatsvc.disk.durable import new_file
+from chatsvc.disk.files import Progress, no_progress, open_regular
 from chatsvc.errors import OperatorError
 from chatsvc.models.formats.gguf import STRING, TENSOR_TYPES, GgufHead, GgufTensor, read_head
 

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
-from chatsvc.disk.files import BLOCK_BYTES, Progress, new_file, no_progress, open_regular, sha256_of
+from chatsvc.disk.durable import new_file
+from chatsvc.disk.files import BLOCK_BYTES, Progress, no_progress, open_regular, sha256_of
 from chatsvc.errors import ModelRefused
 from chatsvc.models.seal import chunked
 from chatsvc.models.seal.chunked import MessageInvalid

@@ -8,23 +8,14 @@ what a solid-state disk or a snapshot keeps: keep models on an encrypted disk be
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from chatsvc.disk.files import (
-    BLOCK_BYTES,
-    PRIVATE_FOLDER,
-    Progress,
-    copy_file,
-    exchange,
-    no_progress,
-    sync_folder,
-    write_file,
-)
+from chatsvc.disk.durable import copy_file, erase, exchange, sync_directory, write_file
+from chatsvc.disk.files import PRIVATE_FOLDER, Progress, no_progress
 from chatsvc.errors import OperatorError
 from chatsvc.models import manifest
 from chatsvc.models.description import DESCRIPTION_FILE, ModelDescription
@@ -94,7 +85,7 @@ def sweep(store: ModelStore) -> None:
     if store.root.is_dir():
         for path in store.root.glob(f"{_PREFIX}*"):
             _destroy(path)
-        sync_folder(store.root)
+        sync_directory(store.root)
 
 
 def _open(store: ModelStore, name: str, progress: Progress) -> ModelFolder:
@@ -131,21 +122,12 @@ def _replace(
         exchange(new, folder.path)
     finally:
         _destroy(new)  # the old folder, or what there is of the new one
-    sync_folder(store.root)
+    sync_directory(store.root)
 
 
 def _destroy(folder: Path) -> None:
     """Overwrite every file, then remove the folder."""
     for path in folder.iterdir():
         if path.is_file() and not path.is_symlink():
-            _overwrite(path)
+            erase(path)
     shutil.rmtree(folder)
-
-
-def _overwrite(path: Path) -> None:
-    zeros = bytes(BLOCK_BYTES)
-    with path.open("r+b", buffering=0) as file:
-        left = os.fstat(file.fileno()).st_size
-        while left > 0:
-            left -= file.write(zeros[: min(left, BLOCK_BYTES)])
-        os.fsync(file.fileno())

@@ -13,7 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from chatsvc.disk.files import Progress, check_name, copy_file, no_progress, temporary_folder, write_file
+from chatsvc.disk.durable import copy_file, write_file
+from chatsvc.disk.files import Progress, check_name, no_progress, temporary_folder
 from chatsvc.errors import OperatorError
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from chatsvc.models.store import ModelFolder, ModelStore

@@ -13,15 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from chatsvc.disk.files import (
-    BLOCK_BYTES,
-    Progress,
-    new_file,
-    no_progress,
-    open_regular,
-    sha256_of,
-    temporary_folder,
-)
+from chatsvc.disk.durable import new_file, rename
+from chatsvc.disk.files import BLOCK_BYTES, Progress, no_progress, open_regular, sha256_of, temporary_folder
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelFolder, ModelStore
@@ -102,7 +95,8 @@ def _fetch(kept: Path, fallback: Path, progress: Progress) -> Path:
         except OSError:  # a service account may have no home that it can write
             kept = fallback / f".{_FILE_NAME}"
             folder = stack.enter_context(temporary_folder(fallback))
-        return _download(folder, progress).replace(kept)
+        rename(_download(folder, progress), kept)
+        return kept
 
 
 def _download(folder: Path, progress: Progress) -> Path:

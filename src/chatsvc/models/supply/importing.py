@@ -14,15 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from chatsvc.disk.files import (
-    Progress,
-    check_name,
-    check_sizes,
-    copy_file,
-    no_progress,
-    sha256_of_all,
-    write_file,
-)
+from chatsvc.disk.durable import copy_file, write_file
+from chatsvc.disk.files import Progress, check_name, check_sizes, no_progress, sha256_of_all
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import description
 from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
