@@ -107,7 +107,6 @@ def small_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         constraints=None,
         model=model,
         resources={"config": templates, "compose.yaml": templates / "chatsvc.toml"},
-        programs={"kit_verify.py": Path(kit_verify.__file__), "kit_install.py": Path(kit_install.__file__)},
     )
     bundle.build(folder / "kit.tar", contents, keys)
     return folder / "kit.tar", keys.public_bytes()
@@ -171,7 +170,7 @@ def _release(folder: Path, keys: SigningKeys, version: str, *, head: str, model:
         "chatsvc/cli/going_back.py": GOING_BACK,
     }
     wheel = make_wheel(folder / version, "chatsvc", RELEASE, files)
-    contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")}, {})
+    contents = bundle.Contents(wheel, None, model, {"systemd": resource_path("systemd")})
     bundle.build(folder / f"{version}.tar", contents, keys)
     return folder / f"{version}.tar"
 
@@ -388,7 +387,7 @@ def test_rolling_back_without_a_previous_release_is_said(tmp_path: Path, capsys:
 
 def test_an_output_that_is_there_is_kept(small_kit: tuple[Path, bytes], keys, tmp_path: Path):
     (tmp_path / "kit.tar").write_text("mine")
-    contents = bundle.Contents(tmp_path, None, None, {}, [])
+    contents = bundle.Contents(tmp_path, None, None, {})
     with pytest.raises(OperatorError, match="there already"):
         bundle.build(tmp_path / "kit.tar", contents, keys)
     assert (tmp_path / "kit.tar").read_text() == "mine"
@@ -399,7 +398,7 @@ def test_a_failed_build_leaves_nothing(keys, tmp_path: Path):
     broken.write_text("no wheel")
     (tmp_path / "out").mkdir()
     with pytest.raises(OperatorError):
-        bundle.build(tmp_path / "out" / "kit.tar", bundle.Contents(broken, None, None, {}, []), keys)
+        bundle.build(tmp_path / "out" / "kit.tar", bundle.Contents(broken, None, None, {}), keys)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -423,14 +422,14 @@ def test_another_target_is_told_to_pip():
 
 def test_our_own_wheel_for_another_machine_is_no_kit(tmp_path: Path, keys):
     wheel = make_wheel(tmp_path, "chatsvc", RELEASE, tag="py3-none-linux_aarch64")
-    contents = bundle.Contents(wheel, None, None, {}, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    contents = bundle.Contents(wheel, None, None, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
     with pytest.raises(OperatorError, match="is not for manylinux_2_28_x86_64"):
         bundle.build(tmp_path / "out" / "kit.tar", contents, keys)
 
 
 def test_a_wheel_with_compiled_code_becomes_a_kit_for_another_target(tmp_path: Path, keys):
     wheel = make_wheel(tmp_path, "chatsvc", RELEASE, tag="py3-none-linux_x86_64")
-    contents = bundle.Contents(wheel, None, None, {}, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
+    contents = bundle.Contents(wheel, None, None, {}, bundle.Target("3.12", "manylinux_2_28_x86_64"))
     bundle.build(tmp_path / "kit.tar", contents, keys)
     kit = verify(tmp_path / "kit.tar", keys.public_bytes())
     assert f"wheels/{wheel.name}" in {entry["path"] for entry in kit.manifest["files"]}

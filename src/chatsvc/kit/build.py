@@ -30,13 +30,14 @@ from chatsvc.disk.files import (
     temporary_folder,
 )
 from chatsvc.errors import OperatorError
-from chatsvc.kit import sbom
+from chatsvc.kit import install, sbom, verify
 from chatsvc.kit.sbom import Wheel
 from chatsvc.models.signing import SigningKeys
 from chatsvc.models.store import ModelFolder
 from chatsvc.models.supply.programs import run_module
 
-CONTEXT = b"chatsvc kit manifest v1\n"
+# They run where only Python is installed.
+_PROGRAMS = {"kit_verify.py": Path(str(verify.__file__)), "kit_install.py": Path(str(install.__file__))}
 _PURPOSE = "kit-signing"
 _EXPECTED_WHEELS_BYTES = 300_000_000  # for the bar; pip knows only file by file
 
@@ -92,7 +93,6 @@ class Contents:
         constraints: the file that pins every package, if there is one.
         model: a model of the store, or none.
         resources: the operator's files and folders, by their names in the kit.
-        programs: the modules that become ``kit_verify.py`` and ``kit_install.py``, by these names.
         target: the machine the wheels are for.
     """
 
@@ -100,7 +100,6 @@ class Contents:
     constraints: Path | None
     model: ModelFolder | None
     resources: dict[str, Path]
-    programs: dict[str, Path]
     target: Target = Target()
 
 
@@ -128,8 +127,8 @@ def build(output: Path, contents: Contents, keys: SigningKeys, progress: Progres
         model_files = _model(kit / "model", contents.model, progress)
         for name, source in contents.resources.items():
             _copy(source, kit / name)
-        for name, source in contents.programs.items():
-            shutil.copyfile(source, kit / name)
+        for name, program in _PROGRAMS.items():
+            shutil.copyfile(program, kit / name)
         model = contents.model.name if contents.model else None
         (kit / "sbom.cdx.json").write_text(sbom.document(release, wheels, (model, model_files) if model else None))
         (kit / "CHECKLIST.md").write_text(_checklist(release, keys, model, len(wheels)))
@@ -200,8 +199,8 @@ def _sign(kit: Path, about: dict[str, object], keys: SigningKeys, progress: Prog
         files.append({"path": path.relative_to(kit).as_posix(), "size": size, "sha256": digest})
         progress("hashing the kit", number, len(paths))
     manifest = json.dumps({**about, "files": files}, indent=1, ensure_ascii=False).encode() + b"\n"
-    (kit / "manifest.json").write_bytes(manifest)
-    (kit / "manifest.sig").write_text(keys.sign(CONTEXT + manifest).hex() + "\n")
+    (kit / verify.MANIFEST).write_bytes(manifest)
+    (kit / verify.SIGNATURE).write_text(keys.sign(verify.CONTEXT + manifest).hex() + "\n")
 
 
 def _archive(kit: Path, output: Path, progress: Progress) -> str:

@@ -107,7 +107,10 @@ def _order(release: str) -> tuple[list[int], bool, str]:
 
 
 def _record_going_back(prefix: Path, current: str | None, release: str) -> None:
-    """In the audit log, by the release that is current: without a record an older one does not become current."""
+    """Have the current release record in its audit log that an older one takes over; without the record it does not.
+
+    Releases call each other by the names ``chatsvc.cli.going_back`` and ``chatsvc.cli.schema``: these must not change.
+    """
     if current is not None and _is_older(release, current):
         program = prefix / "releases" / current / "venv" / "bin" / "python"
         _run([str(program), "-m", "chatsvc.cli.going_back", current, release], prefix)

@@ -49,7 +49,7 @@ def command() -> None:
     """
 
 
-@command.command()
+@command.command("build")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The archive to write.")
 @click.option("--model", "model_name", help="The model of the store to include; the active one by default.")
 @click.option("--no-model", is_flag=True, help="Include no model: for an upgrade of the program alone.")
@@ -62,10 +62,10 @@ def command() -> None:
 @click.option(
     "--platform", help="The target's platform as pip names it, e.g. manylinux_2_28_x86_64; this one by default."
 )
-def build(output: Path, model_name: str | None, no_model: bool, wheel: Path | None, **target: str | None) -> None:
+def build_kit(output: Path, model_name: str | None, no_model: bool, wheel: Path | None, **target: str | None) -> None:
     """Write a signed kit: wheels locked by hash, a model, templates, documents, an SBOM and a checklist."""
     from chatsvc.cli.service.serve import active_model
-    from chatsvc.kit import build, install, verify
+    from chatsvc.kit import build
     from chatsvc.wiring import model_store
 
     settings = load()
@@ -76,7 +76,6 @@ def build(output: Path, model_name: str | None, no_model: bool, wheel: Path | No
         constraints=resources.get("constraints.txt"),
         model=None if no_model else (model_store(settings).get(model_name) if model_name else active_model(settings)),
         resources=resources,
-        programs={"kit_verify.py": Path(verify.__file__), "kit_install.py": Path(install.__file__)},
         target=build.Target(**target),
     )
     with ShownProgress() as progress:
@@ -86,19 +85,19 @@ def build(output: Path, model_name: str | None, no_model: bool, wheel: Path | No
     click.echo(f"  public key  {keys.public_bytes().hex()}")
 
 
-@command.command()
+@command.command("verify")
 @click.argument("kit", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_public_key_option
-def verify(kit: Path, public_key: str | None) -> None:
+def verify_kit(kit: Path, public_key: str | None) -> None:
     """Compare KIT with its signed manifest. If it differs: a list of the differences and exit code 1."""
     from chatsvc.kit import verify
 
     raise click.exceptions.Exit(verify.main([str(kit), _public_key(public_key)]))
 
 
-@command.command()
+@command.command("install")
 @_install_parameters
-def install(kit: Path, public_key: str | None, **options: str | Path | None) -> None:
+def install_kit(kit: Path, public_key: str | None, **options: str | Path | None) -> None:
     """Verify KIT and install it under a prefix, without any network; print the next steps."""
     _install("install", kit, public_key, options)
 
