@@ -89,11 +89,14 @@ class Browser:
         entries = self._post(f"{self._session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if "status of 4" not in entry["message"]]
 
+    def screenshot(self):
+        """A PNG file, in base64."""
+        return self._http.get(f"{self._session}/screenshot").json()["value"]
+
     def picture(self, name):
         directory = os.environ.get("CHATSVC_SCREENSHOTS")
         if directory:
-            data = self._http.get(f"{self._session}/screenshot").json()["value"]
-            Path(directory, f"{name}.png").write_bytes(base64.b64decode(data))
+            Path(directory, f"{name}.png").write_bytes(base64.b64decode(self.screenshot()))
 
     def quit(self):
         self._http.delete(self._session)
