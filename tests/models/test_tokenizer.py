@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from chatsvc.models.formats import gguf
 from chatsvc.models.formats.gguf import GgufInvalid
 from chatsvc.models.store import ModelFolder, ModelStore
-from chatsvc.models.supply.quiet import import_openvino
+from chatsvc.models.supply.telemetry import import_openvino
 from chatsvc.models.text import tokenizer
 from tests.models.ggufs import tiny_gguf
 from tests.shapes import trained_tokenizer

@@ -1,4 +1,4 @@
-"""The model card: all that the web process needs to know of a model. The engine hands it over when they connect."""
+"""The model card: all that the web process needs to know of a model. The engine sends it on connection."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import msgspec
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How tokens are chosen where a request does not say; names and meanings as in ``generation_config.json``.
-
-    None: nothing is said.
-    """
+    """Sampling values for requests that give none, named as in ``generation_config.json``; None: not stated."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -19,21 +16,21 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loaded model is.
+    """Describes a loaded model.
 
     Attributes:
         name: the name on the wire (``model`` in answers, ``id`` in ``/v1/models``).
         digest: SHA-256 of the model folder's manifest, lower-case hex; what audit records name.
-        revision: where the weights come from, e.g. a commit or a file's digest.
+        revision: the version of the weights, e.g. a commit or a file's digest.
         created: when it was imported, Unix seconds.
-        context_length: tokens that prompt and completion may have together.
-        eos_token_ids: ids that end a completion.
+        context_length: maximum tokens of prompt and completion together.
+        eos_token_ids: a completion ends at any of these.
         tokenizer_json: a Hugging Face ``tokenizer.json``.
-        chat_template: Jinja source; it is only ever rendered in a sandbox.
-        bos_token, eos_token: their texts, for templates that use them; may be empty.
+        chat_template: Jinja source, rendered in a sandboxed child process only.
+        bos_token, eos_token: their texts, for the template; may be empty.
         runner: which runner serves it (``native``, ``openvino``, ``torch`` …).
-        sampling: what its authors recommend.
-        unsupported: fields of a request's sampling that its runner cannot do, by their names in ``/v1``.
+        sampling: the authors' recommendation.
+        unsupported: sampling fields, by their names in ``/v1``, that the runner does not support.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What ``model.json`` says of a model: the card without its large parts, and which files are weights."""
+"""``model.json``: the model card without its large parts, and which files are weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Attributes:
         name, revision, created, context_length, eos_token_ids, bos_token, eos_token: as in :class:`ModelCard`.
         format: how the weights are stored.
-        weights: the weight files, the largest secret of the folder; sealing encrypts exactly these.
-        source: where it was fetched or imported from, for people.
-        sampling: what its authors recommend.
-        sealed: the weight files are there only in their sealed form (``NAME.sealed``).
+        weights: the weight files; sealing encrypts exactly these.
+        source: where it was fetched or imported from, for display.
+        sampling: the authors' recommendation.
+        sealed: the weight files exist only in sealed form (``NAME.sealed``).
     """
 
     name: str

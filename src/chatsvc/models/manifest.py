@@ -2,11 +2,11 @@
 
 The file is canonical JSON (RFC 8785) with the members ``v, name, files, key_id, signature``; the signature is over the
 same object without ``signature``, after a context line. A file of the set has ``path, size, sha256`` and ``stamp``
-(modification and change time in ns when it was signed): while size and stamp are as signed, a fast check does not read
-the file again. A change time cannot be set back by who can only write the file; ``full`` reads everything all the same.
+(modification and change time in ns at signing). While size and stamp are unchanged, a fast check does not hash the
+file again: a process that can only write the file cannot set its change time back. ``full`` hashes everything.
 
-What is not in the set does not belong in the folder: an extra file, a missing one, a symbolic link, a sub-folder, or
-anything that could hold code is refused, and the sentence is the same for all. Knows nothing about what the files mean.
+The folder must hold exactly this set. An extra or missing file, a symbolic link, a sub-folder, or a file that could
+hold code is refused, always with the same message. Knows nothing about what the files mean.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MANIFEST_FILE = "manifest.json"
 _CONTEXT = b"chatsvc model manifest v1\n"
 _MAX_MANIFEST_BYTES = 1 << 20
 
-# Never accepted, not even when listed: formats that run code when they are opened, and code itself.
+# Refused even when listed: code, and formats that run code when they are opened.
 _CODE_SUFFIXES = frozenset(
     {".py", ".pyc", ".so", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5", ".msgpack"}
 )
@@ -57,7 +57,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file's content; ``signature`` is base64."""
+    """The manifest; ``signature`` is base64."""
 
     v: int
     name: str
@@ -66,7 +66,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     signature: str = ""
 
     def message(self) -> bytes:
-        """What is signed."""
+        """The bytes that are signed."""
         unsigned = msgspec.to_builtins(self)
         del unsigned["signature"]
         return _CONTEXT + rfc8785.dumps(unsigned)
@@ -79,7 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The entry of one file.
 
         Raises:
-            ModelRefused: it is not of the set.
+            ModelRefused: the set does not hold it.
         """
         for entry in self.files:
             if entry.path == path:
@@ -101,7 +101,7 @@ def write(folder: Path, name: str, keys: SigningKeys, progress: Progress = no_pr
     """Sign the folder as it is now, replacing an older manifest.
 
     Raises:
-        ModelRefused: it holds what no model folder may hold.
+        ModelRefused: it holds something that no model folder may hold.
     """
     names = [path for path in _names(folder) if path != MANIFEST_FILE]
     is_shared = group_may_read(folder.parent)
@@ -118,14 +118,14 @@ def write(folder: Path, name: str, keys: SigningKeys, progress: Progress = no_pr
 
 
 def _share(folder: Path, names: Sequence[str]) -> None:
-    """Before they are measured: a change of mode is a change of a file's times."""
+    """Called before the files are measured: a change of mode changes a file's times."""
     for name in names:
         if not (folder / name).is_symlink():
             (folder / name).chmod(GROUP_FILE)
 
 
 def read(folder: Path, keys: SigningKeys) -> tuple[Manifest, str]:
-    """The manifest and its digest, once its signature holds. The files are not looked at.
+    """The manifest and its digest, with its signature verified. The files themselves are not checked.
 
     Raises:
         ModelRefused: missing, damaged, or not signed by our key.
@@ -136,7 +136,7 @@ def read(folder: Path, keys: SigningKeys) -> tuple[Manifest, str]:
         signature = base64.b64decode(manifest.signature, validate=True)
     except ValueError as error:  # msgspec.DecodeError and binascii.Error are ValueErrors
         raise ModelRefused from error
-    # Only the canonical form counts: two texts for one manifest would be two digests for one model.
+    # Only the canonical form is accepted: a second encoding would give one model two digests.
     if manifest.v != 1 or manifest.encode() != content or not keys.verify(signature, manifest.message()):
         raise ModelRefused
     return manifest, hashlib.sha256(content).hexdigest()
@@ -155,10 +155,10 @@ def check(folder: Path, manifest: Manifest, *, full: bool, progress: Progress = 
 
 
 def read_checked(folder: Path, manifest: Manifest, path: str, max_bytes: int) -> bytes:
-    """A small file's bytes, hashed as they were read: what is checked is what is used.
+    """A small file's bytes. The hash is taken of the very bytes that are returned.
 
     Raises:
-        ModelRefused: it is not what was signed.
+        ModelRefused: it differs from the manifest.
     """
     entry = manifest.entry(path)
     content = read_bounded(folder / path, max_bytes)
@@ -168,7 +168,7 @@ def read_checked(folder: Path, manifest: Manifest, path: str, max_bytes: int) ->
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
-    """A regular file's bytes, if they are not more than allowed.
+    """The bytes of a regular file of at most ``max_bytes``.
 
     Raises:
         ModelRefused: it cannot be read, is no regular file, or is larger.
@@ -211,7 +211,7 @@ def _measure(folder: Path, path: str, progress: Progress) -> FileEntry:
 
 
 def _names(folder: Path) -> Sequence[str]:
-    """Everything in the folder; a sub-folder or a link is found when it is opened."""
+    """All names in the folder. Sub-folders and links are refused later, when they are opened."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Going back to an older model is an act of its own: it must be asked for by the model's version.
+"""Protects against an unintended rollback: activating an older model requires naming its version.
 
-Models are of one line when they came from the same source, whatever its revision was: a model id, or a file or folder
-of the same name. Within a line the one that came in earlier is older. Knows nothing about stores.
+Models belong to one line when they came from the same source at any revision: the same model id, or a file or folder of
+the same name. Within a line, the one imported earlier is older. Knows nothing about stores.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _LEAST_CHARS = 12
 
 
 class OlderModel(OperatorError):
-    """The model is older than the active one of its line, and its version was not named."""
+    """The model is older than the active one of its line, and the request did not name its version."""
 
     code = "older_model"
 
 
 def is_rollback(active: ModelDescription | None, wanted: ModelDescription) -> bool:
-    """Whether making ``wanted`` the active model goes back within a line."""
+    """Whether activating ``wanted`` would go back within a line."""
     if active is None:
         return False
     same_line = active.source.partition("@")[0] == wanted.source.partition("@")[0]
@@ -33,12 +33,12 @@ def check(active: ModelDescription | None, wanted: ModelDescription, version: st
     """Refuse to go back unless the version is named.
 
     Args:
-        active: the model that is served; None where none is, or its age cannot be told.
-        wanted: the one that is to be.
-        version: its revision, or at least the first 12 characters of it; None where it was not named.
+        active: the served model; None where there is none, or its age is unknown.
+        wanted: the model to activate.
+        version: its revision, or at least the first 12 characters of it; None where not given.
 
     Raises:
-        OlderModel: it was not named, or is another.
+        OlderModel: the version is missing or differs.
     """
     if active is None or not is_rollback(active, wanted):
         return
@@ -46,8 +46,8 @@ def check(active: ModelDescription | None, wanted: ModelDescription, version: st
         return
     day = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(wanted.created))
     raise OlderModel(
-        f"{wanted.name} came in on {day}, before the active model {active.name} from the same source. To go back to "
-        f"it, name its version: {wanted.revision[:_SHOWN_CHARS]} (chatsvc model activate {wanted.name} --version "
+        f"{wanted.name} was imported on {day}, before the active model {active.name} from the same source. To go back "
+        f"to it, name its version: {wanted.revision[:_SHOWN_CHARS]} (chatsvc model activate {wanted.name} --version "
         f"{wanted.revision[:_SHOWN_CHARS]})."
     )
 

@@ -1,6 +1,6 @@
-"""The Ed25519 key that signs manifests: made on first use, 32 raw bytes, mode 0400; its public half lies beside it.
+"""The Ed25519 key that signs manifests: created on first use, 32 raw bytes, mode 0400, with its public key beside it.
 
-Knows nothing about what is signed. Who only verifies needs the public file alone.
+Verifying needs the public file alone. Knows nothing about what is signed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CREDENTIALS = Path("/run/credentials")
 
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """The keys of one purpose in the folder of keys; nothing is read or made before it is needed."""
+    """The key pair of one purpose. Files are read or created only when needed."""
 
     folder: Path
     purpose: str = "model-signing"
@@ -35,14 +35,14 @@ class SigningKeys:
 
     @property
     def public_file(self) -> Path:
-        """The public half in hex."""
+        """The public key in hex."""
         return self.folder / f"{self.purpose}.pub"
 
     def ensure(self) -> Ed25519PrivateKey:
-        """The private key, made when there is none yet; the public file is mended when it is not its half.
+        """The private key, created when missing. The public file is rewritten where it does not match.
 
         Raises:
-            OperatorError: the key is damaged or open to others.
+            OperatorError: the key is damaged, or readable by others.
         """
         path = self.private_file
         if not path.exists():
@@ -55,14 +55,14 @@ class SigningKeys:
         return key
 
     def sign(self, message: bytes) -> bytes:
-        """Sign with the key, which is made when there is none yet."""
+        """Sign with the private key, which is created when missing."""
         return self.ensure().sign(message)
 
     def public_bytes(self) -> bytes:
         """The public key, 32 bytes.
 
         Raises:
-            OperatorError: there is none, or it is damaged.
+            OperatorError: it is missing or damaged.
         """
         try:
             public = bytes.fromhex((self.public_file).read_text(encoding="ascii").strip())
@@ -73,7 +73,7 @@ class SigningKeys:
         return public
 
     def verify(self, signature: bytes, message: bytes) -> bool:
-        """Whether our key signed ``message``. A missing public key is no."""
+        """Whether our key signed ``message``; False without a public key."""
         try:
             Ed25519PublicKey.from_public_bytes(self.public_bytes()).verify(signature, message)
         except (InvalidSignature, ValueError, OperatorError):
@@ -89,7 +89,7 @@ def read_secret(path: Path, size_bytes: int) -> bytes:
     """A key file's bytes.
 
     Raises:
-        OperatorError: not there, of another size, or open to others.
+        OperatorError: it is missing, of another size, or readable by others.
     """
     try:
         with path.open("rb") as file:

@@ -8,7 +8,7 @@
         model.json  tokenizer.json  chat_template.jinja  manifest.json   always
         model.gguf | openvino_model.xml .bin | model.safetensors config.json
 
-A folder appears whole, under its name, with its manifest signed, or not at all; ``current`` is swapped in one step.
+A model is added atomically: complete, with a signed manifest, or not at all. ``current`` is switched by one rename.
 Knows nothing about where models come from or who serves them.
 """
 
@@ -44,10 +44,10 @@ MAX_GRAPH_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model of the store. Everything it gives out has been compared with the signed manifest first.
+    """One model of the store. Everything it returns was verified against the signed manifest first.
 
     Args:
-        path: the folder; its name is the model's, except of one that is being made, which has a ``new_name``.
+        path: the folder. Its name is the model's, except while the model is being built: then ``new_name`` is.
         keys: verifies the manifest.
         kek_file: the key of sealed weights, 32 raw bytes; read only when sealed weights are opened.
     """
@@ -71,16 +71,16 @@ class ModelFolder:
         """``model.json``.
 
         Raises:
-            ModelRefused: it is not as signed.
+            ModelRefused: it differs from its signed manifest.
         """
         signed, _ = self._manifest()
         return self._description(signed)
 
     def card(self) -> ModelCard:
-        """What the web side needs to know of it.
+        """What the web process needs to know of the model.
 
         Raises:
-            ModelRefused: one of its files is not as signed.
+            ModelRefused: one of its files differs from the signed manifest.
         """
         signed, digest = self._manifest()
         tokenizer_json = manifest.read_checked(self.path, signed, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
@@ -88,7 +88,7 @@ class ModelFolder:
         return self._description(signed).card(digest, tokenizer_json, template.decode())
 
     def verify(self, *, full: bool = False, progress: Progress = no_progress) -> None:
-        """Compare every file with the manifest; ``full`` reads them all, else size and times may vouch.
+        """Compare every file with the manifest. Without ``full``, files of unchanged size and times are not hashed.
 
         Raises:
             ModelRefused: at any difference.
@@ -99,12 +99,12 @@ class ModelFolder:
 
     @contextlib.contextmanager
     def weights(self) -> Iterator[Path]:
-        """Verify, then give the path that a runner opens while the context lasts: the ``.gguf`` file, or a folder.
+        """Verify the folder, then yield the path that a runner opens: the ``.gguf`` file, or a folder.
 
-        Sealed weights are always verified in full, and are unsealed into memory only.
+        The path is valid within the context. Sealed weights are always verified in full, and unsealed into memory only.
 
         Raises:
-            ModelRefused: the folder is not as signed, or the key is not the right one.
+            ModelRefused: the folder differs from its manifest, or the key is not the right one.
         """
         signed, _ = self._manifest()
         found = self._description(signed)
@@ -112,7 +112,7 @@ class ModelFolder:
             yield folder / GGUF_WEIGHTS if found.format == "gguf" else folder
 
     def _opened(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
-        """The folder itself, or one in memory; verified."""
+        """The folder itself, or one in memory. Verified."""
         if found.sealed:
             return self._hashed_and_unsealed(signed, found)
         manifest.check(self.path, signed, full=False)
@@ -122,7 +122,7 @@ class ModelFolder:
 
     @contextlib.contextmanager
     def _hashed_and_unsealed(self, signed: Manifest, found: ModelDescription) -> Iterator[Path]:
-        """Both at once; the path is given when both have said yes."""
+        """Hash and unseal in parallel; yield the path when both have succeeded."""
         with contextlib.ExitStack() as stack:
             with ThreadPoolExecutor(1) as hashing:
                 checked = hashing.submit(manifest.check, self.path, signed, full=True)
@@ -131,7 +131,7 @@ class ModelFolder:
             yield folder
 
     def _unsealed(self, signed: Manifest, found: ModelDescription) -> AbstractContextManager[Path]:
-        """Every file in it was hashed as it was read."""
+        """The unsealed files in memory. The plain ones are hashed while they are read."""
         plain = [
             Plain(entry.path, manifest.read_checked(self.path, signed, entry.path, MAX_GRAPH_BYTES))
             for entry in signed.files
@@ -145,7 +145,7 @@ class ModelFolder:
 
     def _manifest(self) -> tuple[Manifest, str]:
         signed, digest = manifest.read(self.path, self.keys)
-        if signed.name != self.name:  # another model's folder under this name
+        if signed.name != self.name:  # the folder of another model was put under this name
             raise ModelRefused
         return signed, digest
 
@@ -164,10 +164,10 @@ class ModelStore:
     """The folder of models.
 
     Args:
-        root: made when something is put in.
+        root: created at the first import.
         keys: the folder of the signing key.
         kek_file: the key of sealed weights (``models.kek_file``); needed only to open them.
-        trial: raises OperatorError for a new model that would not be served; it is not taken in then.
+        trial: called for each new model. Where it raises OperatorError, the model is not added.
     """
 
     def __init__(self, root: Path, keys: Path, kek_file: Path | None = None, trial: Trial | None = None) -> None:
@@ -177,7 +177,7 @@ class ModelStore:
         self._trial = trial
 
     def list(self) -> list[ModelFolder]:
-        """All models by name; folders that are being made are not among them."""
+        """All models, by name; without folders that are still being built."""
         if not self.root.is_dir():
             return []
         return [
@@ -202,7 +202,7 @@ class ModelStore:
         """The model that ``current`` points to; None where none was activated.
 
         Raises:
-            OperatorError: it points to what is not a model of the store.
+            OperatorError: it points to something that is not a model of the store.
         """
         link = self.root / CURRENT
         if not link.is_symlink():
@@ -216,7 +216,7 @@ class ModelStore:
         """Verify the model and point ``current`` to it; the engine loads it at its next start.
 
         Raises:
-            ModelRefused: it is not as signed.
+            ModelRefused: it differs from its signed manifest.
             OlderModel: it is older than the active one of its line, and ``version`` does not name it.
         """
         folder = self.get(name)
@@ -239,7 +239,7 @@ class ModelStore:
         origin: str = "",
         progress: Progress = no_progress,
     ) -> ModelFolder:
-        """Take a ``.gguf`` file or a folder in under ``name``.
+        """Import a ``.gguf`` file or a folder as model ``name``.
 
         Raises:
             OperatorError: the name is taken, or the source is not a model that can be served.
@@ -252,7 +252,7 @@ class ModelStore:
 
     @contextlib.contextmanager
     def new_folder(self, name: str, progress: Progress = no_progress) -> Iterator[Path]:
-        """An empty folder to fill; it is signed and becomes model ``name`` when the context ends well.
+        """Yield an empty folder to fill. When the context ends without error, it is signed and becomes ``name``.
 
         Raises:
             OperatorError: the name is taken.
@@ -282,7 +282,7 @@ class ModelStore:
         shutil.rmtree(gone)
 
     def check_free(self, name: str) -> None:
-        """Whether a new model may take this name.
+        """Check that the name is free.
 
         Raises:
             OperatorError: it is taken.

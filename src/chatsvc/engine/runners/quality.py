@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from chatsvc.engine.runners.base import RunnerOptions
 from chatsvc.engine.runners.openvino.pipeline import serving_properties
-from chatsvc.models.supply.quiet import import_openvino, refuse_telemetry
+from chatsvc.models.supply.telemetry import import_openvino, refuse_telemetry
 
 _CACHE_SIZE_GB = 1
 _MAX_NUM_BATCHED_TOKENS = 2048

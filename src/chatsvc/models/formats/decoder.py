@@ -1,7 +1,7 @@
-"""What a checkpoint computes, read from a GGUF file's head or from ``config.json``; every runner is asked about it.
+"""Describes what a model computes, from a GGUF file's head or from ``config.json``. Every runner is checked against it.
 
-A runner that ignores one of these properties would serve another function than the model's, and nothing would say so.
-So what is not described here raises :class:`NotServed`, and each runner names what it does not apply of the rest
+A runner that ignored one of these properties would silently compute another function. So a property without a field
+here raises :class:`NotServed`, and each runner names the described properties that it does not support
 (``engine/runners/choice.py``). For safetensors the configuration decides, as in transformers; for GGUF the tensors and
 the metadata do, as in llama.cpp.
 """
@@ -20,7 +20,7 @@ from chatsvc.models.formats.rope import NotServed, Rope
 ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 ROPE_FACTORS = "rope_freqs.weight"
 
-# Metadata that changes what a decoder computes, and that neither GGUF runner applies. A value of 0 or false is neutral.
+# Metadata that changes the computation and that no GGUF runner supports. A value of 0 or false is neutral.
 _CHANGING_KEYS = (
     "attention.clamp_kqv",
     "attention.kv_lora_rank",
@@ -61,14 +61,14 @@ _OUTSIDE_BLOCKS = frozenset({"token_embd.weight", "output_norm.weight", "output.
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder of Llama's kind.
+    """A decoder of Llama's family.
 
     Attributes:
         architecture: ``llama``, ``qwen2`` or ``qwen3``.
-        biases: the parts that add one: ``qkv``, ``attention output``, ``MLP``.
-        is_interleaved: a head's rows of the query and key matrices alternate between the first and the second half, as
-            in GGUF files of Llama's architecture.
-        kinds: the number types of all tensors that are used, by their names in the file's format.
+        biases: the parts that add a bias: ``qkv``, ``attention output``, ``MLP``.
+        is_interleaved: within a head, rows of the query and key matrices alternate between the first and the second
+            half, as in GGUF files of Llama's architecture.
+        kinds: number types of all used tensors, by their names in the file's format.
     """
 
     architecture: str
@@ -88,10 +88,10 @@ class Decoder:
 
 
 def of_gguf(head: GgufHead, rope_factors: Sequence[float] | None = None) -> Decoder:
-    """From the head of a GGUF file and, where the file has it, the tensor ``rope_freqs.weight``.
+    """Describe a GGUF file by its head and, where present, its tensor ``rope_freqs.weight``.
 
     Raises:
-        NotServed: it computes what is not described here.
+        NotServed: it computes something that has no field here.
         LookupError, TypeError, ValueError: the head is incomplete.
     """
     architecture = head.get("general.architecture", str)
@@ -124,10 +124,10 @@ def of_gguf(head: GgufHead, rope_factors: Sequence[float] | None = None) -> Deco
 
 
 def used_in_gguf(names: Collection[str], architecture: str) -> list[str]:
-    """Of a file's tensors those that take part.
+    """The tensors that take part in the computation.
 
     Raises:
-        NotServed: one belongs to a layer and is not known here, so leaving it out would change every answer.
+        NotServed: a layer has an unknown tensor; ignoring it would change every answer.
     """
     known = _KNOWN_IN_BLOCK | (_QWEN3_IN_BLOCK if architecture == "qwen3" else frozenset())
     used = []
@@ -143,10 +143,10 @@ def used_in_gguf(names: Collection[str], architecture: str) -> list[str]:
 
 
 def of_config(config: Mapping[str, Any], names: Collection[str], kinds: frozenset[str]) -> Decoder:
-    """From ``config.json`` and the names of the tensors, with transformers' prefix ``model.``.
+    """Describe safetensors by ``config.json`` and the tensors' names with transformers' prefix ``model.``.
 
     Raises:
-        NotServed, LookupError, TypeError, ValueError: as above.
+        NotServed, LookupError, TypeError, ValueError: as :func:`of_gguf`.
     """
     architecture = config["model_type"]
     if architecture not in ARCHITECTURES:
@@ -176,7 +176,7 @@ def of_config(config: Mapping[str, Any], names: Collection[str], kinds: frozense
 
 
 def _heads(values: Mapping[str, Any]) -> tuple[int, int]:
-    """How many there are, and how many numbers one has."""
+    """The number of heads, and the size of one."""
     num_heads = int(values["attention.head_count"])
     return num_heads, int(values.get("attention.key_length", values["embedding_length"] // num_heads))
 

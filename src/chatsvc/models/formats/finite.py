@@ -1,6 +1,6 @@
 """Finds NaN and infinity among weights without computing their values: by exponents, or by the scales of blocks.
 
-One pass over the tensors that take part. Of a quantised block only its scales can be such a number. Layouts:
+One pass over the tensors in use. In a quantised block only the scales can be NaN or infinite. Layouts:
 ggml-org/ggml, ``src/ggml-common.h``.
 """
 
@@ -16,14 +16,14 @@ from chatsvc.disk.files import Progress, no_progress
 from chatsvc.errors import OperatorError
 from chatsvc.models.formats import decoder, gguf, safetensors
 
-# Type -> unsigned integers of its size, and the bits of the exponent, which are all set in NaN and infinity.
+# Type -> unsigned integer of its size, and the exponent's bits: all set in NaN and infinity.
 _EXPONENTS: dict[str, tuple[str, np.unsignedinteger[Any]]] = {
     "F64": ("<u8", np.uint64(0x7FF0_0000_0000_0000)),
     "F32": ("<u4", np.uint32(0x7F80_0000)),
     "F16": ("<u2", np.uint16(0x7C00)),
     "BF16": ("<u2", np.uint16(0x7F80)),
 }
-# Type -> bytes of a block, and where in it its scales are, each an IEEE half.
+# Type -> bytes of a block, and the offsets of its scales, each an IEEE half.
 _SCALES = {
     "Q4_0": (18, (0,)),
     "Q4_1": (20, (0, 2)),
@@ -44,13 +44,11 @@ _SCALES = {
     "IQ4_NL": (18, (0,)),
     "IQ4_XS": (136, (0,)),
 }
-
-
 _BLOCK_BYTES = 1 << 26
 
 
 def check_gguf(path: Path, progress: Progress = no_progress) -> None:
-    """One GGUF file.
+    """Check one GGUF file.
 
     Raises:
         OperatorError: a weight is NaN or infinite.
@@ -64,7 +62,7 @@ def check_gguf(path: Path, progress: Progress = no_progress) -> None:
 
 
 def check_safetensors(folder: Path, progress: Progress = no_progress) -> None:
-    """A folder of safetensors.
+    """Check a folder of safetensors.
 
     Raises:
         OperatorError: a weight is NaN or infinite.
@@ -89,10 +87,10 @@ def _check(path: Path, name: str, kind: str, start: int, num_bytes: int) -> None
 
 
 def is_finite(kind: str, content: NDArray[np.uint8]) -> bool:
-    """Whether all numbers of a tensor are.
+    """Whether all numbers of a tensor are finite.
 
     Args:
-        kind: the type's name in safetensors or GGUF; of types that are not known here nothing is said.
+        kind: the type's name in safetensors or GGUF; unknown types pass.
         content: the tensor's bytes, whole blocks.
     """
     if kind in _EXPONENTS:

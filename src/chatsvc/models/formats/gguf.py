@@ -1,9 +1,9 @@
-"""Reads the head of a GGUF file: metadata and the list of tensors, from bytes nobody vouches for.
+"""Reads the head of an untrusted GGUF file: metadata and the list of tensors.
 
-Every length is checked against the file before it is used. Only little-endian versions 2 and 3. What is only listed
-need not be understood: a text that is no UTF-8 stays bytes, a tensor of an unknown type has no size; whoever needs one
-refuses it. (The ``gguf`` package reads a tokenizer of 150,000 tokens in about ten seconds;
-this takes well under one. Its answers are the oracle in the tests.) Format: ggml-org/ggml, docs/gguf.md.
+Every length is checked against the file before it is used. Supports little-endian versions 2 and 3. Entries that nobody
+uses may be malformed: text that is not UTF-8 stays bytes, a tensor of an unknown type has size 0; code that needs such
+an entry refuses it. (The ``gguf`` package takes about ten seconds for a tokenizer of 150,000 tokens, this reader well
+under one. The tests compare the two.) Format: ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ T = TypeVar("T")
 
 
 class GgufInvalid(OperatorError):
-    """The file is no GGUF file, is damaged, or is of a kind that is not served."""
+    """Not a GGUF file, damaged, or of an unsupported kind."""
 
     code = "gguf_invalid"
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor's type, its shape with the number of rows first, and where in the data its bytes are.
+    """A tensor: its type, its shape (rows first), and the offset of its bytes from ``data_start``.
 
-    ``number`` is the type in the file, ``kind`` its name; for a type that is not in :data:`TENSOR_TYPES` the name is
-    made of the number, and ``num_bytes`` is 0.
+    ``number`` is the type's number in the file, ``kind`` its name. For a type missing from :data:`TENSOR_TYPES` the
+    name is made of the number, and ``num_bytes`` is 0.
     """
 
     number: int
@@ -79,9 +79,9 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHead:
-    """Metadata by key (arrays are lists), the tensors by name, and where these parts end in the file.
+    """Metadata by key (arrays are lists), tensors by name, and where these sections end in the file.
 
-    ``spans`` says where in the file the entry of each key of the metadata is, from its first byte to behind its last.
+    ``spans`` holds for each metadata key the byte range of its entry: (start, end), end exclusive.
     """
 
     metadata: dict[str, Any]
@@ -92,10 +92,10 @@ class GgufHead:
     data_start: int
 
     def get(self, key: str, kind: type[T]) -> T:
-        """A metadata value of the type it must have.
+        """A metadata value, checked to be of type ``kind``.
 
         Raises:
-            GgufInvalid: it is missing or of another type.
+            GgufInvalid: missing, or of another type.
         """
         value = self.metadata.get(key)
         is_broken = isinstance(value, list) and any(isinstance(item, bytes) for item in value)
@@ -105,10 +105,10 @@ class GgufHead:
 
 
 def read_head(path: Path) -> GgufHead:
-    """Read and check the head of ``path``; also that all tensors lie inside the file.
+    """Read and check the head of ``path``, including that all tensors lie inside the file.
 
     Raises:
-        GgufInvalid: see above.
+        GgufInvalid: the file is not usable.
         OSError: it cannot be opened.
     """
     with open_regular(path) as file:
@@ -116,10 +116,10 @@ def read_head(path: Path) -> GgufHead:
 
 
 def head_of(file: IO[bytes], name: str) -> GgufHead:
-    """The same, of a file that is open: one in memory has no path that ``read_head`` takes.
+    """As :func:`read_head`, for an open file: a file in memory has no regular path.
 
     Raises:
-        GgufInvalid: see above.
+        GgufInvalid: the file is not usable.
     """
     try:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -133,10 +133,10 @@ def head_of(file: IO[bytes], name: str) -> GgufHead:
 
 
 def read_floats(file: IO[bytes], head: GgufHead, name: str) -> list[float] | None:
-    """The numbers of a small F32 tensor; None where the file has none of this name.
+    """The values of a small F32 tensor; None where the file lacks it.
 
     Raises:
-        GgufInvalid: it is of another type, or large.
+        GgufInvalid: it is of another type, or larger than 64 KiB.
     """
     tensor = head.tensors.get(name)
     if tensor is None:
@@ -152,7 +152,7 @@ def _aligned(offset: int, alignment: int) -> int:
 
 
 class _Reader:
-    """A position in the bytes; struct refuses to read past their end."""
+    """A read position in the file's bytes; struct raises at their end."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
@@ -216,7 +216,7 @@ class _Reader:
         return self._bytes().decode("utf-8")
 
     def _string(self) -> str | bytes:
-        """A text, or its bytes where it is no UTF-8: files carry descriptions in older encodings."""
+        """Text, or bytes where it is not UTF-8: some files carry descriptions in older encodings."""
         content = self._bytes()
         try:
             return content.decode("utf-8")

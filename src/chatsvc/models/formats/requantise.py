@@ -1,11 +1,10 @@
-"""Writes a GGUF file anew: parts become one file, and tensors that not every runner reads as they are get another type.
+"""Rewrites a GGUF file: joins its parts, and converts tensors that some runner would not read exactly.
 
 A group of Q4_1 or Q4_K weights has a fractional minimum; OpenVINO's reader rounds it to a whole zero point. On
-SmolLM2-135M Q4_1, against the same weights in fp32 (perplexity 21.5): loaded as it is, perplexity 26.8 and 0.73 of the
-greedy choices equal; rewritten as Q8_0, 21.7 and 0.96. So such tensors, and those of types that OpenVINO does not know,
-become Q8_0 before they are ever served; the file grows. BF16 becomes F16, which holds the same numbers unless they are
-tiny. A tensor of a type that is not known at all takes no part, or the import has refused it: it is left out. Knows
-nothing about the store.
+SmolLM2-135M Q4_1, against the same weights in fp32 (perplexity 21.5): loaded unchanged, perplexity 26.8 and 0.73 of the
+greedy choices equal; rewritten as Q8_0, 21.7 and 0.96. So such tensors, and those of types unknown to OpenVINO, become
+Q8_0 at import; the file grows. BF16 becomes F16, which is exact except for tiny numbers. Tensors of unknown types are
+dropped: import has refused the file if the model uses one. Knows nothing about the store.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _LARGEST_HALF = 65504.0
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One file that is read."""
+    """One input file."""
 
     content: mmap.mmap
     head: GgufHead
 
     def rows(self, tensor: GgufTensor) -> Iterator[bytes]:
-        """A tensor's bytes, some rows at a time."""
+        """A tensor's bytes, in blocks of rows."""
         start, num_rows = self.head.data_start + tensor.offset, math.prod(tensor.shape[:-1])
         row_bytes = tensor.num_bytes // num_rows if num_rows else 0
         for first in range(0, num_rows, _BLOCK_ROWS):
@@ -52,15 +51,15 @@ class _Part:
 
 
 def is_needed(head: GgufHead) -> bool:
-    """Whether OpenVINO would change a tensor of this file, or not know it."""
+    """Whether OpenVINO would round or refuse a tensor of this file."""
     return any(_new_kind(tensor) != tensor.kind or not _is_known(tensor) for tensor in head.tensors.values())
 
 
 def rewrite(parts: Sequence[Path], target: Path, added: dict[str, str], progress: Progress = no_progress) -> None:
-    """Write the tensors of all parts to one new file, under the metadata of the first part and the ``added`` texts.
+    """Write the tensors of all parts to one new file, with the first part's metadata and the ``added`` texts.
 
     Raises:
-        OperatorError: a number does not fit its new type.
+        OperatorError: a number does not fit the new type.
     """
     with ExitStack() as stack:
         opened = [_opened(path, stack) for path in parts]
@@ -89,7 +88,7 @@ def _opened(path: Path, stack: ExitStack) -> _Part:
 
 
 def _metadata(part: _Part, added: dict[str, str]) -> list[bytes]:
-    """The entries of the new file's metadata: it is no part of anything, and says what most of its tensors are now."""
+    """The new file's metadata: without split.*, and with general.file_type as most tensors are now."""
     entries = []
     for key, (start, end) in part.head.spans.items():
         if key == _FILE_TYPE_KEY and is_needed(part.head):
@@ -100,7 +99,7 @@ def _metadata(part: _Part, added: dict[str, str]) -> list[bytes]:
 
 
 def _entry(name: str, tensor: GgufTensor, kind: str, offset: int) -> bytes:
-    """A tensor's entry in the head; there a shape has the row length first."""
+    """A tensor's entry in the head. On disk a shape has the row length first."""
     shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *reversed(tensor.shape))
     return _text(name) + shape + struct.pack("<IQ", _NUMBERS[kind], offset)
 
@@ -123,7 +122,7 @@ def _num_bytes(tensor: GgufTensor, kind: str) -> int:
 
 
 def _converted(rows: bytes, tensor: GgufTensor) -> bytes:
-    """Some rows in their new type."""
+    """Rows, converted to their new type."""
     kind = _new_kind(tensor)
     if kind == tensor.kind:
         return rows

@@ -1,8 +1,8 @@
 """The frequencies of a rotary position embedding, plain or scaled, as a table.
 
-Pair ``i`` of a head is turned by ``position * frequencies[i]``, and cosine and sine are multiplied by
-``attention_factor``. Computed in float32 in the order of transformers' ``modeling_rope_utils.py``, which is the truth
-in the tests. Sources: linear (Chen et al., arXiv 2306.15595), YaRN (Peng et al., arXiv 2309.00071), Llama 3.1's
+Pair ``i`` of a head is rotated by ``position * frequencies[i]`` radians; cosine and sine are multiplied by
+``attention_factor``. Computed in float32 in the order of transformers' ``modeling_rope_utils.py``, the reference in
+the tests. Sources: linear (Chen et al., arXiv 2306.15595), YaRN (Peng et al., arXiv 2309.00071), Llama 3.1's
 reference code, and llama.cpp for the metadata of GGUF files. Knows nothing about files.
 """
 
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from chatsvc.errors import OperatorError
 
 DEFAULT_BASE = 10_000.0
-# No model's heads are larger; a file may claim any number, and a table of it would fill the memory.
+# No model has larger heads. A file may claim any number, and its table would fill the memory.
 _MAX_HEAD_SIZE = 4096
 _Floats = NDArray[np.float32]
 
 
 class NotServed(OperatorError):
-    """A model asks for something that a runner does not compute."""
+    """A model needs something that a runner does not compute."""
 
     code = "not_served"
 
@@ -35,9 +35,9 @@ class Rope:
     """A rotary position embedding.
 
     Attributes:
-        frequencies: radians a token, one for each pair of numbers of a head.
+        frequencies: radians per token, one for each pair of a head (head_size / 2).
         attention_factor: multiplies cosine and sine.
-        scaling: the name of the scaling; empty for the plain embedding.
+        scaling: the scaling's name; empty for the plain embedding.
     """
 
     frequencies: tuple[float, ...]
@@ -46,11 +46,11 @@ class Rope:
 
 
 def of_config(config: Mapping[str, Any], head_size: int) -> Rope:
-    """From ``config.json``, with the precedence of transformers: ``rope_scaling`` before ``rope_parameters``.
+    """Read ``config.json``, with transformers' precedence: ``rope_scaling`` before ``rope_parameters``.
 
     Raises:
-        NotServed: a kind of embedding that is not known here.
-        KeyError, TypeError, ValueError: a parameter is missing or is no number.
+        NotServed: an unknown kind of embedding.
+        KeyError, TypeError, ValueError: a parameter is missing or not a number.
     """
     parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in parameters.values()):
@@ -71,15 +71,15 @@ def of_config(config: Mapping[str, Any], head_size: int) -> Rope:
 
 
 def of_gguf(values: Mapping[str, Any], head_size: int, factors: Sequence[float] | None) -> Rope:
-    """From a GGUF file's metadata, whose keys are given without the architecture's name.
+    """Read a GGUF file's metadata.
 
     Args:
-        values: the metadata.
-        head_size: numbers of a head.
-        factors: the tensor ``rope_freqs.weight``, by which frequencies are divided (Llama 3.1); None: there is none.
+        values: the metadata, keys without the architecture's prefix.
+        head_size: numbers per head.
+        factors: the tensor ``rope_freqs.weight``, by which frequencies are divided (Llama 3.1); None where missing.
 
     Raises:
-        NotServed, KeyError, TypeError, ValueError: as above.
+        NotServed, KeyError, TypeError, ValueError: as :func:`of_config`.
     """
     base = float(values.get("rope.freq_base", DEFAULT_BASE))
     factor = float(values.get("rope.scaling.factor") or values.get("rope.scale_linear") or 1)
@@ -105,7 +105,7 @@ def of_gguf(values: Mapping[str, Any], head_size: int, factors: Sequence[float] 
 
 
 def _refuse_other_keys(values: Mapping[str, Any], kind: str) -> None:
-    """Settings of a scaling that change its result and are not applied here."""
+    """Refuse settings that change a scaling's result and are not implemented."""
     neutral = {
         "rope.scaling.attn_factor": 1.0,
         "rope.scaling.yarn_attn_factor": 1.0,
@@ -150,7 +150,7 @@ def _plain(head_size: int, base: float) -> _Floats:
 
 
 def _llama3(frequencies: _Floats, given: Mapping[str, Any], factor: float) -> _Floats:
-    """Long waves are slowed by the factor, short ones are kept, those between go over smoothly."""
+    """Divide the frequencies of long waves by the factor, keep short ones, interpolate between."""
     trained = float(given["original_max_position_embeddings"])
     low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
     waves = np.float32(2 * math.pi) / frequencies
@@ -162,7 +162,7 @@ def _llama3(frequencies: _Floats, given: Mapping[str, Any], factor: float) -> _F
 
 
 def _yarn(frequencies: _Floats, given: Mapping[str, Any], factor: float, base: float) -> _Floats:
-    """Pairs that turn often within the trained length are kept, those that turn seldom are slowed by the factor."""
+    """Keep pairs that rotate often within the trained length; divide the frequencies of the others by the factor."""
     num_pairs = len(frequencies)
     trained = float(given["original_max_position_embeddings"])
 

@@ -1,8 +1,8 @@
-"""Which safetensors files of a folder are the model, and where each tensor lies in them.
+"""Finds the safetensors files that make up a model, and each tensor's place in them.
 
-The index decides where there is one: only the files that it names are read, so a shard of an older download beside it
-is no part of the model. Names are given as transformers' causal models have them, with the prefix ``model.``;
-checkpoints of a base model lack it. Format: huggingface/safetensors, "Format" in its README.
+Where an index exists, it decides: only files that it names are read, so a stale shard beside them is ignored. Tensor
+names carry the prefix ``model.`` as in transformers' causal models; it is added to files of a base model, which lack
+it. Format: huggingface/safetensors, "Format" in its README.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"(model-([0-9]{5})-of-)([0-9]{5})\.safetensors")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.safetensors")
 _BASE_MODEL_NAME = re.compile(r"(embed_tokens|norm|layers\.[0-9]+)\..+")
 _USED_NAME = re.compile(r"lm_head\.weight|model\.(embed_tokens|norm)\.weight|model\.layers\.[0-9]+\..+\.(weight|bias)")
-# Bytes a number, of the types that a model's tensors may have.
+# Bytes per number of the supported types.
 NUMBER_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -35,7 +35,7 @@ class _Index(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor's type, its shape with the number of rows first, and where its bytes are."""
+    """A tensor: type, shape (rows first), file, offset in the file and size in bytes."""
 
     kind: str
     shape: tuple[int, ...]
@@ -45,15 +45,15 @@ class StoredTensor:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder holds safetensors by their usual names."""
+    """Whether the folder holds safetensors files under their usual names."""
     return (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file() or bool(_shards(folder))
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The model's files.
+    """The files that make up the model.
 
     Raises:
-        OperatorError: one is missing, or the index is none; the message names it.
+        OperatorError: a file is missing, or the index is damaged; the message names it.
     """
     if (folder / INDEX_FILE).is_file():
         names = sorted(set(_weight_map(folder).values()))
@@ -89,12 +89,12 @@ def tensors_of(folder: Path) -> dict[str, StoredTensor]:
 
 
 def used(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Of a model's tensors those that its kind of decoder may use; the rest may be of any type and size."""
+    """The tensors that a supported decoder may use; others may have any type and size."""
     return {name: tensor for name, tensor in tensors.items() if _USED_NAME.fullmatch(name)}
 
 
 def index_of(folder: Path) -> bytes:
-    """An index for shards that came without one: transformers needs it."""
+    """Build an index for shards without one: transformers needs it."""
     weight_map = {name: path.name for path in files_of(folder) for name in _head(path)}
     return msgspec.json.encode({"metadata": {}, "weight_map": weight_map})
 
@@ -120,7 +120,7 @@ def _shards(folder: Path) -> list[re.Match[str]]:
 
 
 def _complete_set(folder: Path) -> list[str]:
-    """The names of all parts of the one set of shards that is there."""
+    """The names of all shards, where the folder holds exactly one set."""
     counts = sorted({match[3] for match in _shards(folder)})
     if len(counts) != 1:
         raise OperatorError(
@@ -131,7 +131,7 @@ def _complete_set(folder: Path) -> list[str]:
 
 
 def _head(path: Path) -> dict[str, StoredTensor]:
-    """A file's tensors: the head is JSON, and they end exactly where the file does, so a cut-off download is found."""
+    """A file's tensors. They must end exactly at the end of the file, so a truncated download is noticed."""
     with path.open("rb") as file:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")

@@ -8,8 +8,8 @@
     info = "c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM" || 0x00 || salt || context
     nonce of chunk i = base nonce XOR i (big-endian)
 
-The last chunk is always shorter than the others, if need be empty: that is how a cut is noticed. Knows nothing about
-files or where keys come from. The public test vectors are all in the tests.
+The last chunk is always shorter than the others, possibly empty: so truncation is noticed. Knows nothing about files or
+where keys come from. The tests run all public test vectors.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NONCE_BYTES = 12
 _COMMITMENT_BYTES = 32
 _TAG_BYTES = 16
 _SEALED_CHUNK_BYTES = CHUNK_BYTES + _TAG_BYTES
-_CHUNKS_AT_A_TIME = 16  # what is decrypted is still in the processor's cache when it is used
+_CHUNKS_AT_A_TIME = 16  # small enough to stay in the processor's cache until used
 HEADER_BYTES = SALT_BYTES + _COMMITMENT_BYTES
 _LABEL = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00"
 
@@ -51,7 +51,7 @@ class _Keys:
 
 
 def encrypt(reader: BinaryIO, key: bytes, context: bytes, salt: bytes) -> Iterator[bytes]:
-    """The parts of the message for what ``reader`` holds. A salt is used once."""
+    """Encrypt what ``reader`` holds; yields the message in parts. Never reuse a salt."""
     keys = _derive(key, context, salt)
     yield salt + keys.commitment
     index = 0
@@ -64,12 +64,12 @@ def encrypt(reader: BinaryIO, key: bytes, context: bytes, salt: bytes) -> Iterat
 
 
 def decrypt(reader: BinaryIO, key: bytes, context: bytes) -> Iterator[memoryview]:
-    """The plaintext of the message that ``reader`` holds to its end, some chunks at a time, every one authenticated.
+    """Decrypt the message that ``reader`` holds to its end; yields authenticated plaintext, several chunks at a time.
 
-    A part is there until the next one is asked for. Before the last has come nobody knows whether the message was cut.
+    Each part's buffer is reused for the next. Truncation is detected only at the end.
 
     Raises:
-        MessageInvalid: the message is not what was made with this key and context.
+        MessageInvalid: the message was not made with this key and context, or was changed.
     """
     header = _read_exactly(reader, HEADER_BYTES)
     if len(header) < HEADER_BYTES or len(key) != KEY_BYTES:
@@ -103,7 +103,7 @@ def _derive(key: bytes, context: bytes, salt: bytes) -> _Keys:
 
 
 def _read_exactly(reader: BinaryIO, size: int) -> bytes:
-    """``read`` may give less before the end."""
+    """``read`` may return less than asked for before the end."""
     parts = []
     while size and (part := reader.read(size)):
         parts.append(part)

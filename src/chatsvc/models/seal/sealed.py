@@ -6,9 +6,9 @@ r"""A sealed file: weights encrypted at rest, readable only with the key-encrypt
 
     header: v, suite, model, revision, file, size, sha256 (of the plaintext), kek_id, wrapped_dek (hex)
 
-Each file has a data key of its own (DEK), wrapped with AES-256-KWP (RFC 5649) under the KEK. The message's context is
-SHA-256 of the header without ``kek_id`` and ``wrapped_dek``: a header or a file that was swapped fails at the
-commitment, and another KEK needs another header only. Whatever is wrong, the refusal is the same.
+Each file has its own data key (DEK), wrapped with AES-256-KWP (RFC 5649) under the KEK. The message's context is
+SHA-256 of the header without ``kek_id`` and ``wrapped_dek``: a swapped header or file fails at the commitment, and a
+change of KEK rewrites the header only. All failures raise the same refusal.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _SUITE = "cobblestone-256+aes-256-kwp"
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KeyEncryptionKey:
-    """32 bytes that wrap data keys; never shown, never logged."""
+    """32 bytes that wrap data keys; never printed or logged."""
 
     secret: bytes
 
     @property
     def id(self) -> str:
-        """Tells keys apart; says nothing about them."""
+        """Identifies the key without revealing it."""
         return hashlib.sha256(b"chatsvc kek id v1\n" + self.secret).hexdigest()[:16]
 
     def wrap(self, data_key: bytes) -> str:
@@ -72,10 +72,10 @@ class KeyEncryptionKey:
 
 
 def read_kek(path: Path) -> KeyEncryptionKey:
-    """The key in a file of 32 raw bytes that only its owner can read (or a systemd credential).
+    """Read the key from a file of 32 raw bytes that only its owner can read (or a systemd credential).
 
     Raises:
-        OperatorError: it is not; the message names the remedy.
+        OperatorError: the file does not qualify; the message names the remedy.
     """
     return KeyEncryptionKey(read_secret(path, KEK_BYTES))
 
@@ -94,12 +94,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wrapped_dek: str = ""
 
     def encode(self) -> bytes:
-        """Magic, length and header, as they begin the file."""
+        """The start of the file: magic, length and header."""
         header = rfc8785.dumps(msgspec.to_builtins(self))
         return _MAGIC + _LENGTH.pack(len(header)) + header
 
     def context(self) -> bytes:
-        """Binds the message to everything but the wrap."""
+        """The message's context: everything but the wrapped key."""
         bound = msgspec.to_builtins(self)
         del bound["kek_id"], bound["wrapped_dek"]
         return hashlib.sha256(rfc8785.dumps(bound)).digest()
@@ -107,7 +107,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The model that a file belongs to; a file of another one is refused."""
+    """The model that a file belongs to; files of other models are refused."""
 
     model: str
     revision: str
@@ -141,10 +141,10 @@ def seal_file(
 
 
 def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
-    """Read and check the header of an open sealed file; leaves the file at the message.
+    """Read and check the header of an open sealed file; the file position is then at the message.
 
     Raises:
-        ModelRefused: it is none, or belongs to another file or model.
+        ModelRefused: it is damaged, or belongs to another file or model.
     """
     start = file.read(len(_MAGIC) + _LENGTH.size)
     if len(start) != len(_MAGIC) + _LENGTH.size or not start.startswith(_MAGIC):
@@ -163,13 +163,13 @@ def read_header(file: BinaryIO, owner: Owner, name: str) -> Header:
 
 
 def unseal(message: BinaryIO, header: Header, kek: KeyEncryptionKey) -> Iterator[memoryview]:
-    """Decrypt the message that the file is at: when the last part has come, all is what was sealed with this header.
+    """Decrypt the message at the file position. Authenticity of the whole is established with the last part.
 
-    A part is there until the next one is asked for. Whether the header's hash is that of what was sealed, who reads all
-    of it can tell, or a signed manifest of the whole file.
+    Each part's buffer is reused for the next. The header's ``sha256`` is not checked here: callers hash the plaintext,
+    or verify the sealed file against a signed manifest.
 
     Raises:
-        ModelRefused: the key is another one, or anything was changed.
+        ModelRefused: the key is wrong, or anything was changed.
     """
     num_bytes = 0
     try:
@@ -185,12 +185,12 @@ def unseal(message: BinaryIO, header: Header, kek: KeyEncryptionKey) -> Iterator
 
 
 def rewrap_file(source: Path, target: Path, owner: Owner, keys: tuple[KeyEncryptionKey, KeyEncryptionKey]) -> None:
-    """Copy a sealed file with its data key wrapped under another key; the message stays as it is.
+    """Copy a sealed file with its data key wrapped under another key; the message is unchanged.
 
     Args:
         source: the sealed file.
         target: the new one.
-        owner: whose it must be.
+        owner: the model that it must belong to.
         keys: the old key and the new one.
 
     Raises:

@@ -1,9 +1,9 @@
-"""Seals a model of the store in place, checks it, and changes its key.
+"""Seals a model of the store in place, checks a sealed one, and rotates its key.
 
-In place means: a sealed folder is built beside the plain one and unsealed again for a check; then the two change names
-in one step; then the plain one is overwritten and removed. At every moment there is one whole model under the name, and
-a crash leaves at most a ``.sealing-…`` folder, which the next of these commands destroys. Overwriting does not reach
-what a solid-state disk or a snapshot keeps: keep models on an encrypted disk before they are sealed, too.
+Sealing builds a sealed folder beside the plain one, unseals it as a check, exchanges the two atomically, then
+overwrites and removes the plain one. At every moment the name holds one complete model. A crash leaves at most a
+``.sealing-…`` folder, which the next of these commands destroys. Overwriting does not reach copies that a solid-state
+disk or a snapshot keeps: store models on an encrypted disk even before sealing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PREFIX = ".sealing-"
 
 
 def seal(store: ModelStore, name: str, kek: KeyEncryptionKey, progress: Progress = no_progress) -> None:
-    """Seal the weights of ``name``; no plaintext is left in the store.
+    """Seal the weights of ``name``; no plaintext remains in the store.
 
     Raises:
         ModelRefused: the model does not verify.
@@ -49,7 +49,7 @@ def seal(store: ModelStore, name: str, kek: KeyEncryptionKey, progress: Progress
 
 
 def rotate(store: ModelStore, name: str, keys: tuple[KeyEncryptionKey, KeyEncryptionKey]) -> None:
-    """Wrap the data keys of ``name`` under another key: ``keys`` is the old one and the new one.
+    """Wrap the data keys of ``name`` under another key. ``keys``: the old one, the new one.
 
     Raises:
         ModelRefused: the old key is not the one it was sealed with.
@@ -69,7 +69,7 @@ def rotate(store: ModelStore, name: str, keys: tuple[KeyEncryptionKey, KeyEncryp
 
 
 def check(store: ModelStore, name: str, kek: KeyEncryptionKey) -> None:
-    """Whether the sealed model ``name`` would load with this key; everything is done in memory.
+    """Check that the sealed model ``name`` unseals with this key; in memory only.
 
     Raises:
         ModelRefused: it would not.
@@ -81,7 +81,7 @@ def check(store: ModelStore, name: str, kek: KeyEncryptionKey) -> None:
 
 
 def sweep(store: ModelStore) -> None:
-    """Destroy what a sealing that was interrupted left behind."""
+    """Destroy the remains of an interrupted sealing."""
     if store.root.is_dir():
         for path in store.root.glob(f"{_PREFIX}*"):
             _destroy(path)
@@ -109,7 +109,7 @@ def _replace(
     replaced: list[str],
     fill: Callable[[Path], None],
 ) -> None:
-    """Build the new folder, change names with the old one, destroy the old one."""
+    """Build the new folder, exchange it with the old one, destroy the old one."""
     new = store.root / f"{_PREFIX}{folder.name}"
     new.mkdir(mode=PRIVATE_FOLDER)
     try:

@@ -1,8 +1,8 @@
-"""Unsealed weights in anonymous memory: a folder of links to memfd files that are on no mount and in no core dump.
+"""Unseals weights into anonymous memory: memfd files, which are on no mount and in no core dump.
 
-Runners open paths, so each file becomes ``/dev/shm/<private>/NAME -> /proc/<pid>/fd/N``; the links are removed when the
-context ends, right after loading, and what the runner has mapped lives on. Every chunk has been checked before the
-first path is given out, and by the caller the manifest.
+Runners open paths, so each file gets a link ``/dev/shm/<private>/NAME -> /proc/<pid>/fd/N``. The links are removed when
+the context ends, right after loading; the runner's mappings stay valid. Every chunk is authenticated before the first
+path is returned; the caller verifies the manifest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A small file's name and its checked bytes."""
+    """A small file's name and its verified bytes."""
 
     name: str
     content: bytes
@@ -41,9 +41,9 @@ class Plain:
 def unsealed(
     folder: Path, weights: list[str], plain: list[Plain], owner: Owner, kek: KeyEncryptionKey
 ) -> Iterator[Path]:
-    """A folder that holds the unsealed ``weights`` of ``folder`` and the ``plain`` files, all of them in memory.
+    """Yield a folder with the unsealed ``weights`` of ``folder`` and the ``plain`` files, all in memory.
 
-    The caller compares the sealed files with their signed manifest, so what comes out of them is not hashed again.
+    The caller verifies the sealed files against their signed manifest, so the plaintext is not hashed again.
 
     Raises:
         ModelRefused: a file does not unseal.
@@ -59,10 +59,10 @@ def unsealed(
 
 
 def keep_out_of_swap() -> bool:
-    """All memory of this process, also what a runner copies the weights into later; whether that was needed and done.
+    """Lock all memory of this process, later copies included. Returns whether swap exists and locking worked.
 
-    Only where it may lock as much as it wants: beyond RLIMIT_MEMLOCK its next allocation would fail. There the unit's
-    LimitMEMLOCK=infinity is missing, and MemorySwapMax=0 is what keeps pages out of swap.
+    Only with an unlimited RLIMIT_MEMLOCK: beyond a limit the next allocation would fail. Without
+    LimitMEMLOCK=infinity in the unit, MemorySwapMax=0 keeps pages out of swap.
     """
     if os.geteuid() != 0 and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY:
         return False
@@ -72,9 +72,9 @@ def keep_out_of_swap() -> bool:
 
 @contextlib.contextmanager
 def copied(path: Path) -> Iterator[Path]:
-    """A folder in memory with a copy of one plain file.
+    """Yield a folder in memory with a copy of one plain file.
 
-    OpenVINO opens GGUF files for writing, though it never writes; so on a read-only disk it needs this.
+    For read-only disks: OpenVINO opens GGUF files for writing, though it never writes.
     """
     with contextlib.ExitStack() as stack, open_regular(path) as file:
         parts = iter(lambda: file.read(BLOCK_BYTES), b"")
@@ -91,10 +91,10 @@ def _linked(stack: contextlib.ExitStack, descriptors: dict[str, int]) -> Path:
 
 
 def check(folder: Path, weights: list[str], owner: Owner, kek: KeyEncryptionKey) -> None:
-    """Unseal everything, keep nothing of it, and compare it with what was sealed.
+    """Unseal everything, compare it with the headers' hashes, and keep nothing.
 
     Raises:
-        ModelRefused: a file does not unseal, or is not what its header says.
+        ModelRefused: a file does not unseal, or differs from its header's hash.
     """
     for name in weights:
         digest = hashlib.sha256()
@@ -107,11 +107,11 @@ def check(folder: Path, weights: list[str], owner: Owner, kek: KeyEncryptionKey)
 
 @contextlib.contextmanager
 def _opened(folder: Path, name: str, owner: Owner) -> Iterator[tuple[Header, BinaryIO]]:
-    """The header of a sealed file, and the file at its message."""
+    """Yield the header of a sealed file, and the file positioned at its message."""
     try:
         with open_regular(folder / f"{name}{SUFFIX}") as file:
             header = read_header(file, owner, name)
-            if not 0 <= header.size <= os.fstat(file.fileno()).st_size:  # nothing is reserved for a size that is a lie
+            if not 0 <= header.size <= os.fstat(file.fileno()).st_size:  # do not allocate for a false size
                 raise ModelRefused
             yield header, file
     except OSError as error:
@@ -121,11 +121,11 @@ def _opened(folder: Path, name: str, owner: Owner) -> Iterator[tuple[Header, Bin
 def _memory_file(
     stack: contextlib.ExitStack, size: int, parts: Iterable[bytes | memoryview], *, keep_mapped: bool = False
 ) -> int:
-    """A descriptor of a memory file with this content.
+    """Create a memory file with this content; returns its descriptor.
 
-    Its size is fixed: nobody can cut it under a mapping. (OpenVINO maps GGUF files writable, so no write seal.)
-    ``keep_mapped`` maps it until the stack is closed, because only mapped pages are locked; until then they count twice
-    as the process's, here and in the runner's own mapping.
+    Its size is sealed, so it cannot shrink under a mapping. (OpenVINO maps GGUF files writable: no write seal.)
+    ``keep_mapped`` maps it until the stack closes, because only mapped pages are locked; until then its pages count
+    twice, here and in the runner's mapping.
     """
     descriptor = os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     stack.callback(os.close, descriptor)
@@ -135,17 +135,17 @@ def _memory_file(
     if mapping:
         mapping.madvise(mmap.MADV_DONTDUMP)
     start = 0
-    # Written, not decrypted into a mapping: the system need not zero a page that is written whole.
+    # Written, not decrypted into a mapping: the kernel need not zero a page that is written whole.
     with open(descriptor, "wb", closefd=False) as file:
         for part in parts:
             file.write(part)
             if mapping:
-                _ = mapping[start : start + len(part) : mmap.PAGESIZE]  # what is touched is locked
+                _ = mapping[start : start + len(part) : mmap.PAGESIZE]  # touching a page locks it
             start += len(part)
     return descriptor
 
 
 def _has_swap() -> bool:
-    """Whether this machine has any."""
+    """Whether this machine has swap."""
     swaps = Path("/proc/swaps")
     return swaps.exists() and len(swaps.read_text(encoding="utf-8").splitlines()) > 1

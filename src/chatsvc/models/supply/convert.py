@@ -1,7 +1,7 @@
 """Converts a safetensors model of the store to OpenVINO with int8 or int4 weights, as a new model of the store.
 
-optimum-intel does it, in a process of its own (its memory is given back, its telemetry and network are switched off
-there, see :mod:`chatsvc.models.supply.converter`). It needs the ``torch`` extra, which serving does not.
+optimum-intel does the conversion in a separate process, which frees its memory at the end and switches its telemetry
+and network off (:mod:`chatsvc.models.supply.converter`). It needs the ``torch`` extra; serving does not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def convert(
     name: str | None = None,
     progress: Progress = no_progress,
 ) -> ModelFolder:
-    """Convert ``source_name``; the result is called ``<source>-int8`` or as ``name`` says.
+    """Convert ``source_name``; the result is named ``<source>-int8``, or ``name``.
 
     Raises:
         OperatorError: the source is not safetensors, a package is missing, or the conversion failed.
@@ -70,7 +70,7 @@ def convert(
 
 
 def require_converter() -> None:
-    """Whether the packages are there.
+    """Check that the needed packages are installed.
 
     Raises:
         OperatorError: one is missing; the message names the remedy.

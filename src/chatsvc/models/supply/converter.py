@@ -1,8 +1,8 @@
-"""The conversion's own process: ``python -m chatsvc.models.supply.converter SOURCE TARGET int8|int4``.
+"""The program that converts: ``python -m chatsvc.models.supply.converter SOURCE TARGET int8|int4``.
 
-int8 is optimum-intel's own. int4 is made with more care: nncf sees what the layers' inputs are on a text (Python's own
-manual, there without a network) and chooses scales by it; embeddings and the vocabulary's projection stay int8.
-Telemetry and network are off before a library that knows of them is imported. Code from a model folder is never run.
+int8 is optimum-intel's default. int4 is calibrated: nncf records the layers' inputs on a text (Python's manual,
+available offline) and chooses scales accordingly; embeddings and output projection stay int8. Telemetry and network are
+switched off before any library that uses them is imported. Code from a model folder is never run.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chatsvc.models.supply.quiet import refuse_telemetry
+from chatsvc.models.supply.telemetry import refuse_telemetry
 
-# None of what `chatsvc bench quality` measures by: those pages are for the examination.
+# Disjoint from the topics that `chatsvc bench quality` measures with.
 CALIBRATION_TOPICS = (
     *("compound", "formatstrings", "string-methods", "typesseq", "debugger", "assignment", "comparisons"),
     *("typesmapping", "strings", "calls", "function", "numeric-types"),
@@ -62,7 +62,7 @@ def _convert_int4(source: Path, target: Path) -> None:
 
 
 def _samples(source: Path) -> Iterator[list[int]]:
-    """Pieces of the manual, from all over it."""
+    """Samples spread over the whole manual."""
     from pydoc_data.topics import topics  # noqa: PLC0415 - large
 
     from tokenizers import Tokenizer  # noqa: PLC0415 - only for int4
@@ -75,7 +75,7 @@ def _samples(source: Path) -> Iterator[list[int]]:
 
 
 def _inputs(ids: list[int]) -> dict[str, Any]:
-    """What the exported model is called with."""
+    """The inputs of the exported model."""
     import numpy as np  # noqa: PLC0415 - only for int4
 
     return {

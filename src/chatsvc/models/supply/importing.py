@@ -1,7 +1,7 @@
-"""Turns what people have (a GGUF file, a safetensors or OpenVINO folder) into a model folder of ours.
+"""Imports a GGUF file, a safetensors folder or an OpenVINO folder into a model folder of the store.
 
-Only named files are taken, so nothing else of a source is ever opened; weights are copied and hashed, and what is small
-is parsed once here: tokenizer, chat template, ending ids, context length. Knows nothing about the store's layout.
+Only files with known names are opened. Weights are copied and hashed; the small files (tokenizer, chat template,
+end-of-sequence ids, context length) are parsed here, once. Knows nothing about the store's layout.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _OPENVINO_EXTRAS = (
 )
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _PART = re.compile(r"(.+-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE)
-# Of several GGUF files in a folder the one to take, by how much quality it keeps at which speed.
+# Which of several GGUF files to prefer: best quality for its speed first.
 _PREFERRED = ("q8_0", "q4_k_m", "q6_k", "q4_1", "q4_0", "f16")
 _GGUF_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What an imported model is to be called. An empty revision becomes the weights' digest."""
+    """Name and origin of the imported model. An empty revision becomes the weights' digest."""
 
     name: str
     created: int
@@ -56,9 +56,9 @@ class _Contents:
     """Which files are copied to which names, and what was read from the small ones.
 
     Attributes:
-        weights: by their names here; several files of a GGUF model become one.
-        vocabulary_size: how many tokens have an embedding; None where the weights do not say.
-        index: an index of safetensors that came without one.
+        weights: sources by target name; the parts of a GGUF model become one file.
+        vocabulary_size: number of rows of the embedding; None where unknown.
+        index: made for safetensors shards that came without one.
         missing_pre: a GGUF file's missing ``tokenizer.ggml.pre``, without which OpenVINO does not load it.
     """
 
@@ -72,10 +72,10 @@ class _Contents:
 
 
 def import_into(folder: Path, source: Path, label: Label, progress: Progress = no_progress) -> ModelDescription:
-    """Fill an empty folder from ``source``; the manifest is the caller's.
+    """Fill an empty folder from ``source``. The caller writes the manifest.
 
     Raises:
-        OperatorError: the source is not a model that can be served; the message names the remedy.
+        OperatorError: the source is not a supported model; the message names the remedy.
     """
     if (source / DESCRIPTION_FILE).is_file():
         return _adopt(folder, source, label, progress)
@@ -110,7 +110,7 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
 
 
 def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> ModelDescription:
-    """Take in a folder of another chatsvc store, sealed or not, as it is; its manifest is signed by another key."""
+    """Import a folder of another chatsvc store unchanged, sealed or not. Its manifest is signed by another key."""
     try:
         theirs = description.decode((source / DESCRIPTION_FILE).read_bytes())
     except ModelRefused as error:
@@ -158,7 +158,7 @@ def _check_finite(model_format: Format, folder: Path, progress: Progress) -> Non
 
 
 def suggested_name(source: Path) -> str:
-    """A store name made of a file's or folder's name."""
+    """A store name derived from a file's or folder's name."""
     stem = source.name.removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-").lower()[:100] or "model"
 
@@ -180,13 +180,13 @@ def _contents_of(source: Path) -> _Contents:
         contents = _contents_of_gguf(preferred_gguf(files))
         return dataclasses.replace(contents, texts=with_recommended(contents.texts, source))
     raise OperatorError(
-        f"{source}: holds no model that is taken in: expected a .gguf file, model.safetensors with config.json and "
+        f"{source}: holds no model that can be imported: expected a .gguf file, model.safetensors with config.json and "
         "tokenizer.json, or openvino_model.xml with .bin (pickled checkpoints like pytorch_model.bin are never opened)"
     )
 
 
 def preferred_gguf(files: Sequence[Path]) -> Path:
-    """Of several quantisations the one to serve."""
+    """The preferred one of several quantisations."""
     for wanted in _PREFERRED:
         for path in files:
             if re.search(rf"(?<![a-z0-9]){wanted}(?![a-z0-9_])", path.stem.lower()):
@@ -244,7 +244,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _check_parts(parts: Sequence[Path], heads: Sequence[gguf.GgufHead]) -> None:
-    """The parts say themselves which and how many they are."""
+    """Check the parts' own statement of number and count."""
     for number, (path, head) in enumerate(zip(parts, heads, strict=True)):
         count, place = head.metadata.get("split.count", 1), head.metadata.get("split.no", 0)
         if (count or 1) != len(parts) or place != number:

@@ -1,6 +1,6 @@
-"""Starts other Python programs of this installation (pip, the converter) and shows how far they are.
+"""Runs other Python programs of this installation (pip, the converter) with progress.
 
-The one place of this room that starts a process; it ends with us, whatever happens. Knows nothing about models.
+The child is killed when this process leaves the call for any reason. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from chatsvc.errors import OperatorError
 _POLL_S = 0.25
 _KEPT_OUTPUT_CHARS = 300
 
-# The child's temporary files go where we can watch them grow. A variable of the environment would do the same, but
-# only chatsvc.settings.load reads or sets those.
+# The child's temporary files go to a folder whose growth is the progress. TMPDIR would do the same, but only
+# chatsvc.settings touches the environment.
 _WITH_TEMPORARY_FOLDER = (
     "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); "
     "sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
@@ -29,12 +29,12 @@ def run_module(arguments: Sequence[str], folder: Path, watch: Callable[[int], No
     """Run ``python -m arguments…`` with its temporary files in ``folder``.
 
     Args:
-        arguments: the module and its arguments; never a secret, everybody can read them.
-        folder: an empty folder; its size is reported to ``watch`` in bytes, several times a second.
-        watch: see above.
+        arguments: the module and its arguments; no secrets, as /proc shows them.
+        folder: an empty folder for temporary files.
+        watch: called with the folder's size in bytes, several times a second.
 
     Raises:
-        OperatorError: it failed; the message holds its last line.
+        OperatorError: it failed; the message holds its last line of output.
     """
     command = [sys.executable, "-c", _WITH_TEMPORARY_FOLDER, str(folder), *arguments]
     log = folder / ".output"
@@ -62,10 +62,10 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes in the folder; files and folders may come and go while we look (os.walk skips what has gone)."""
+    """The folder's size in bytes. Files may vanish meanwhile (os.walk skips vanished folders)."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  (no object a file: this is polled)
+                total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118  (polled: no Path object per file)
     return total

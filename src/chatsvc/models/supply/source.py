@@ -1,7 +1,8 @@
 """Fetches a model from ModelScope by its id, e.g. ``qwen/Qwen1.5-0.5B-Chat``, and imports it.
 
 modelscope's own ``snapshot_download`` does the transfer: it resumes, checks SHA-256, keeps its cache, and honours
-``MODELSCOPE_ENDPOINT`` (a mirror inside). Only weights that cannot run code and small texts are asked for.
+``MODELSCOPE_ENDPOINT`` (an internal mirror). Only weight formats that cannot run code, and small text files, are
+requested.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from chatsvc.models.store import ModelFolder, ModelStore
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _TEXT_PATTERNS = ("*.json", "*.txt", "*.jinja")
-# Every quantisation of a GGUF repository would be many GB: one is enough. int8 keeps the quality of the original.
+# All quantisations of a GGUF repository would be many GB: fetch one. int8 keeps the original's quality.
 _DEFAULT_GGUF = ("*q8_0.gguf", "*Q8_0.gguf")
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How to fetch.
+    """Options of a fetch.
 
     Attributes:
-        revision: branch, tag or commit; None is the main one.
+        revision: branch, tag or commit; None for the default branch.
         file: which GGUF file of the repository, as a pattern such as ``*q4_k_m.gguf``.
         offline: use only what modelscope has in its cache.
-        endpoint: another server that speaks ModelScope's API; None leaves it to modelscope's configuration.
-        cache: modelscope's cache folder; None leaves it to modelscope.
+        endpoint: another server with ModelScope's API; None for modelscope's configured one.
+        cache: modelscope's cache folder; None for its default.
     """
 
     revision: str | None = None
@@ -50,10 +51,10 @@ def fetch(
     options: FetchOptions | None = None,
     progress: Progress = no_progress,
 ) -> ModelFolder:
-    """Fetch and import; a fetch that was cut off goes on where it was.
+    """Fetch and import. An interrupted fetch resumes.
 
     Raises:
-        OperatorError: no network, no such model, or not one that can be served; the message names the remedy.
+        OperatorError: no network, no such model, or an unsupported one; the message names the remedy.
     """
     chosen = options or FetchOptions()
     if _MODEL_ID.fullmatch(model_id) is None:
@@ -71,7 +72,7 @@ def default_name(model_id: str) -> str:
 
 
 def patterns(model_id: str, file: str | None) -> list[str]:
-    """What is asked for: never a pickle, never code."""
+    """The file patterns to request: never a pickle, never code."""
     if file is not None:
         if not file.lower().endswith((".gguf", ".safetensors")):
             raise OperatorError("--file takes a pattern that ends in .gguf or .safetensors; nothing else is opened")
@@ -82,7 +83,7 @@ def patterns(model_id: str, file: str | None) -> list[str]:
 
 
 def _only_gguf(snapshot: Path, options: FetchOptions) -> Path | None:
-    """In a cache that grew over several fetches, the one file that was asked for."""
+    """The one requested file: the cache may hold files of earlier fetches."""
     if options.file is None:
         return None
     found = sorted(snapshot.glob(options.file))
@@ -97,7 +98,7 @@ def _download(model_id: str, options: FetchOptions, progress: Progress) -> Path:
     logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
     wanted = patterns(model_id, options.file)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its own bars would draw over ours
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars would overwrite ours
             folder = snapshot_download(
                 model_id,
                 revision=options.revision,
@@ -142,16 +143,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _reporter(progress: Progress) -> type[Any]:
-    """A class, because modelscope makes one object of it for each file."""
+    """A class: modelscope instantiates it for each file."""
     from modelscope_hub._download import ProgressCallback  # noqa: PLC0415
 
     class Reporter(ProgressCallback):
-        """Hands modelscope's numbers on."""
+        """Forwards modelscope's progress."""
 
         done = 0
 
         def update(self, size: int) -> None:
-            """``size`` more bytes of the file are here."""
+            """``size`` more bytes have arrived."""
             self.done += size
             progress(f"fetching {self.filename}", self.done, self.file_size)
 

@@ -1,6 +1,7 @@
-"""What a Hugging Face folder says of tokens beside its ``tokenizer.json``: three more files may, and each may be alone.
+"""Reads tokens that a Hugging Face folder declares outside ``tokenizer.json``: in up to three more files.
 
-Source: transformers, ``PreTrainedTokenizerBase.from_pretrained`` and ``TokenizersBackend``. Knows nothing of templates.
+Source: transformers, ``PreTrainedTokenizerBase.from_pretrained`` and ``TokenizersBackend``. Knows nothing about
+    templates.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def token_text(token: Any) -> str:
-    """A token is a text, or an object with ``content``, or null."""
+    """A token's text: it is given as a text, an object with ``content``, or null."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else ""
 
 
 def special_texts(settings: Mapping[str, Any]) -> set[str]:
-    """The tokens that tokenizer_config.json (with special_tokens_map.json) calls special."""
+    """The tokens that tokenizer_config.json (merged with special_tokens_map.json) declares special."""
     listed = [one for key in _LISTS if isinstance(settings.get(key), list) for one in settings[key]]
     texts = {token_text(settings.get(key)) for key in _NAMED} | {token_text(one) for one in listed}
     return texts - {""}
 
 
 def complete(tokenizer: Tokenizer, settings: Mapping[str, Any], legacy: Mapping[str, Any]) -> bool:
-    """Add the tokens that only the other files name; whether that changed anything.
+    """Add tokens that only the other files declare. Returns whether the tokenizer changed.
 
     Args:
-        tokenizer: of ``tokenizer.json``.
-        settings: tokenizer_config.json, with special_tokens_map.json where it counts.
+        tokenizer: parsed from ``tokenizer.json``; changed in place.
+        settings: tokenizer_config.json, merged with special_tokens_map.json.
         legacy: added_tokens.json, text -> id.
 
     Raises:
-        OperatorError: a file gives a token an id that it cannot have.
+        OperatorError: a file gives a token an id that contradicts tokenizer.json.
     """
     before = _flags(tokenizer)
     special = special_texts(settings)
@@ -54,7 +55,7 @@ def complete(tokenizer: Tokenizer, settings: Mapping[str, Any], legacy: Mapping[
                 f"the model's tokenizer_config.json gives the token {token.content!r} the id {id_}, which its "
                 "tokenizer.json does not; fetch the model again"
             )
-    # One without an id has a row in the model's embedding only where the vocabulary has it.
+    # A token without an id has an embedding row only if the vocabulary holds it.
     missing = [text for text in sorted(special - set(_flags(tokenizer))) if tokenizer.token_to_id(text) is not None]
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=True) for text in missing])
     return _flags(tokenizer) != before

@@ -1,6 +1,6 @@
-"""The small files of a model: tokenizer, chat template, ending ids, context length; from a folder or a GGUF head.
+"""Reads a model's small files: tokenizer, chat template, end-of-sequence ids, context length.
 
-Reads the files that Hugging Face's tools write. Knows nothing about weights.
+From a folder as Hugging Face's tools write it, or from a GGUF head. Knows nothing about weights.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.description import TEMPLATE_FILE, TOKENIZER_FILE
 from chatsvc.models.formats.gguf import GgufHead
 from chatsvc.models.manifest import read_bounded
-from chatsvc.models.text import recommended
+from chatsvc.models.text import sampling_defaults
 from chatsvc.models.text import tokenizer as tokenizers_
 from chatsvc.models.text.added_tokens import DECODER_KEY, complete, special_texts, token_text
 
-# The tokenizer travels in one frame to the web process, and a frame is at most 64 MiB.
+# The tokenizer is sent to the web process in one frame of at most 64 MiB.
 MAX_TOKENIZER_BYTES = 48 << 20
 MAX_SMALL_BYTES = 4 << 20
 _KNOWN_SPECIAL = frozenset({tokenizers_.CHATML_START, tokenizers_.CHATML_END, "<|endoftext|>"})
@@ -31,7 +31,7 @@ _KNOWN_SPECIAL = frozenset({tokenizers_.CHATML_START, tokenizers_.CHATML_END, "<
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What was read; ``tokenizer_json`` marks every control token as special."""
+    """The result; ``tokenizer_json`` marks every control token as special."""
 
     tokenizer_json: bytes
     chat_template: str
@@ -46,7 +46,7 @@ def texts_of_gguf(head: GgufHead, architecture: str) -> Texts:
     """From a GGUF file's metadata.
 
     Raises:
-        OperatorError: something is missing that cannot be guessed.
+        OperatorError: something is missing.
     """
     made = tokenizers_.from_gguf(head)
     template = head.metadata.get("tokenizer.chat_template")
@@ -59,7 +59,7 @@ def texts_of_gguf(head: GgufHead, architecture: str) -> Texts:
         eos_token_ids=_eos(made, [number for number in ends if isinstance(number, int)]),
         bos_token=_token_text(made, head.metadata.get("tokenizer.ggml.bos_token_id")),
         eos_token=_token_text(made, eos),
-        sampling=recommended.from_gguf(head.metadata),
+        sampling=sampling_defaults.from_gguf(head.metadata),
     )
 
 
@@ -75,7 +75,7 @@ def read_texts(folder: Path) -> Texts:
     raw = _bytes(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
     if raw is None:
         raise OperatorError(f"{folder}: tokenizer.json is missing; fetch the model with its fast tokenizer")
-    if DECODER_KEY not in settings:  # as transformers: the older file counts where there is no such list
+    if DECODER_KEY not in settings:  # as transformers does: without this list the older file is read
         settings |= _json(folder, "special_tokens_map.json") or {}
     content = _with_special(raw, special_texts(settings) | _KNOWN_SPECIAL)
     made = tokenizers_.parse(content)
@@ -93,19 +93,21 @@ def read_texts(folder: Path) -> Texts:
         eos_token_ids=_eos(made, stated),
         bos_token=bos,
         eos_token=eos,
-        sampling=recommended.from_generation_config(generation),
+        sampling=sampling_defaults.from_generation_config(generation),
     )
 
 
 def with_recommended(texts: Texts, folder: Path) -> Texts:
-    """What a GGUF file does not say of sampling, from a ``generation_config.json`` in its folder."""
-    stated = msgspec.structs.asdict(recommended.from_generation_config(_json(folder, "generation_config.json") or {}))
+    """Fill in sampling values that the GGUF file lacks from a ``generation_config.json`` in its folder."""
+    stated = msgspec.structs.asdict(
+        sampling_defaults.from_generation_config(_json(folder, "generation_config.json") or {})
+    )
     stated |= {name: value for name, value in msgspec.structs.asdict(texts.sampling).items() if value is not None}
     return dataclasses.replace(texts, sampling=SamplingDefaults(**stated))
 
 
 def _template_text(folder: Path, settings: dict[str, Any]) -> str | None:
-    """``chat_template.jinja``, else what tokenizer_config.json holds: a text, or a list of named ones."""
+    """``chat_template.jinja``, else the one in tokenizer_config.json: a text, or a list of named texts."""
     if (content := _bytes(folder, TEMPLATE_FILE, MAX_SMALL_BYTES)) is not None:
         return content.decode("utf-8", errors="strict")
     template = settings.get("chat_template")
@@ -130,7 +132,7 @@ def _eos(made: Tokenizer, stated: list[int]) -> list[int]:
 
 
 def _with_special(raw: bytes, texts: AbstractSet[str]) -> bytes:
-    """Mark the added tokens of these texts as special where the file forgot to."""
+    """Mark the added tokens with these texts as special where the file does not."""
     try:
         document = msgspec.json.decode(raw, type=dict[str, Any])
         forgotten = [item for item in document["added_tokens"] if item["content"] in texts and not item["special"]]

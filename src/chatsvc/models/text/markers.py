@@ -1,7 +1,7 @@
-"""Which tokens of a vocabulary are markers: role boundaries and the like, which only a template may write.
+"""Finds a vocabulary's markers: role boundaries and other tokens that only the template may write.
 
-A file's own types do not decide it: the same marker is a control token in one file, a user-defined or an ordinary one
-in another. What decides is that the template writes it. Knows nothing about requests.
+Token types do not decide: the same marker is a control token in one file, user-defined or ordinary in another. A token
+is a marker because the template writes it. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-# How markers look. Of the ordinary tokens of a vocabulary that a template writes only these count when merging could
-# make them too: else "assistant" would be a marker.
+# The usual shapes of markers. An ordinary token that merging can produce counts as a marker only with such a shape:
+# else "assistant" would be one.
 _SHAPE = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z]+(_[A-Z]+)*\]|</?[a-z]+(_[a-z0-9]+)+>|<</?[A-Z]+>>")
-# Runs of spaces and words are added to some vocabularies. Spaces are text even where a template writes them.
+# Some vocabularies have runs of spaces and words as added tokens. Spaces are text even where a template writes them.
 _SPACES = re.compile(r"[\s▁]+")
 _WORDS = re.compile(r"[\w\s▁]+")
 _MAX_MARKER_CHARS = 100
@@ -27,9 +27,9 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
     """The markers' texts and ids.
 
     Args:
-        tokenizer: as its file describes it.
+        tokenizer: as read from its file.
         texts: what the template writes, see ``probing``.
-        stated: tokens that begin or end a text.
+        stated: the beginning- and end-of-sequence tokens.
     """
     written = "\0".join(texts)
     found = {
@@ -42,7 +42,7 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
             found[text] = id_
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for text, id_ in tokenizer.get_vocab(with_added_tokens=False).items():
-        # A shorter one is part of ordinary text: "<", "ss".
+        # Shorter ones are part of ordinary text: "<", "ss".
         if not 2 < len(text) <= _MAX_MARKER_CHARS or text in added or text not in written:
             continue
         if _SHAPE.fullmatch(text) or (_is_apart(text, written) and not _can_be_made(tokenizer, text, id_)):
@@ -51,14 +51,14 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
 
 
 def _is_apart(text: str, written: str) -> bool:
-    """Whether it stands in the template as a word of its own: a part of a longer word is no marker."""
+    """Whether it stands in the template as a separate word: part of a longer word is no marker."""
     before = r"(?<!\w)" if text[0].isalnum() else ""
     behind = r"(?!\w)" if text[-1].isalnum() else ""
     return re.search(f"{before}{re.escape(text)}{behind}", written) is not None
 
 
 def _can_be_made(tokenizer: Tokenizer, text: str, id_: int) -> bool:
-    """Whether ordinary text becomes this token: as a word of its own, or in the middle of one."""
+    """Whether encoding ordinary text can produce this token, as a word or inside one."""
     try:
         as_word = tokenizer.encode(text, add_special_tokens=False).ids
         inside = [token.id for token in tokenizer.model.tokenize(text)]
@@ -68,9 +68,9 @@ def _can_be_made(tokenizer: Tokenizer, text: str, id_: int) -> bool:
 
 
 def declare(tokenizer: Tokenizer, markers: Mapping[str, int]) -> None:
-    """Make every marker a single token wherever it stands in a text, as it stands there.
+    """Make every marker a single token wherever it stands in a text.
 
-    What a file says of the spaces around it holds, and whether it is shown in an answer.
+    The file's own flags for surrounding spaces, and for being shown in an answer, are kept.
     """
     known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_tokens([_added(text, known.get(text)) for text in markers])

@@ -1,4 +1,4 @@
-"""Tries a chat template out on small conversations: whether it renders, what it writes, whether it knows tools.
+"""Renders a chat template on small conversations to learn what it writes and whether it supports tools.
 
 Knows nothing about tokens.
 """
@@ -13,14 +13,14 @@ from typing import Any
 from chatsvc.errors import InvalidRequest, ModelRefused, OperatorError
 from chatsvc.models.text.template_process import Render, TemplateProcess
 
-# No template writes these words by itself.
+# Words that no template writes by itself.
 _CALL_WORDS = ("probename", "probeargument", "proberesult")
 _WORDS = ("probequestion", "probeanswer", "probesystem", *_CALL_WORDS)
 _ANY_WORD = re.compile("|".join(_WORDS))
 _USER = {"role": "user", "content": _WORDS[0]}
 _ANSWER = {"role": "assistant", "content": _WORDS[1]}
 _SYSTEM = {"role": "system", "content": _WORDS[2]}
-# What every template must take, and what some do not.
+# Every template must accept these two; some refuse the two below.
 _PLAIN = ([_USER], [_USER, _ANSWER, _USER])
 _WITH_SYSTEM = [_SYSTEM, _USER, _ANSWER, _USER]
 _WITH_TOOLS: list[dict[str, Any]] = [
@@ -42,12 +42,12 @@ _WITH_TOOLS: list[dict[str, Any]] = [
 
 @dataclass(frozen=True, slots=True)
 class ProbedTemplate:
-    """What was seen.
+    """What the probes showed.
 
     Attributes:
-        constants: every text that stands in the template, be it written out or looked for.
-        written: what it wrote.
-        knows_tools: it shows the calls of an assistant and a tool's answer.
+        constants: every string constant of the template.
+        written: the rendered texts.
+        knows_tools: it renders an assistant's calls and a tool's answer.
     """
 
     constants: tuple[str, ...]
@@ -56,11 +56,11 @@ class ProbedTemplate:
 
     @property
     def texts(self) -> list[str]:
-        """Constants, and what it wrote without the words of the probes."""
+        """Constants, and the rendered texts without the probes' words."""
         return [*self.constants, *(part for text in self.written for part in _ANY_WORD.split(text))]
 
     def joins_markers(self, markers: Iterable[str]) -> bool:
-        """Whether a caller's text may be a part of a marker whose other part the template writes (``'[' + text``)."""
+        """Whether template and caller's text may form a marker together (``'[' + text``)."""
         starts = {marker[:length] for marker in markers for length in range(1, len(marker))}
         ends = {marker[length:] for marker in markers for length in range(1, len(marker))}
         longest = max(map(len, starts), default=0)
@@ -72,21 +72,21 @@ class ProbedTemplate:
 
 
 def _around(text: str) -> Iterator[tuple[str, str]]:
-    """What stands before and behind each word of a probe."""
+    """The text before and behind each probe word."""
     for found in _ANY_WORD.finditer(text):
         yield text[: found.start()], text[found.end() :]
 
 
 def probe(templates: TemplateProcess, template: Render) -> ProbedTemplate:
-    """Try a template out; its own messages are not looked at. One that refuses everything shows only its constants.
+    """Probe a template; ``template.messages`` is ignored. One that refuses every probe yields only constants.
 
     Raises:
         ModelRefused: it is not valid Jinja.
-        InvalidRequest: even reading it takes more than its limits.
+        InvalidRequest: even parsing it exceeds the limits.
     """
     constants = templates.constants(template.source)
     written = [_rendered(templates, template, messages) for messages in _PLAIN[:1]]
-    if written != [""]:  # else it would take its limits' time again and again
+    if written != [""]:  # else each further probe may run into the time limit
         others = [*_PLAIN[1:], _WITH_SYSTEM, _WITH_TOOLS]
         written += [_rendered(templates, template, messages) for messages in others]
     tools_are_named = any("tool" in text for text in constants) or "tool_calls" in template.source
@@ -97,7 +97,7 @@ def probe(templates: TemplateProcess, template: Render) -> ProbedTemplate:
 def check_template(source: str, bos_token: str, eos_token: str) -> None:
     """Compile a template and render conversations with it, with and without a system message.
 
-    A template may refuse a system message in its own words (Gemma's do); then a caller is told them.
+    A template may refuse a system message (Gemma's do); requests with one then get its message.
 
     Raises:
         OperatorError: it cannot be used; the message says why.

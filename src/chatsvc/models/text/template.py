@@ -1,7 +1,7 @@
-"""Renders chat templates as transformers does. A template is a program that a stranger wrote.
+"""Renders chat templates as transformers does. A template is an untrusted program.
 
-jinja2's sandbox keeps it from reaching anything; it does not bound time or memory. So this runs only in the child
-process of ``template_process``, whose limits the kernel enforces. Knows nothing about tokens.
+jinja2's sandbox denies access to Python's objects; it does not bound time or memory. So this module runs only in the
+child process of ``template_process``, whose limits the kernel enforces. Knows nothing about tokens.
 
 Source: transformers, ``utils/chat_template_utils.py`` (filters, globals, the ``generation`` block).
 """
@@ -27,21 +27,21 @@ class Raised(jinja2.TemplateError):
 
 
 class Overlong(Exception):
-    """The template wrote more than it may."""
+    """The template wrote more than the limit."""
 
 
 class GuardedText(str):
-    """A text in which the first characters of markers are replaced by stand-ins.
+    """Text in which the first character of each marker is replaced by a placeholder.
 
-    A template may look for a marker in it (``content.split('</think>')``). So what its methods look for is guarded in
-    the same way first, and what they give is guarded text again.
+    A template may search it for a marker (``content.split('</think>')``). So its methods replace markers in their
+    arguments in the same way first, and return guarded text.
     """
 
     __slots__ = ("_guard",)
     _guard: Callable[[str], str]
 
     def __new__(cls, text: str, guard: Callable[[str], str]) -> Self:
-        """``text`` is guarded already."""
+        """``text`` has its placeholders already."""
         made = super().__new__(cls, text)
         made._guard = guard
         return made
@@ -92,24 +92,24 @@ for _name in (
 
 
 class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}``: marks what an assistant wrote, for training; here it only shows it."""
+    """``{% generation %}…{% endgeneration %}``: marks assistant text for training; rendered as is."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's name and type)
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block's body, as a scope of its own (as a call block is with transformers)."""
+        """The block's body in a scope of its own, like transformers' call block."""
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
 
 def rendered(source: str, variables: dict[str, Any], *, max_chars: int) -> str:
-    """The text that the template writes, given what transformers passes it.
+    """Render the template with the variables that transformers passes.
 
     Raises:
         Raised: the template called ``raise_exception``.
         Overlong: it wrote more than ``max_chars``.
         jinja2.TemplateSyntaxError: it is not valid Jinja.
-        Exception: of any other kind, as the template is a program.
+        Exception: any other; the template is a program.
     """
     parts: list[str] = []
     num_chars = 0
@@ -122,7 +122,7 @@ def rendered(source: str, variables: dict[str, Any], *, max_chars: int) -> str:
 
 
 def constants(source: str) -> list[str]:
-    """Every text that stands in the template, be it written out or looked for.
+    """Every string constant of the template, whether it writes it or compares with it.
 
     Raises:
         jinja2.TemplateSyntaxError: it is not valid Jinja.
@@ -133,7 +133,7 @@ def constants(source: str) -> list[str]:
 
 
 def guarded_values(value: Any, mark: str, guard: Callable[[str], str]) -> Any:
-    """The same value; every text in it that holds the mark looks for markers as :class:`GuardedText` does."""
+    """The same value, with every text that holds the mark as :class:`GuardedText`."""
     if isinstance(value, str):
         return GuardedText(value, guard) if mark in value else value
     if isinstance(value, dict):
@@ -144,24 +144,24 @@ def guarded_values(value: Any, mark: str, guard: Callable[[str], str]) -> Any:
 
 
 class MarkerFinder:
-    """Finds markers in texts, and breaks them."""
+    """Finds markers in texts, and replaces their first characters by placeholders."""
 
     def __init__(self, markers: Iterable[str]) -> None:
         # The longest first, as tokenizers do. (?!) matches nothing.
         alternatives = "|".join(re.escape(one) for one in sorted(markers, key=len, reverse=True)) or "(?!)"
         self.any_marker = re.compile(alternatives)
-        # Takes one character at a time, so that a marker inside a marker is found too.
+        # Consumes one character at a time, so that a marker inside a marker is found too.
         self._first_of_marker = re.compile(f"(?={alternatives})(.)", re.DOTALL)
 
     def broken(self, text: str, mark: str) -> str:
-        """The text with a stand-in for each marker's first character. One without markers stays as it is."""
+        """The text with a placeholder for each marker's first character; unchanged without markers."""
         if self.any_marker.search(text) is None:
             return text
         return self._first_of_marker.sub(lambda found: f"{mark}:{ord(found[1])};", text)
 
 
 def mended(text: str, mark: str) -> str:
-    """The text with its stand-ins replaced by what they stand for; an empty one stands for nothing."""
+    """The text with its placeholders replaced by the original characters; an empty placeholder by nothing."""
     return re.sub(f"{mark}:([0-9]*);", lambda found: chr(int(found[1])) if found[1] else "", text)
 
 

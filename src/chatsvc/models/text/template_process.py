@@ -1,8 +1,8 @@
-"""Runs chat templates in a child process: whatever one does, it ends soon, in bounded memory, and takes nobody along.
+"""Runs chat templates in a child process with limits on CPU time and memory.
 
-One child serves all requests, one at a time; it is started when first needed, and again after it ended. The kernel
-enforces its limits: processor time by a timer whose signal ends it, memory by RLIMIT_AS. A render costs an exchange
-over a socket pair more than one in the own process. Knows nothing about tokens.
+One child serves all requests, one at a time. It is started on first use, and again after it died. The kernel enforces
+the limits: CPU time by a timer whose signal kills it, memory by RLIMIT_AS. A render costs one exchange over a socket
+pair. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 # A template that renders more than this from a bounded body is broken.
 MAX_RENDERED_CHARS = 4_000_000
-# A long conversation with a real template takes some 20 ms and 60 MB.
+# A long conversation with a real template takes about 20 ms and 60 MB.
 _CPU_S = 1.0
 _MEMORY_BYTES = 256 << 20
-# Only for a child that does not run at all: one that runs is ended by its timer.
+# For a child that gets no CPU time at all (stopped, swapped out); a running one is killed by its timer.
 _ANSWER_TIMEOUT_S = 60.0
 _MAX_MESSAGE_CHARS = 300
 _OUT_OF_MEMORY = 77  # an exit code that nothing else uses
@@ -44,15 +44,15 @@ _LENGTH = struct.Struct("<I")
 
 
 class Render(msgspec.Struct, kw_only=True):
-    """One use of a template.
+    """One rendering.
 
     Attributes:
         source: the template.
-        messages: as transformers passes them; texts are guarded with ``mark`` already.
-        mark: begins every stand-in; nobody can guess it. Empty where no text has one.
-        markers: those that the template may look for in a message.
+        messages: as transformers passes them, with placeholders for markers in their texts.
+        mark: the random prefix of every placeholder; empty where there are none.
+        markers: those that the template may search for in a message.
         bos_token, eos_token: their texts.
-        opens_answer: the text ends with the beginning of the assistant's turn.
+        opens_answer: end with the header of the assistant's turn.
     """
 
     source: str
@@ -65,14 +65,14 @@ class Render(msgspec.Struct, kw_only=True):
 
 
 class _Question(msgspec.Struct, kw_only=True):
-    """``render`` None: what texts stand in the template?"""
+    """Without ``render``: asks for the string constants of ``source``."""
 
     render: Render | None = None
     source: str = ""
 
 
 class _Answer(msgspec.Struct, kw_only=True):
-    """Texts, or what went wrong; ``detail`` is the text of ``raise_exception`` or the name of an exception."""
+    """Texts, or a problem; ``detail`` is the text of ``raise_exception`` or an exception's name."""
 
     texts: list[str] = []
     problem: Literal["", "syntax", "raised", "overlong", "failed"] = ""
@@ -80,11 +80,11 @@ class _Answer(msgspec.Struct, kw_only=True):
 
 
 class _ChildEnded(Exception):
-    """The child ended before it answered."""
+    """The child died before it answered."""
 
 
 class TemplateProcess:
-    """Renders in a child. Thread-safe; :meth:`close` ends the child."""
+    """Renders in a child process. Thread-safe; :meth:`close` ends the child."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,9 +95,9 @@ class TemplateProcess:
         """The text that the template writes.
 
         Raises:
-            InvalidRequest: the template refuses these messages, fails at them, or takes more than its limits.
+            InvalidRequest: the template refuses these messages, fails on them, or exceeds its limits.
             ModelRefused: it is not valid Jinja.
-            Unavailable: the child was ended from outside, twice.
+            Unavailable: the child was killed from outside, twice.
         """
         return self._ask(_Question(render=render))[0]
 
@@ -148,7 +148,7 @@ class _Child:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
-            # Isolated, and without our environment: there are secrets in it.
+            # Isolated mode, and an empty environment: ours may hold secrets.
             command = [sys.executable, "-I", "-m", "chatsvc.models.text.template_process"]
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env={})  # noqa: S603  our own interpreter
         self._socket.settimeout(_ANSWER_TIMEOUT_S)
@@ -158,7 +158,7 @@ class _Child:
         """Exchange one question for its answer.
 
         Raises:
-            _ChildEnded: it ended, or does not run.
+            _ChildEnded: it died, or gets no CPU time.
         """
         try:
             _write(self._stream, content)
@@ -170,11 +170,11 @@ class _Child:
         return answer
 
     def end(self) -> int:
-        """End it; returns its exit code, negative where a signal ended it.
+        """End the child; returns its exit code, negative for a signal.
 
-        One that closed its socket is about to end by itself, and its code says why.
+        A child that closed its socket is about to exit by itself; its exit code says why.
         """
-        with contextlib.suppress(OSError):  # it has gone with something unread
+        with contextlib.suppress(OSError):  # the peer is gone, with unread data
             self._socket.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             self._stream.close()
@@ -216,7 +216,7 @@ def _error_of(answer: _Answer) -> Exception:
     return InvalidRequest(message, param="messages")
 
 
-# in the child
+# Runs in the child.
 
 
 def main() -> None:
@@ -231,9 +231,9 @@ def main() -> None:
 
 
 def _limit() -> None:
-    """Bound memory, forbid core files and debuggers of the same account, and outlive what a terminal sends to all.
+    """Limit memory, forbid core files and debuggers, and ignore signals that a terminal sends to the process group.
 
-    While requests drain, the web process still renders; the child ends when the web process does.
+    While requests drain, the web process still renders. The child exits when its socket closes.
     """
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -245,10 +245,10 @@ def _limit() -> None:
 def _answered(question: _Question) -> _Answer:
     try:
         texts = constants(question.source) if question.render is None else [_rendered(question.render)]
-        "".join(texts).encode()  # half of a surrogate pair raises here: no answer can hold it
+        "".join(texts).encode()  # a lone surrogate raises here: it cannot be encoded
         return _Answer(texts=texts)
     except MemoryError:
-        os._exit(_OUT_OF_MEMORY)  # what is left may not be enough to answer, and what was taken is given back
+        os._exit(_OUT_OF_MEMORY)  # there may be too little memory left to answer
     except Overlong:
         return _Answer(problem="overlong")
     except Raised as error:
@@ -281,7 +281,7 @@ def _finder(markers: tuple[str, ...]) -> MarkerFinder:
 
 
 def _one_line(text: str) -> str:
-    """Printable and short: it goes into an answer."""
+    """One printable, short line: it is shown to the caller."""
     shown = "".join(char if char.isprintable() else " " for char in text[:_MAX_MESSAGE_CHARS])
     return " ".join(shown.split())
 

@@ -1,8 +1,8 @@
-"""Makes a Hugging Face ``tokenizer.json`` from a GGUF file's metadata, and reads what a ``tokenizer.json`` says.
+"""Builds a Hugging Face ``tokenizer.json`` from a GGUF file's metadata, and parses one.
 
 Byte-level BPE only (``tokenizer.ggml.model`` = gpt2): the families of Qwen and SmolLM. How text is split
-before merging is named by ``tokenizer.ggml.pre``; an unknown name is refused, because a wrong split gives a model text
-it was never trained on and nothing would say so. OpenVINO's reading of the same files is the oracle in the tests.
+before merging is named by ``tokenizer.ggml.pre``. An unknown name is refused: a wrong split would silently give the
+model tokens it was not trained on. The tests compare with OpenVINO's reading of the same files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from chatsvc.models.formats.gguf import GgufHead, GgufInvalid
 PRE_KEY = "tokenizer.ggml.pre"
 CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
 
-# What the upstream tokenizer.json of each family holds.
+# As in the upstream tokenizer.json of the family.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -28,7 +28,7 @@ _QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen"})
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
-# Written out for files without a template of their own whose vocabulary has ChatML's two tokens.
+# For files without a template whose vocabulary has ChatML's two tokens.
 CHATML_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -37,10 +37,10 @@ CHATML_TEMPLATE = (
 
 
 def from_gguf(head: GgufHead) -> Tokenizer:
-    """The tokenizer that the file describes; its control tokens are special tokens.
+    """The tokenizer that the file describes; control tokens become special tokens.
 
     Raises:
-        GgufInvalid: it is of another kind, or incomplete.
+        GgufInvalid: it is of an unsupported kind, or incomplete.
     """
     kind = head.get("tokenizer.ggml.model", str)
     if kind != "gpt2":
@@ -73,16 +73,16 @@ def eos_token_ids(tokenizer: Tokenizer, stated: list[int]) -> list[int]:
 
 
 def default_template(tokenizer: Tokenizer) -> str | None:
-    """ChatML for a vocabulary that was made for it, else None."""
+    """ChatML for a vocabulary with its tokens, else None."""
     known = all(tokenizer.token_to_id(text) is not None for text in (CHATML_START, CHATML_END))
     return CHATML_TEMPLATE if known else None
 
 
 def parse(tokenizer_json: bytes) -> Tokenizer:
-    """A ``tokenizer.json``.
+    """Parse a ``tokenizer.json``.
 
     Raises:
-        OperatorError: it is none.
+        OperatorError: it is not one.
     """
     try:
         return Tokenizer.from_buffer(tokenizer_json)
@@ -96,7 +96,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def family(head: GgufHead) -> str:
-    """``tokenizer.ggml.pre``; files from before it existed (early 2024, as Qwen1.5's own) go by their architecture."""
+    """``tokenizer.ggml.pre``, or what the architecture implies: files from before early 2024 (Qwen1.5's) lack it."""
     pre = head.metadata.get(PRE_KEY)
     if head.metadata.get("general.architecture") == "qwen2" and pre in (None, "default"):
         return "qwen2"
@@ -117,7 +117,7 @@ def _split(tokenizer: Tokenizer, name: str) -> None:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        # As upstream's tokenizer.json; llama.cpp and OpenVINO leave it out and so see decomposed accents otherwise.
+        # As upstream's tokenizer.json. llama.cpp and OpenVINO omit it, so they tokenize decomposed accents differently.
         tokenizer.normalizer = normalizers.NFC()
     else:
         raise GgufInvalid(

@@ -16,7 +16,7 @@ from chatsvc.engine.protocol import FinishReason, Sampling
 from chatsvc.engine.runners.base import MAX_TOP_K, RunnerOptions
 from chatsvc.engine.runners.sizing import value_bits_of
 from chatsvc.errors import OperatorError
-from chatsvc.models.supply.quiet import import_openvino
+from chatsvc.models.supply.telemetry import import_openvino
 
 # The library's sampler takes no biases, and reports one log-probability, after it has changed the logits.
 UNSUPPORTED = ("logit_bias", "logprobs")

@@ -1,8 +1,8 @@
-"""Imports OpenVINO so that it does not phone home.
+"""Imports OpenVINO without its telemetry.
 
-``import openvino`` sends an event to a web analytics service, from a process of its own, unless the package
-``openvino_telemetry`` is missing, in which case it uses a stub that does nothing. So here it is missing. Whoever needs
-OpenVINO, NNCF or Optimum calls one of these first; importing them directly would leak that we run.
+``import openvino`` sends an event to a web analytics service, from a child process, unless the package
+``openvino_telemetry`` is missing; then it uses a stub. So this module makes it missing. Code that needs OpenVINO, NNCF
+or Optimum calls one of these functions before importing them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def refuse_telemetry() -> None:
-    """From now on ``import openvino_telemetry`` fails in this process."""
+    """Make ``import openvino_telemetry`` fail in this process."""
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is how an import is refused
     modules["openvino_telemetry"] = None
 

@@ -1,7 +1,7 @@
-"""How a model's authors want tokens chosen: from ``generation_config.json``, or from a GGUF file's metadata.
+"""The sampling values that a model's authors recommend: from ``generation_config.json``, or a GGUF file's metadata.
 
-What a request does not say comes from here, and from the configuration where this says nothing. A value that no runner
-could use is as if it were not there; ``do_sample`` is not looked at, as in vLLM.
+They apply where a request gives none; the configuration's apply where these are missing. Invalid values are ignored,
+and so is ``do_sample``, as in vLLM.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GGUF_NAMES = {"temperature": "temp", "repetition_penalty": "penalty_repeat"}
 
 
 def from_generation_config(config: Mapping[str, Any]) -> SamplingDefaults:
-    """Of transformers' file."""
+    """Read transformers' file."""
     return SamplingDefaults(
         temperature=_number(config, "temperature"),
         top_p=_number(config, "top_p"),
@@ -33,7 +33,7 @@ def from_generation_config(config: Mapping[str, Any]) -> SamplingDefaults:
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> SamplingDefaults:
-    """Of the keys ``general.sampling.…``, as llama.cpp's converter writes them."""
+    """Read the keys ``general.sampling.…``, as llama.cpp's converter writes them."""
     return from_generation_config(
         {name: metadata.get(f"general.sampling.{_GGUF_NAMES.get(name, name)}") for name in _IS_VALID}
     )
