@@ -278,7 +278,7 @@ class ModelStore:
         if link.is_symlink() and link.readlink().name == name:
             raise OperatorError(f"{name} is the active model; activate another one first")
         gone = self.root / f".removed-{secrets.token_hex(6)}"
-        rename(folder.path, gone)  # from here on it is not in the store, even if removing is interrupted
+        rename(folder.path, gone)  # from here on it is not in the store, even if the removal is interrupted
         shutil.rmtree(gone)
 
     def check_free(self, name: str) -> None:
