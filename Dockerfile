@@ -56,7 +56,7 @@ USER 10001:10001
 WORKDIR /var/lib/chatsvc
 VOLUME ["/var/lib/chatsvc"]
 STOPSIGNAL SIGTERM
-# Readiness is asked for over the socket of the web process.
+# The web process is asked over its socket.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import sys; from chatsvc.supervisor.probe import answers; from chatsvc.settings.load import load; sys.exit(not answers(load()))"]
 CMD ["chatsvc", "serve"]

@@ -23,9 +23,11 @@ from typing import Any
 
 from gunicorn import glogging
 
+from chatsvc.disk.append import DiskFailed, DiskFull
 from chatsvc.http.server.worker import Worker
 from chatsvc.logs import JsonLines
 from chatsvc.settings.load import HEALTH_THREADS, load
+from chatsvc.supervisor.address import address_file, write_address
 
 _settings = load()
 _SPARE_CONNECTIONS = 512
@@ -124,6 +126,14 @@ def when_ready(server: Any) -> None:
     path = Path(_settings.server.socket) if _settings.server.socket else None
     if path and stat.S_ISSOCK(path.stat().st_mode):
         path.chmod(0o660)
+    with contextlib.suppress(OSError, DiskFull, DiskFailed):  # only `chatsvc status` and `chat` need it
+        write_address(_settings)
+
+
+def on_exit(server: object) -> None:
+    """The address is no longer served."""
+    del server
+    address_file(_settings.home).unlink(missing_ok=True)
 
 
 def post_fork(server: object, worker: object) -> None:

@@ -40,6 +40,7 @@ def test_every_command_of_the_contract_is_there() -> None:
         "engine",
         "quickstart",
         "doctor",
+        "status",
         "chat",
         "user",
         "key",

@@ -77,7 +77,7 @@ def test_from_nothing_to_paris_and_a_quick_second_start(quickstart, until) -> No
     started = time.monotonic()
     _, again, _ = quickstart(home)
     assert time.monotonic() - started < 60
-    assert "Bringing" not in again.text
+    assert "Importing the embedded" not in again.text
     assert "seal-key" not in again.text
     assert password_file.read_text() == password
     assert log.exists()
@@ -148,5 +148,5 @@ def test_weights_that_are_refused_at_start_end_it_with_an_error(make_home, quick
 def test_a_stop_before_it_serves_is_a_clean_end(make_home, start, until, free_port) -> None:
     home = make_home("early")
     program = start(QUICKSTART, {**home.environment, "PORT": str(free_port())}, home.path.parent / "quickstart.log")
-    until(lambda: "Bringing" in program.text)
+    until(lambda: "Importing the embedded" in program.text)
     assert program.stop(signal.SIGTERM) == 0

@@ -24,6 +24,10 @@ _COMMANDS = {
     "engine": ("service.engine", "Run the engine process alone (`serve` does this for you)."),
     "quickstart": ("service.quickstart", "Make what is missing (keys, administrator, model), then serve: start here."),
     "doctor": ("checks.doctor", "Check this machine and this installation; name each remedy."),
+    "status": (
+        "service.status",
+        "Tell whether the running service serves; its model, queue and audit log.",
+    ),
     "chat": ("service.chat", "Chat in the terminal."),
     "user": (
         "accounts.user",

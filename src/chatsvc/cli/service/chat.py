@@ -1,6 +1,6 @@
-"""``chatsvc chat``: a terminal client of any chatsvc over HTTP; of this machine's own it knows the address.
+"""``chatsvc chat``: a terminal client of any chatsvc over HTTP, by default of the running service of CHATSVC_HOME.
 
-Ctrl-C cancels one answer, Ctrl-D ends. The conversation is the server's: it is continued by its id.
+The server keeps the conversation; the client continues it by its id.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import ssl
 import sys
 import time
 import unicodedata
@@ -21,35 +22,35 @@ import httpx
 
 from chatsvc.cli.accounts.user import first_line
 from chatsvc.errors import OperatorError
+from chatsvc.supervisor.address import running_address
+from chatsvc.supervisor.probe import connect
 
 _SETTLE_PAUSES_S = (0.0, 0.2, 0.4, 0.8, 1.6)
-_TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream is never silent for so long
+_TIMEOUT = httpx.Timeout(10.0, read=90.0)  # a stream has comments in between
 
 
 @click.command("chat")
-@click.option("--url", help="Where the service is; default: where that of CHATSVC_HOME listens (PORT and HOST count).")
+@click.option("--url", help="The service's URL; by default the running service of CHATSVC_HOME.")
 @click.option("--user", "name", default="admin", show_default=True, help="The account's name.")
 @click.option(
     "--password-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Its first line is the password; asked for when not given.",
+    help="A file whose first line is the password; by default the password is asked for.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), help="The longest answer; the service's default when not given."
+    "--max-tokens", type=click.IntRange(min=1), help="The longest answer in tokens; by default the service decides."
 )
-@click.option("--once", metavar="TEXT", help="Ask this, print the answer, end.")
-@click.option(
-    "--cacert", type=click.Path(exists=True, dir_okay=False), help="The authority of the server's certificate."
-)
+@click.option("--once", metavar="TEXT", help="Ask this one question, print the answer and end.")
+@click.option("--cacert", type=click.Path(exists=True, dir_okay=False), help="The CA of the server's certificate.")
 def command(
     url: str | None, name: str, password_file: Path | None, once: str | None, max_tokens: int | None, cacert: str | None
 ) -> None:
     """Chat in the terminal.
 
-    Ctrl-C cancels the answer that is running, Ctrl-D ends. Lines can be edited; the arrow keys bring back earlier
-    ones of this run, which are kept nowhere else.
+    Ctrl-C cancels the running answer, Ctrl-D ends. Lines can be edited, and the arrow keys recall earlier lines; they
+    are kept in memory only.
     """
-    url = url or _own_url()
+    url = url or running_address()[0]
     password = first_line(password_file.read_bytes()) if password_file else click.prompt("Password", hide_input=True)
     with _connection(url, cacert) as http:
         talk = Talk(http, max_tokens)
@@ -68,32 +69,19 @@ def command(
 @contextlib.contextmanager
 def _connection(url: str, cacert: str | None) -> Iterator[httpx.Client]:
     try:
-        with httpx.Client(base_url=url, timeout=_TIMEOUT, verify=_context(cacert), trust_env=False) as http:
+        with connect(url, _TIMEOUT, _context(cacert)) as http:
             yield http
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise OperatorError(
-            f"{url} does not answer ({error}): is the service running, and is --url (or PORT and HOST) right?"
-        ) from None
+        raise OperatorError(f"{url} does not answer ({error}): is the service running, and is --url right?") from None
 
 
-def _context(cacert: str | None) -> Any:
-    import ssl
-
+def _context(cacert: str | None) -> ssl.SSLContext | bool:
     return ssl.create_default_context(cafile=cacert) if cacert else True
 
 
-def _own_url() -> str:
-    from chatsvc.supervisor.probe import base_url, settings_as_run
-
-    settings = settings_as_run()
-    if settings.server.socket:
-        raise click.UsageError("Say with --url where the service is: it listens on a socket, behind a proxy.")
-    return base_url(settings)
-
-
 def _edit_lines() -> None:
-    """Let input() edit lines and remember them. Nothing here reads or writes a file of earlier lines."""
-    with contextlib.suppress(ImportError):  # a Python that was built without it: lines are as the terminal gives them
+    """Let input() edit lines and recall earlier ones. No history file is read or written."""
+    with contextlib.suppress(ImportError):  # a Python without readline: only the terminal's own editing
         importlib.import_module("readline")
 
 
@@ -105,7 +93,7 @@ class Talk:
     max_tokens: int | None = None
     _tokens: dict[str, str] = field(default_factory=dict, repr=False)
     _conversation_id: str | None = None
-    _unsettled_id: str | None = None  # of an answer that was cut: the service may have kept what there was of it
+    _unsettled_id: str | None = None  # of a cut answer: the service may have kept its beginning
 
     def log_in(self, name: str, password: str) -> None:
         """Get tokens.
@@ -116,7 +104,7 @@ class Talk:
         self._tokens = self._post("/login", {"username": name, "password": password})
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """The pieces of the answer, as they come; an access token that has expired is renewed once.
+        """The pieces of the answer as they arrive. An expired access token is refreshed once.
 
         Raises:
             OperatorError: the service refused, or the answer ended with an error.
@@ -147,10 +135,10 @@ class Talk:
             else:
                 self._unsettled_id = started_id
                 yield data["token"]
-        raise OperatorError("The answer ended in the middle; ask again.")
+        raise OperatorError("The answer broke off; ask again.")
 
     def _settle(self) -> None:
-        """After a cut answer: go on in its conversation if the service has kept it, which it does within a second."""
+        """After a cut answer, continue its conversation if the service kept it; it does so within a second."""
         unsettled_id, self._unsettled_id = self._unsettled_id, None
         if unsettled_id is None or unsettled_id == self._conversation_id:
             return
@@ -197,7 +185,7 @@ def _check(answer: httpx.Response) -> None:
 
 
 def _read_line() -> str | None:
-    """A line from the terminal; None at its end. Ctrl-C while typing starts a new line."""
+    """A line of input; None at its end. Ctrl-C while typing starts a new line."""
     while True:
         try:
             return input("> " if sys.stdin.isatty() else "")
@@ -208,7 +196,7 @@ def _read_line() -> str | None:
 
 
 def _show_until_cancelled(pieces: Generator[str, None, None]) -> None:
-    """One answer; what goes wrong with it does not end the conversation."""
+    """Print one answer; an error in it does not end the conversation."""
     try:
         _show(pieces)
     except KeyboardInterrupt:
@@ -218,7 +206,7 @@ def _show_until_cancelled(pieces: Generator[str, None, None]) -> None:
 
 
 def _printable(text: str) -> str:
-    """Without control characters: a model that writes an escape sequence must not command the terminal."""
+    """Without control characters: an escape sequence in an answer must not control the terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 

@@ -105,7 +105,7 @@ def _settings() -> Settings:
     if not configuration.exists() and not environment_value("CHATSVC_CONFIG"):
         configuration.write_text(_CONFIGURATION, encoding="utf-8")
         click.echo(f"Wrote {configuration}: only this machine may connect.")
-    from chatsvc.supervisor.probe import settings_as_run
+    from chatsvc.supervisor.address import settings_as_run
 
     return settings_as_run()
 
@@ -155,9 +155,9 @@ def _make_administrator(settings: Settings) -> None:
 
 def welcome(settings: Settings) -> str:
     """The address, and a command that works when pasted. It passes the password in no process's arguments."""
-    from chatsvc.supervisor.probe import base_url
+    from chatsvc.supervisor.address import address_of
 
-    url = base_url(settings)
+    url = address_of(settings)
     password_file = shlex.quote(str(settings.home / "admin-password"))
     json_header = "-H 'Content-Type: application/json'"
     login = (
