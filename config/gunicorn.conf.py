@@ -23,7 +23,6 @@ from typing import Any
 
 from gunicorn import glogging
 
-from chatsvc.disk.append import DiskFailed, DiskFull
 from chatsvc.http.server.worker import Worker
 from chatsvc.logs import JsonLines
 from chatsvc.settings.load import HEALTH_THREADS, load
@@ -126,7 +125,7 @@ def when_ready(server: Any) -> None:
     path = Path(_settings.server.socket) if _settings.server.socket else None
     if path and stat.S_ISSOCK(path.stat().st_mode):
         path.chmod(0o660)
-    with contextlib.suppress(OSError, DiskFull, DiskFailed):  # only `chatsvc status` and `chat` need it
+    with contextlib.suppress(OSError):  # only `chatsvc status` and `chat` need it
         write_address(_settings)
 
 

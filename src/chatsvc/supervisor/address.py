@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from chatsvc.disk.append import write_whole
+from chatsvc.disk.durable import replace_file
 from chatsvc.settings.load import Settings, child_environment, environment_value, load
 
 UNIX = "unix:"
@@ -39,9 +39,11 @@ def write_address(settings: Settings) -> None:
     """Tell other programs of this home where the web process listens.
 
     Raises:
-        DiskFull, DiskFailed: the file could not be written.
+        OSError: the file could not be written.
     """
-    write_whole(address_file(settings.home), address_of(settings).encode(), 0o600, replace=True)
+    path = address_file(settings.home)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    replace_file(path, address_of(settings).encode())
 
 
 def running_address() -> tuple[str, Settings]:
