@@ -16,7 +16,7 @@ from bench.processes import end_on_sigterm
 from bench.supply import Supply
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, PHASES, Capacity, Model, Rows
-from chatsvc.engine.runners.native.weights import open_checkpoint
+from chatsvc.engine.runners.native.weights import open_weights
 
 _CHUNK = 256
 _CASES = ((1, 128), (8, 128), (16, 128), (16, 1000))
@@ -29,10 +29,10 @@ def main() -> None:
     end_on_sigterm()
     parser = program.parser(__doc__)
     arguments = parser.parse_args()
-    checkpoint = open_checkpoint(Supply(arguments.cache).hugging_face())
+    weights = open_weights(Supply(arguments.cache).hugging_face())
     num_pages = max(num * (context // PAGE_TOKENS + 1) for num, context in _CASES)
-    model = Model(checkpoint.shape, Capacity(2048, _CHUNK, num_pages, len(os.sched_getaffinity(0))))
-    fill(model, checkpoint)
+    model = Model(weights.shape, Capacity(2048, _CHUNK, num_pages, len(os.sched_getaffinity(0))))
+    fill(model, weights)
     rows = [_decoding(model, *case) for case in _CASES]
     rows += [_decoding(model, *case, num_largest=_ALL) for case in _CASES]
     rows += [_prefilling(model)]

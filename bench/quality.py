@@ -57,7 +57,6 @@ def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[
     source = _as_hugging_face(original, supply.cache / "smollm2")
     yield "native, GGUF as served", partial(quality.forecast_native, served)
     yield "native, the same weights as safetensors fp32", partial(quality.forecast_native, source)
-    yield "torch int8", partial(quality.forecast_torch, source, int8=True)
     for title, path, group in _of_openvino(supply, original, served, source):
         yield f"OpenVINO, {title}", partial(quality.forecast_openvino, path, properties={_GROUP_SIZE: group})
 

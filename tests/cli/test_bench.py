@@ -62,7 +62,7 @@ def test_safetensors_are_measured_with_whichever_runner_serves_them(home: Path, 
     store = ModelStore(home / "models", home / "keys")
     store.import_path(tiny_qwen2(tmp_path / "tiny"), "tiny")
     common = ["tiny", "--tokens", "64", "--window", "64", "--json"]
-    for runner in ("auto", "torch", "torch-int8"):
+    for runner in ("auto", "torch"):
         result = quality(*common, "--runner", runner)
         assert result.exit_code == 0, result.output
         (row,) = json.loads(result.stdout)["results"]

@@ -79,7 +79,7 @@ def test_packages_are_compared_with_what_was_tested(monkeypatch: pytest.MonkeyPa
         ("native", "", "good", "native, because engine.runner says so"),
         ("native", "no avx512_vnni", "fatal", "engine.runner = native cannot serve here: no avx512_vnni"),
         ("openvino", "no avx512_vnni", "good", "openvino, because engine.runner says so"),
-        ("torch-int8", "", "good", "torch-int8, because engine.runner says so"),
+        ("torch", "", "good", "torch, because engine.runner says so"),
     ],
 )  # fmt: skip
 def test_the_runner_that_serves_here_is_named(settings, monkeypatch, wanted, missing, level, message) -> None:

@@ -26,7 +26,7 @@ from tests.engine.filemodel import make_card
 from tests.engine.trained import ANSWERS, PROMPTS, SCALINGS, Files
 
 NAMES = ("llama", "llama-biases", "qwen2", "qwen3")
-KINDS = {"safetensors": ("native", "torch", "torch-int8"), "gguf": ("native", "openvino")}
+KINDS = {"safetensors": ("native", "torch"), "gguf": ("native", "openvino")}
 
 
 def serves(name: str, scaling: str, model_format: str, kind: str) -> bool:

@@ -1,4 +1,4 @@
-"""A checkpoint whose tensors are not as large as its configuration says never reaches the C code."""
+"""Weight files whose tensors are not as large as their configuration says never reach the C code."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Capacity, Model
-from chatsvc.engine.runners.native.weights import open_checkpoint
+from chatsvc.engine.runners.native.weights import open_weights
 from chatsvc.errors import OperatorError
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason="the native runner does not run here")
@@ -30,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path) -> None:
-    checkpoint = open_checkpoint(folder)
-    fill(Model(checkpoint.shape, Capacity(max_tokens=64, max_rows=16, num_pages=2, num_threads=1)), checkpoint)
+    weights = open_weights(folder)
+    fill(Model(weights.shape, Capacity(max_tokens=64, max_rows=16, num_pages=2, num_threads=1)), weights)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The native runner's parts: pages, choosing, the largest logits, and checkpoints of every kind against fp32 torch."""
+"""The native runner's parts: pages, choosing, the largest logits, and weight files of every kind against fp32 torch."""
 
 import ctypes
 import json
@@ -27,7 +27,7 @@ from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Capacity, Floats, Model, Output, Rows
 from chatsvc.engine.runners.native.pages import Pages
 from chatsvc.engine.runners.native.turns import Member, fillers
-from chatsvc.engine.runners.native.weights import NotServed, obstacle, open_checkpoint
+from chatsvc.engine.runners.native.weights import NotServed, obstacle, open_weights
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ModelFailed, OperatorError
 from chatsvc.models.formats import rope
@@ -69,9 +69,9 @@ def write(folder: Path, name: str, dtype: torch.dtype = torch.float32, **change:
 
 
 def logits_of(path: Path, ids: list[int]) -> np.ndarray[Any, Any]:
-    checkpoint = open_checkpoint(path)
-    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
-    fill(model, checkpoint)
+    weights = open_weights(path)
+    model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, weights)
     return model.forward([Rows(ids, 0, list(range(8)))], range(len(ids)))
 
 
@@ -100,12 +100,12 @@ def test_it_says_what_torch_says(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_checkpoints_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_half_precision_weights_are_read(tmp_path: Path, dtype: torch.dtype) -> None:
     path = write(tmp_path, "qwen2", dtype)
     assert_alike(logits_of(path, IDS), truth_of(path, IDS))
 
 
-def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
+def test_shards_are_one_model(tmp_path: Path) -> None:
     path = write(tmp_path, "llama")
     whole = logits_of(path, IDS)
     tensors = load_file(path / "model.safetensors")
@@ -269,7 +269,7 @@ def test_what_it_does_not_compute_it_leaves_to_others(tmp_path: Path, change: di
     (path / "config.json").write_text(json.dumps({**config, **change}))
     assert reason in obstacle(path)
     with pytest.raises(NotServed, match=reason):
-        open_checkpoint(path)
+        open_weights(path)
     kind, why = choose(path, "safetensors", "auto")
     assert kind == "torch"
     assert reason in why
@@ -298,7 +298,7 @@ def test_sizes_that_no_model_has_are_refused(tmp_path: Path, change: dict[str, i
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(OperatorError, match="cannot be read"):
-        open_checkpoint(path)
+        open_weights(path)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"model_type": "qwen2"}', "nonsense"])
@@ -306,7 +306,7 @@ def test_a_broken_folder_is_refused(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, "qwen2")
     (path / "config.json").write_text(content)
     with pytest.raises(OperatorError, match="cannot be read"):
-        open_checkpoint(path)
+        open_weights(path)
 
 
 def test_double_precision_is_read(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_other_numbers_are_left_to_others_where_they_take_part(tmp_path: Path) -
     assert "I8" in obstacle(path)
 
 
-def test_a_base_models_checkpoint_lacks_the_prefix(tmp_path: Path) -> None:
+def test_a_base_models_file_lacks_the_prefix(tmp_path: Path) -> None:
     path = write(tmp_path, "qwen2")
     whole = logits_of(path, IDS)
     tensors = load_file(path / "model.safetensors")
@@ -399,9 +399,9 @@ def assert_largest(found: Output, logits: Floats, count: int) -> None:
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 @pytest.mark.parametrize("vocab_size", [500, 512, 5003])  # the last panel is full, or is not
 def test_the_largest_logits_are_the_largest_of_all(tmp_path: Path, name: str, vocab_size: int) -> None:
-    checkpoint = open_checkpoint(write(tmp_path, name, vocab_size=vocab_size))
-    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
-    fill(model, checkpoint)
+    weights = open_weights(write(tmp_path, name, vocab_size=vocab_size))
+    model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, weights)
     batch = [Rows(IDS, 0, list(range(8)))]
     logits = model.forward(batch, range(40)).copy()
     # A few at a time, then only what may be among the largest is computed; or all at once.
@@ -424,21 +424,21 @@ def test_equal_logits_come_in_the_order_of_their_ids(tmp_path: Path, sign: int) 
     weights = load_file(path / "model.safetensors")
     weights["lm_head.weight"][:] = sign * weights["lm_head.weight"][0]
     save_file(weights, path / "model.safetensors")
-    checkpoint = open_checkpoint(path)
-    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
-    fill(model, checkpoint)
+    weights = open_weights(path)
+    model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, weights)
     found = [model.forward_largest([Rows(IDS, 0, list(range(8)))], [row], [3])[0] for row in range(40)]
     assert all(output.ids.tolist() == [0, 1, 2] for output in found)
     assert {bool(output.logits[0] < 0) for output in found} == {True, False}
 
 
 def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
+    weights = open_weights(write(tmp_path, "qwen2"))
     others = [Rows([9, 8, 7], 0, [8]), Rows([number % 500 for number in range(40)], 0, [9, 10])]
     found = []
     for num_threads, chunk in ((1, 200), (2, 200), (2, 64), (3, 37)):
-        model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=num_threads))
-        fill(model, checkpoint)
+        model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=num_threads))
+        fill(model, weights)
         for start in range(0, 200, chunk):
             rows = Rows(IDS[start : start + chunk], start, list(range(8)))
             company = others if num_threads > 1 else []
@@ -449,9 +449,9 @@ def test_company_chunks_and_threads_change_no_bit_of_a_logit(tmp_path: Path) -> 
 
 
 def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
-    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=2))
-    fill(model, checkpoint)
+    weights = open_weights(write(tmp_path, "qwen2"))
+    model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=16, num_threads=2))
+    fill(model, weights)
     batch = [Rows(IDS, 0, list(range(8))), Rows(IDS[:30], 0, [8])]
     every = model.forward(batch, range(len(IDS) + 30)).copy()
     for asked in ([0], [3, 17, 18, 19, len(IDS) - 1, len(IDS), len(IDS) + 29], range(10, 60)):
@@ -468,9 +468,9 @@ def test_which_logits_are_asked_for_changes_no_bit_of_them(tmp_path: Path) -> No
 
 
 def test_a_pass_knows_where_its_time_went(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(write(tmp_path, "qwen2"))
-    model = Model(checkpoint.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
-    fill(model, checkpoint)
+    weights = open_weights(write(tmp_path, "qwen2"))
+    model = Model(weights.shape, Capacity(max_tokens=256, max_rows=256, num_pages=8, num_threads=2))
+    fill(model, weights)
     assert set(model.seconds().values()) == {0.0}
     started = time.perf_counter()
     model.forward([Rows(IDS, 0, list(range(8)))], [len(IDS) - 1])

@@ -134,4 +134,4 @@ def test_the_choice_of_a_runner_says_why(tmp_path: Path) -> None:
 def test_a_runner_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(OperatorError, match=r"pip install 'chatsvc\[torch\]'"):
-        choose(tmp_path, "safetensors", "torch-int8")
+        choose(tmp_path, "safetensors", "torch")

@@ -1,4 +1,4 @@
-"""The reference runner over tiny random checkpoints: equal to transformers, and to itself in any company."""
+"""The reference runner over tiny random models: equal to transformers, and to itself in any company."""
 
 import json
 import shutil
@@ -22,7 +22,6 @@ from transformers import (
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.engine.runners.choice import load_runner
-from chatsvc.engine.runners.reference.int8 import Int8Linear
 from chatsvc.errors import OperatorError
 from tests.engine.conftest import run
 from tests.engine.filemodel import make_card
@@ -47,8 +46,8 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A checkpoint of an architecture, made on first use."""
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model, made on first use."""
     made: dict[str, Path] = {}
 
     def get(name: str) -> Path:
@@ -61,8 +60,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return get
 
 
-def load(path: Path, kind: str = "torch", num_threads: int = 1) -> Runner:
-    options = RunnerOptions(kind=kind, max_num_seqs=5, prefill_chunk_tokens=32, num_threads=num_threads)  # type: ignore[arg-type]
+def load(path: Path, num_threads: int = 1) -> Runner:
+    options = RunnerOptions(kind="torch", max_num_seqs=5, prefill_chunk_tokens=32, num_threads=num_threads)
     runner = load_runner(path, "safetensors", make_card(), options)
     runner.warm_up()
     return runner
@@ -74,28 +73,25 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_says_what_transformers_says(checkpoint: Callable[[str], Path], name: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32)
-    runner = load(checkpoint(name))
+def test_it_says_what_transformers_says(folder_of: Callable[[str], Path], name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.float32)
+    runner = load(folder_of(name))
     for prompt in prompts():
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, eos_token_id=2)
         ids = [token for token in expected[0, len(prompt) :].tolist() if token != 2]
         assert run(runner, [(prompt, GREEDY)]) == [ids]
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [*[(name, "torch") for name in MODELS], ("qwen2", "torch-int8"), ("qwen2-sliding", "torch-int8")]
-)
-def test_batched_equals_solo_exactly(checkpoint: Callable[[str], Path], name: str, kind: str) -> None:
-    runner = load(checkpoint(name), kind)
+@pytest.mark.parametrize("name", MODELS)
+def test_batched_equals_solo_exactly(folder_of: Callable[[str], Path], name: str) -> None:
+    runner = load(folder_of(name))
     seeded = Sampling(max_tokens=25, temperature=1.5, top_k=100, top_p=0.95, seed=11, frequency_penalty=0.5)
     work = [(prompt, GREEDY if number % 2 else seeded) for number, prompt in enumerate(prompts())]
     assert run(runner, work) == [run(runner, [one])[0] for one in work]
 
 
-@pytest.mark.parametrize("kind", ["torch", "torch-int8"])
-def test_company_changes_no_bit_of_the_logits(checkpoint: Callable[[str], Path], kind: str) -> None:
-    runner: Any = load(checkpoint("qwen2"), kind, num_threads=2)
+def test_company_changes_no_bit_of_the_logits(folder_of: Callable[[str], Path]) -> None:
+    runner: Any = load(folder_of("qwen2"), num_threads=2)
     model = runner._model
     with torch.inference_mode():
 
@@ -111,8 +107,8 @@ def test_company_changes_no_bit_of_the_logits(checkpoint: Callable[[str], Path],
     assert torch.equal(together, reversed_)
 
 
-def test_sequences_join_and_leave_between_steps(checkpoint: Callable[[str], Path]) -> None:
-    runner = load(checkpoint("qwen2"))
+def test_sequences_join_and_leave_between_steps(folder_of: Callable[[str], Path]) -> None:
+    runner = load(folder_of("qwen2"))
     first, second = prompts()[3], prompts()[1]
     alone = [run(runner, [(first, GREEDY)])[0], run(runner, [(second, GREEDY)])[0]]
     runner.add(1, first, GREEDY, "")
@@ -129,35 +125,24 @@ def test_sequences_join_and_leave_between_steps(checkpoint: Callable[[str], Path
     assert runner.cache_usage() == 0
 
 
-def test_int8_stays_near_float32(checkpoint: Callable[[str], Path]) -> None:
-    torch.manual_seed(2)
-    linear = torch.nn.Linear(64, 48)
-    inputs = torch.randn(3, 7, 64)
-    with torch.inference_mode():
-        exact, close = linear(inputs), Int8Linear(linear)(inputs)
-        assert torch.allclose(exact, close, atol=0.03)
-        assert Int8Linear(torch.nn.Linear(64, 8, bias=False))(inputs).shape == (3, 7, 8)
-    assert load(checkpoint("qwen2"), "torch-int8").card.runner == "torch-int8"
-
-
-def test_a_seed_repeats_and_no_seed_does_not(checkpoint: Callable[[str], Path]) -> None:
-    runner = load(checkpoint("qwen2"))
+def test_a_seed_repeats_and_no_seed_does_not(folder_of: Callable[[str], Path]) -> None:
+    runner = load(folder_of("qwen2"))
     seeded = Sampling(max_tokens=20, temperature=1.5, seed=-1)
     free = Sampling(max_tokens=20, temperature=1.5, top_k=0)
     assert run(runner, [([7, 8], seeded)]) == run(runner, [([7, 8], seeded)])
     assert run(runner, [([7, 8], free)]) != run(runner, [([7, 8], free)])
 
 
-def test_ids_outside_the_vocabulary_are_refused(checkpoint: Callable[[str], Path]) -> None:
-    runner = load(checkpoint("qwen2"))
+def test_ids_outside_the_vocabulary_are_refused(folder_of: Callable[[str], Path]) -> None:
+    runner = load(folder_of("qwen2"))
     for bad in ([], [300], [-1]):
         with pytest.raises(ValueError, match="vocabulary"):
             runner.add(1, bad, GREEDY, "")
     assert runner.step() == []
 
 
-def test_cancel_forgets(checkpoint: Callable[[str], Path]) -> None:
-    runner = load(checkpoint("qwen2"))
+def test_cancel_forgets(folder_of: Callable[[str], Path]) -> None:
+    runner = load(folder_of("qwen2"))
     runner.add(1, prompts()[4], GREEDY, "")
     runner.step()
     assert runner.cache_usage() > 0
@@ -173,10 +158,10 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
 
 
 def test_frequencies_that_depend_on_a_prompts_length_are_refused(
-    checkpoint: Callable[[str], Path], tmp_path: Path
+    folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """A prompt's first chunks would be cached with those of a short one."""
-    path = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    path = shutil.copytree(folder_of("llama"), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     scaling = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     config["rope_parameters"] = {**scaling, "rope_theta": 1e4, "original_max_position_embeddings": 64}
@@ -186,11 +171,9 @@ def test_frequencies_that_depend_on_a_prompts_length_are_refused(
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight"])
-def test_a_checkpoint_that_lacks_a_weight_is_refused(
-    checkpoint: Callable[[str], Path], tmp_path: Path, name: str
-) -> None:
+def test_a_model_that_lacks_a_weight_is_refused(folder_of: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """transformers warns, and fills in random numbers."""
-    shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    shutil.copytree(folder_of("llama"), tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     del weights[name]
     save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})

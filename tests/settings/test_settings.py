@@ -212,6 +212,12 @@ def test_values_that_do_not_fit_together_are_refused(home: Path, variable: str, 
     assert problem.startswith(expected)
 
 
+def test_a_runner_that_was_removed_is_refused_with_the_remedy(home: Path) -> None:
+    (problem,) = problems_of(CHATSVC_HOME=str(home), CHATSVC_ENGINE__RUNNER="torch-int8")
+    assert problem.startswith("engine.runner: torch-int8 was removed")
+    assert problem.endswith("set auto or torch")
+
+
 def test_threads_follow_what_may_run_and_wait(home: Path) -> None:
     assert load({"CHATSVC_HOME": str(home)}).server_threads == 96 + 16 + (2 + 64) + 24 + 8
     assert load({"CHATSVC_HOME": str(home), "CHATSVC_SERVER__THREADS": "500"}).server_threads == 500

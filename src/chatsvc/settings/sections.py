@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
-from chatsvc.settings.sources import Network, parse_list, parse_networks, parse_origins, url_check
+from chatsvc.settings.sources import (
+    Network,
+    parse_list,
+    parse_networks,
+    parse_origins,
+    refuse_retired_runner,
+    url_check,
+)
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -125,7 +132,7 @@ class OpenAISection(Section):
 class EngineSection(Section):
     """``[engine]``: the process that holds the model."""
 
-    runner: Literal["auto", "native", "openvino", "torch", "torch-int8"] = "auto"
+    runner: Annotated[Literal["auto", "native", "openvino", "torch"], BeforeValidator(refuse_retired_runner)] = "auto"
     socket: Path | None = None
     max_num_seqs: Count = 16
     cache_size_gb: Annotated[float, Field(gt=0)] = 1.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chatsvc.engine.runners.quality import Forecast, Quality
     from chatsvc.models.store import ModelFolder, ModelStore
 
-RUNNERS = ("auto", "native", "openvino", "torch", "torch-int8")
+RUNNERS = ("auto", "native", "openvino", "torch")
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 # English prose from Python's own help, which every installation has: anybody can repeat a measurement.
 TOPICS = ("execmodel", "exceptions", "context-managers", "customization", "import")
@@ -139,5 +139,5 @@ def _quality(
         elif runner == "openvino":
             said = measuring.forecast_openvino(path, windows, {} if group is None else {_GROUP_SIZE: group})
         else:
-            said = measuring.forecast_torch(path, windows, int8=runner == "torch-int8")
+            said = measuring.forecast_torch(path, windows)
     return measuring.compare(truth, said)

@@ -29,7 +29,7 @@ class RunnerOptions:
         dynamic_quantization_group: activations that share a scale, in OpenVINO; larger is faster, less exact.
     """
 
-    kind: Literal["auto", "native", "openvino", "torch", "torch-int8"] = "auto"
+    kind: Literal["auto", "native", "openvino", "torch"] = "auto"
     max_num_seqs: int = 16
     cache_size_gb: float = 1.0
     prefill_chunk_tokens: int = 256

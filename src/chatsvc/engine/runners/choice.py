@@ -18,11 +18,10 @@ _SERVES = {
     "native": ("gguf", "safetensors"),
     "openvino": ("gguf", "openvino"),
     "torch": ("safetensors",),
-    "torch-int8": ("safetensors",),
 }
 # The number types that OpenVINO GenAI's GGUF reader takes.
 _OPENVINO_GGUF_KINDS = frozenset({"F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
-_MODULE = {"openvino": "openvino_genai", "torch": "torch", "torch-int8": "torch"}
+_MODULE = {"openvino": "openvino_genai", "torch": "torch"}
 
 
 def load_runner(path: Path, model_format: str, card: ModelCard, options: RunnerOptions) -> Runner:
@@ -99,9 +98,7 @@ def _obstacle_of_openvino(path: Path) -> str:
     except NotServed as error:
         return error.message
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise OperatorError(
-            f"{path.name} cannot be read as a checkpoint ({error}); import another copy of it"
-        ) from error
+        raise OperatorError(f"{path.name} is damaged ({error}); import another copy of it") from error
     if what.rope.scaling:
         return f"a rotary position embedding scaled by {what.rope.scaling}"
     if what.is_interleaved and what.biases:

@@ -80,13 +80,13 @@ def forecast_fp32(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast
     return forecasts
 
 
-def forecast_torch(path: Path, windows: Sequence[Sequence[int]], *, int8: bool) -> list[Forecast]:
+def forecast_torch(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
     """The candidate: the torch runner's own forward pass, token by token as in decoding."""
     import torch  # noqa: PLC0415 - an extra; only where it is needed
 
     from chatsvc.engine.runners.reference.model import model_for  # noqa: PLC0415 - needs torch
 
-    model = model_for(_load_fp32(path), max_num_seqs=1, int8=int8)
+    model = model_for(_load_fp32(path), max_num_seqs=1)
     forecasts = []
     for window in windows:
         cache = model.new_cache()
@@ -110,14 +110,14 @@ def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Foreca
     """The candidate: our own forward pass, in chunks through its KV cache as a prompt goes."""
     from chatsvc.engine.runners.native.filling import fill  # noqa: PLC0415 - only where it serves
     from chatsvc.engine.runners.native.library import PAGE_TOKENS, Capacity, Model, Rows  # noqa: PLC0415 - only there
-    from chatsvc.engine.runners.native.weights import open_checkpoint  # noqa: PLC0415 - only where it serves
+    from chatsvc.engine.runners.native.weights import open_weights  # noqa: PLC0415 - only where it serves
 
-    checkpoint = open_checkpoint(path)
+    weights = open_weights(path)
     longest = max(len(window) for window in windows)
     pages = list(range(-(-longest // PAGE_TOKENS)))
     num_threads = len(os.sched_getaffinity(0))
-    model = Model(checkpoint.shape, Capacity(longest, _NATIVE_CHUNK_TOKENS, len(pages), num_threads))
-    fill(model, checkpoint)
+    model = Model(weights.shape, Capacity(longest, _NATIVE_CHUNK_TOKENS, len(pages), num_threads))
+    fill(model, weights)
     forecasts = []
     for window in windows:
         starts = range(0, len(window) - 1, _NATIVE_CHUNK_TOKENS)

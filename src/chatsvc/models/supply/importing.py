@@ -181,7 +181,7 @@ def _contents_of(source: Path) -> _Contents:
         return dataclasses.replace(contents, texts=with_recommended(contents.texts, source))
     raise OperatorError(
         f"{source}: holds no model that can be imported: expected a .gguf file, model.safetensors with config.json and "
-        "tokenizer.json, or openvino_model.xml with .bin (pickled checkpoints like pytorch_model.bin are never opened)"
+        "tokenizer.json, or openvino_model.xml with .bin (pickled weights like pytorch_model.bin are never opened)"
     )
 
 

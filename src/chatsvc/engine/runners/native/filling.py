@@ -1,4 +1,4 @@
-"""Packs a checkpoint's weights into a model, a block of rows at a time, so that little is held twice.
+"""Packs weight files into a model, a block of rows at a time, so that little is held twice.
 
 Every tensor is compared with the model's shape before C sees it: C believes what it is told.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
-from chatsvc.engine.runners.native.weights import Checkpoint, Tensor, unpacked
+from chatsvc.engine.runners.native.weights import Tensor, Weights, unpacked
 from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096
@@ -24,25 +24,25 @@ _READ_AS_STORED = {
 }
 
 
-def fill(model: Model, checkpoint: Checkpoint) -> None:
+def fill(model: Model, weights: Weights) -> None:
     """All matrices and vectors.
 
     Raises:
         OperatorError: a tensor is not there, or not of the size that the model's shape says.
     """
     try:
-        _fill(model, checkpoint)
+        _fill(model, weights)
     except KeyError as error:
         raise OperatorError(f"The model lacks the tensor {error}; import another copy of it.") from error
     except ValueError as error:
         raise OperatorError(f"The model's tensors are damaged ({error}); import another copy of it.") from error
 
 
-def _fill(model: Model, checkpoint: Checkpoint) -> None:
-    shape = checkpoint.shape
+def _fill(model: Model, weights: Weights) -> None:
+    shape = weights.shape
     sizes = _matrix_sizes(shape)
     for matrix, layer in _matrices(shape):
-        tensor = checkpoint.matrix(matrix, layer)
+        tensor = weights.matrix(matrix, layer)
         num_rows, depth = sizes[matrix]
         _check(len(tensor.rows) == num_rows, matrix.name, layer)
         for first in range(0, num_rows, _BLOCK_ROWS):
@@ -50,7 +50,7 @@ def _fill(model: Model, checkpoint: Checkpoint) -> None:
             _check(row_numbers == depth, matrix.name, layer)
             model.set_rows(matrix, layer, first, number, rows)
     for vector, layer in _vectors(shape):
-        numbers = checkpoint.vector(vector, layer)
+        numbers = weights.vector(vector, layer)
         num_biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
         _check(len(numbers) == (num_biases if vector is Vector.BIAS else shape.hidden_size), vector.name, layer)
         model.set_vector(vector, layer, numbers)

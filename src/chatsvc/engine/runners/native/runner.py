@@ -39,7 +39,7 @@ from chatsvc.engine.runners.native.turns import (
     output_of,
     share_out,
 )
-from chatsvc.engine.runners.native.weights import open_checkpoint
+from chatsvc.engine.runners.native.weights import open_weights
 from chatsvc.engine.runners.sizing import MIB, check_limit, num_cache_blocks
 from chatsvc.engine.runners.steering import Steering
 from chatsvc.errors import OperatorError
@@ -77,11 +77,11 @@ class NativeRunner:
         self._options = options
         self._clock = clock
         self._eos = frozenset(card.eos_token_ids)
-        checkpoint = open_checkpoint(path)
-        self._vocabulary_size = checkpoint.shape.vocabulary_size
+        weights = open_weights(path)
+        self._vocabulary_size = weights.shape.vocabulary_size
         self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
-        page_bytes = library.page_bytes(checkpoint.shape)
-        fixed_bytes = library.weights_bytes(checkpoint.shape) + _PROCESS_BYTES
+        page_bytes = library.page_bytes(weights.shape)
+        fixed_bytes = library.weights_bytes(weights.shape) + _PROCESS_BYTES
         self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, card.context_length, options))
         # Whoever asks for more than the cache holds is told so like one who asks for more than the model knows.
         context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
@@ -96,8 +96,8 @@ class NativeRunner:
             num_pages=len(self._pages),
             num_threads=options.num_threads or len(os.sched_getaffinity(0)),
         )
-        self._model = Model(checkpoint.shape, capacity)
-        fill(self._model, checkpoint)
+        self._model = Model(weights.shape, capacity)
+        fill(self._model, weights)
 
     def warm_up(self) -> None:
         """Two full chunks, of which the second tells what a chunk costs, and a full batch."""

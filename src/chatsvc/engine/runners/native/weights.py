@@ -1,4 +1,4 @@
-"""Reads a checkpoint's shape and tensors from a GGUF file or a folder of safetensors, without any inference library.
+"""Reads a model's shape and tensors from a GGUF file or a folder of safetensors, without any inference library.
 
 Both are mapped, not read: a tensor's pages are touched when its rows are packed. What this runner cannot compute is
 refused with the reason, so that another runner may serve it. Formats: ggml-org/ggml docs/gguf.md, and
@@ -43,7 +43,7 @@ class Tensor:
     rows: NDArray[np.uint8]
 
 
-class Checkpoint(Protocol):
+class Weights(Protocol):
     """A model's files."""
 
     shape: Shape
@@ -55,7 +55,7 @@ class Checkpoint(Protocol):
         """Its numbers."""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_weights(path: Path) -> Weights:
     """A ``.gguf`` file, or a folder with ``config.json`` and safetensors.
 
     Raises:
@@ -63,11 +63,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         OperatorError: the files are damaged.
     """
     try:
-        return GgufCheckpoint(path) if path.is_file() else SafetensorsCheckpoint(path)
+        return GgufWeights(path) if path.is_file() else SafetensorsWeights(path)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
-        raise OperatorError(
-            f"{path.name} cannot be read as a checkpoint ({error}); import another copy of it"
-        ) from error
+        raise OperatorError(f"{path.name} is damaged ({error}); import another copy of it") from error
 
 
 def obstacle(path: Path) -> str:
@@ -77,7 +75,7 @@ def obstacle(path: Path) -> str:
         OperatorError: the files are damaged.
     """
     try:
-        open_checkpoint(path)
+        open_weights(path)
     except NotServed as error:
         return error.message
     return ""
@@ -131,7 +129,7 @@ def _shape_of(what: Decoder) -> Shape:
     )
 
 
-class GgufCheckpoint:
+class GgufWeights:
     """A GGUF file of architecture ``llama`` or ``qwen2``."""
 
     _names: ClassVar = {
@@ -158,11 +156,11 @@ class GgufCheckpoint:
         self.shape = _shape_of(what)
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
-        """See :class:`Checkpoint`."""
+        """See :class:`Weights`."""
         return self._tensor(f"{self._names[matrix].format(layer)}.weight")
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
-        """See :class:`Checkpoint`."""
+        """See :class:`Weights`."""
         if vector is Vector.BIAS:
             return np.concatenate([self._numbers(f"blk.{layer}.attn_{part}.bias") for part in "qkv"])
         name = {Vector.FINAL_NORM: "output_norm", Vector.ATTENTION_NORM: f"blk.{layer}.attn_norm"}
@@ -178,7 +176,7 @@ class GgufCheckpoint:
         return Tensor(entry.kind, self._bytes[start : start + entry.num_bytes].reshape(rows, -1))
 
 
-class SafetensorsCheckpoint:
+class SafetensorsWeights:
     """A folder of ``model_type`` ``llama`` or ``qwen2``."""
 
     _names: ClassVar = {
@@ -203,11 +201,11 @@ class SafetensorsCheckpoint:
         self.shape = _shape_of(what)
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
-        """See :class:`Checkpoint`."""
+        """See :class:`Weights`."""
         return self._tensors[f"{self._names[matrix].format(layer)}.weight"]
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
-        """See :class:`Checkpoint`."""
+        """See :class:`Weights`."""
         prefix = f"model.layers.{layer}"
         if vector is Vector.BIAS:
             return np.concatenate([self._numbers(f"{prefix}.self_attn.{part}_proj.bias") for part in "qkv"])

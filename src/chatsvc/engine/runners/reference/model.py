@@ -4,7 +4,7 @@ What one sequence gets is the same to the last bit whoever shares its batch:
 
 - A prompt's chunk goes through alone, so its matrices have the same shape every time.
 - A decode step always has the same number of rows; empty ones are padding. A row of a matrix product depends on the
-  matrix' shape, not on the other rows. (With int8 the sums are exact integers, so no padding is needed.)
+  matrix' shape, not on the other rows.
 - Attention is computed for each sequence by itself, over its own cache.
 
 Shapes below: R rows (tokens), H hidden size, D head size, S tokens in a sequence's cache.
@@ -20,8 +20,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache
-
-from chatsvc.engine.runners.reference.int8 import quantise_linears
 
 _SERVED = frozenset({"llama", "qwen2", "qwen3"})
 _FIRST_CAPACITY = 256
@@ -42,12 +40,10 @@ class Model(Protocol):
         """Take one token of each sequence in; logits behind each, shape (sequences, vocabulary)."""
 
 
-def model_for(model: Any, *, max_num_seqs: int, int8: bool) -> Model:
+def model_for(model: Any, *, max_num_seqs: int) -> Model:
     """The batched forward pass where the architecture is known, else transformers' own, one sequence at a time."""
     if is_batchable(model.config):
-        return BatchedModel(model, max_num_seqs=max_num_seqs, int8=int8)
-    if int8:
-        quantise_linears(model)
+        return BatchedModel(model, max_num_seqs=max_num_seqs)
     return SequentialModel(model)
 
 
@@ -134,17 +130,14 @@ class _Span:
 class BatchedModel:
     """The forward pass of Llama, Qwen2 and Qwen3 over the modules of a transformers model."""
 
-    def __init__(self, model: Any, *, max_num_seqs: int, int8: bool) -> None:
+    def __init__(self, model: Any, *, max_num_seqs: int) -> None:
         config = model.config
         self._decoder = model.model
         self._head: nn.Module = model.lm_head
         self._num_heads = int(config.num_attention_heads)
         self._num_kv_heads = int(config.num_key_value_heads)
         self._head_size = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        self._num_rows = 0 if int8 else -(-max_num_seqs // _ROW_BLOCK) * _ROW_BLOCK
-        if int8:
-            quantise_linears(model)
-            self._head = model.lm_head
+        self._num_rows = -(-max_num_seqs // _ROW_BLOCK) * _ROW_BLOCK
 
     def new_cache(self) -> KvCache:
         """An empty cache."""

@@ -1,8 +1,8 @@
-"""The reference runner: torch and transformers, continuous batching, float32 or int8.
+"""The reference runner: torch and transformers, continuous batching in float32.
 
-What a sequence gets does not depend on who shares its batch, to the last bit (:mod:`.torch_model` tells how), so it is
-the truth that the fast runners are compared with, and the way onto processors that neither of them serves. Safetensors
-only, nothing is fetched, and code that comes with a model is never run.
+A sequence's results do not depend on what shares its batch, to the last bit (``model.py`` says how). So it is the truth
+that the fast runners are compared with, and it serves processors that they do not. Safetensors only; nothing is
+fetched, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -56,15 +56,14 @@ class TorchRunner:
     Args:
         path: a directory with ``config.json`` and ``model.safetensors``.
         card: what the model is.
-        options: sizes; kind ``torch-int8`` quantises the linear layers.
+        options: sizes.
 
     Raises:
         OperatorError: it cannot be loaded.
     """
 
     def __init__(self, path: Path, card: ModelCard, options: RunnerOptions) -> None:
-        int8 = options.kind == "torch-int8"
-        self.card = msgspec.structs.replace(card, runner="torch-int8" if int8 else "torch")
+        self.card = msgspec.structs.replace(card, runner="torch")
         self.max_num_seqs = options.max_num_seqs
         self._chunk = min(options.prefill_chunk_tokens, _MAX_CHUNK_TOKENS)
         self._eos = frozenset(card.eos_token_ids)
@@ -73,7 +72,7 @@ class TorchRunner:
             torch.set_num_threads(options.num_threads)
         loaded = _load(path)
         self._num_embeddings = int(loaded.get_input_embeddings().num_embeddings)
-        self._model = model_for(loaded, max_num_seqs=options.max_num_seqs, int8=int8)
+        self._model = model_for(loaded, max_num_seqs=options.max_num_seqs)
 
     def warm_up(self) -> None:
         """One short sequence; there is nothing to compile."""
