@@ -48,13 +48,13 @@ CHEAP = {
 
 # What takes a minute and more, longest first: whole files run on one worker, and none should be left with one of these alone.
 LONGEST = (
-    "cli/test_kit.py", "http/test_page_troubles.py", "http/test_schemathesis.py", "models/test_convert.py", "audit/test_crash.py",
+    "kit/test_kit.py", "http/test_page_troubles.py", "http/test_schemathesis.py", "models/test_convert.py", "audit/test_crash.py",
     "system/test_behind_nginx.py", "system/test_drain_and_swap.py", "system/test_sealed_weights.py", "system/test_unplugged.py",
     "engine/test_native.py", "http/test_worker.py", "engine/test_torch.py", "http/test_outage.py", "audit/test_faults.py",
     "http/test_server.py", "http/test_browser.py",
 )  # fmt: skip
-# Whatever asks for one of these needs an engine process or a browser.
-NOT_FAST = {"engine_socket", "serve", "server", "app", "client", "service", "driver"}
+# Whatever asks for one of these starts an engine or a browser, or loads or converts a whole model.
+NOT_FAST = {"engine_socket", "driver", "smollm2", "converted"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -169,8 +169,9 @@ def check_nothing_found(held: Held) -> None:
 
 
 @pytest.fixture
-def app(make_app: Callable[..., Flask]) -> Flask:
+def app(make_app: Callable[..., Flask], engine_socket: Path) -> Flask:
     """An application with a model behind it."""
+    del engine_socket  # named here, so that whoever asks for an application is known to need an engine
     return make_app()
 
 

@@ -131,6 +131,7 @@ def test_an_owner_with_ipv6_is_not_locked_out_by_the_failures_of_others(guard, a
     assert guard.login.verify("ada", PASSWORD, ip_address("2001:db8:1:2:ffff::1"))
 
 
+@pytest.mark.slow
 def test_a_clock_that_was_years_ahead_lengthens_no_wait(guard, ada, clock):
     clock.advance(126_144_000)
     fail(guard, times=5)

@@ -81,6 +81,7 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@pytest.mark.slow
 def test_fifty_parallel_hashes_of_the_real_cost_do_not_keep_their_memory():
     passwords = Passwords(PasswordOptions(max_wait_s=300))  # on a busy machine the last ones wait for long
     before = resident_bytes()

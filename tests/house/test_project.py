@@ -14,6 +14,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from tests.conftest import LONGEST
 from tools import lock
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -90,6 +91,10 @@ def test_a_failed_test_is_tried_again_in_ci_only() -> None:
 
     assert "--reruns" not in command()
     assert "--reruns 1" in command(CI="true")
+
+
+def test_the_longest_files_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_the_version_stands_in_one_place() -> None:

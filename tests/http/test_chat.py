@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 from chatsvc.app import running_in
 from chatsvc.guard.credentials.api_keys import NewKey
 
+pytestmark = pytest.mark.engine
+
 PARIS = {"query": "What is the capital of France?", "max_tokens": 16, "temperature": 0}
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import httpx
 import pytest
 
+pytestmark = pytest.mark.engine
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Hi"}]
 WEATHER = {

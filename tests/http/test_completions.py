@@ -6,6 +6,8 @@ import pytest
 
 from chatsvc.app import running_in
 
+pytestmark = pytest.mark.engine
+
 URL = "/v1/completions"
 PROMPT = "The capital of France is"
 

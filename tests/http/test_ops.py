@@ -78,6 +78,7 @@ def test_a_database_that_another_program_has_locked_is_not_healthy(app, client, 
     wait_until(lambda: health(client) == (200, None), what="recovery")
 
 
+@pytest.mark.engine
 def test_a_postgresql_that_takes_no_writes_is_not_healthy(postgres, make_app, wait_until):
     database = Database(postgres.url)
     try:

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+pytestmark = pytest.mark.engine
+
 SHIP = "Invent a name for a ship."
 URL = "/v1/chat/completions"
 

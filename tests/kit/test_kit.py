@@ -307,6 +307,7 @@ def test_an_archive_of_holes_is_refused_before_it_is_read(small_kit: tuple[Path,
         verify(holes, small_kit[1])
 
 
+@pytest.mark.slow
 def test_an_older_kit_becomes_current_only_by_its_version_and_on_record(
     tmp_path: Path, keys, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -435,6 +436,7 @@ def test_a_wheel_with_compiled_code_becomes_a_kit_for_another_target(tmp_path: P
     assert f"wheels/{wheel.name}" in {entry["path"] for entry in kit.manifest["files"]}
 
 
+@pytest.mark.slow
 def test_the_life_of_an_installation(
     small_kit: tuple[Path, bytes], tmp_path: Path, keys, capsys: pytest.CaptureFixture[str]
 ):

@@ -20,6 +20,8 @@ from chatsvc.models.card import ModelCard
 from chatsvc.supervisor.child import Command
 from chatsvc.supervisor.supervisor import EXIT_COULD_NOT, EXIT_STOPPED, Processes, Supervisor, _Pauses
 
+pytestmark = pytest.mark.slow  # real processes, and the pauses between them
+
 ENGINE = Path(__file__).with_name("scripted_engine.py")
 OVER = threading.Event()
 STUBBORN = (
