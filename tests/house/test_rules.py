@@ -78,7 +78,7 @@ ONLY_IN = {
     r"^\s*(?:from|import) (?:openvino|openvino_genai|torch|transformers|modelscope)\b": ("engine/runners/", "models/"),
     r"^\s*(?:from|import) flask_jwt_extended\b": ("http/wire/tokens.py",),
     r"^\s*(?:from|import) jwt\b": ("guard/credentials/tokens.py",),
-    r"\bthreading\.Thread\(|\bThread\(": ("engine/", "audit/", "supervisor/", "cli/", "guard/outbox.py", "observe/"),
+    r"\bthreading\.Thread\(|\bThread\(": ("engine/", "audit/", "observe/"),
     r"\bsubprocess\.(?:run|Popen|check_output|check_call)\(": ("cli/", "supervisor/", "kit/", "models/"),
     r"(?<![\w.])print\(": ("cli/", "kit/"),
     r"\bfcntl\.(?:flock|lockf)\(|\bos\.(?:fsync|fdatasync|link)\(|\.hardlink_to\(": ("disk/",),
