@@ -97,6 +97,13 @@ def test_the_longest_files_are_there() -> None:
     assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
+def test_recipes_name_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|tests|docs|config|nginx|systemd|tools)/[^`\s]*|[\w.-]+\.(?:md|toml|yaml|txt))`", text)
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_version_stands_in_one_place() -> None:
     version = PROJECT["version"].replace(".", r"\.")
     for name in ("Dockerfile", "compose.yaml", "src/chatsvc/__init__.py", "README.md"):
