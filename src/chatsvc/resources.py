@@ -1,4 +1,4 @@
-"""Finds the operator's files (``config/``, ``nginx/`` …): inside the installed wheel, or in the checkout."""
+"""Finds the files for operators (``config/``, ``nginx/`` …) in the installed wheel or in the checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource_path(relative: str) -> Path:
-    """The path of an operator's file such as ``config/chatsvc.toml``.
+    """The path of a file for operators, such as ``config/chatsvc.toml``.
 
     Raises:
         FileNotFoundError: the installation is incomplete.

@@ -1,6 +1,6 @@
-"""From settings to the rooms' own options: what the web process and the command line both need.
+"""Turns settings into the options of other packages, for the web process and the command line.
 
-Knows both sides, and nothing about what either does with the values.
+Knows the fields of both, and nothing about what the values do.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def _require_extra(key: str, package: str, extra: str) -> None:
-    """Say which optional packages a key of the configuration needs, before an import fails.
+    """Require the optional package of a configuration key, before an import fails.
 
     Raises:
-        OperatorError: they are not installed.
+        OperatorError: it is not installed; the message says how to install it.
     """
     if find_spec(package) is None:
         raise OperatorError(
@@ -90,7 +90,7 @@ def _witness_peer(settings: Settings) -> Peer | None:
 
 
 def _digest(settings: Settings) -> str:
-    """SHA-256 of the configuration without its secrets: the log shows at which start it had changed."""
+    """SHA-256 of the configuration without its secrets: the audit log shows at which start it had changed."""
     return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
@@ -134,7 +134,7 @@ def guard_options(settings: Settings) -> GuardOptions:
 
 
 def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory] | None:
-    """What makes the LDAP directory once there are accounts; None where none is configured.
+    """A factory of the LDAP directory, which needs the accounts; None if no directory is configured.
 
     Raises:
         OperatorError: the package for it is not installed.
@@ -162,10 +162,10 @@ def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory]
 
 
 def oidc_provider(settings: Settings) -> OidcProvider | None:
-    """The OpenID provider, or None where none is configured.
+    """The OpenID provider, or None if none is configured.
 
     Raises:
-        OperatorError: a package for it is not installed, or the section is a hole.
+        OperatorError: a package for it is not installed, or the section is incomplete.
     """
     section = settings.oidc
     if section.issuer is None:
@@ -191,7 +191,7 @@ def oidc_provider(settings: Settings) -> OidcProvider | None:
 
 
 def oidc_bearer(provider: OidcProvider | None, accounts: VouchedAccounts) -> TrustedIssuer | None:
-    """Takes the provider's tokens for tools; None where there is no provider."""
+    """Accepts the provider's tokens as bearers; None if there is no provider."""
     if provider is None:
         return None
     from chatsvc.guard.providers.oidc import OidcBearer  # noqa: PLC0415  (as above)
@@ -200,7 +200,7 @@ def oidc_bearer(provider: OidcProvider | None, accounts: VouchedAccounts) -> Tru
 
 
 def outbox_recorder(audit: AuditLog) -> Recorder:
-    """Makes an administrative act that was done by command a record of the log."""
+    """Writes the outbox's administrative acts, done by command, into the audit log."""
 
     def record(action: str, actor: str, details: Mapping[str, Any]) -> None:
         audit.event(Facts(request_id=uuid4().hex, action=action, actor=actor), Result("allowed", details=details))
@@ -216,7 +216,7 @@ def model_store(settings: Settings, trial: Trial | None = None) -> ModelStore:
 
 
 def examine_model(settings: Settings, folder: ModelFolder) -> None:
-    """Whether a model's template renders and a runner takes its weights, without loading them.
+    """Check that a model's template renders and a runner accepts its weights, without loading them.
 
     Raises:
         OperatorError: it would not be served; the message says why.

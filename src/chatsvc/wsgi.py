@@ -1,4 +1,4 @@
-"""What gunicorn imports: the one module that does its work at import. ``chatsvc.wsgi:app``."""
+"""The WSGI entry point, ``chatsvc.wsgi:app``. The only module that does work when it is imported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from chatsvc.app import create_app, running_in
 from chatsvc.chat.drain import Drain
 from chatsvc.settings.load import load
 
-# What is still streaming needs a moment to say so before gunicorn's own patience ends.
+# Streams end with an error event this long before gunicorn's graceful_timeout cuts them off.
 _BEFORE_GUNICORN_S = 2.0
 
 
 def drain_on_sigterm(drain: Drain, timeout_s: float) -> None:
-    """Refuse new work as soon as gunicorn is told to end, and end what runs before gunicorn cuts it off."""
+    """On SIGTERM refuse new requests at once, and end running streams before gunicorn cuts them off."""
     before = signal.getsignal(signal.SIGTERM)
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,7 @@ from chatsvc.errors import ConfigurationInvalid
 from chatsvc.settings.load import Settings, load
 
 LISTED = {"CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
+from chatsvc.supervisor import cgroup
 
 
 def settings(home: Path, **keys: str) -> Settings:
@@ -91,6 +92,14 @@ def test_a_database_and_a_witness_file_need_their_directories(tmp_path: Path) ->
     inside = tmp_path / "file" / "x"
     keys = {"STORE__URL": f"sqlite:///{inside}", "AUDIT__WITNESS_FILES": f'["{inside}"]'}
     assert len(start_checks.problems(settings(tmp_path / "home", **keys))) == 2
+
+
+def test_a_group_too_small_for_the_threads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "max_tasks", lambda: 256)
+    (warning,) = start_checks.warnings(settings(tmp_path / "home"))
+    assert "The control group allows 256 processes and threads" in warning
+    assert "TasksMax" in warning
+    assert start_checks.warnings(settings(tmp_path / "home", LIMITS__MAX_WAITING="32")) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another account's view needs root to become that account")

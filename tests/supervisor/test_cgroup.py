@@ -49,3 +49,15 @@ def test_a_group_of_version_1_limits_and_unlimited_is_no_limit(machine) -> None:
 
 def test_this_machine_has_some_memory_left() -> None:
     assert cgroup.available_bytes() > 0
+
+
+def test_a_group_limits_its_processes_and_threads(machine) -> None:
+    proc, groups = machine
+    assert cgroup.max_tasks(proc, groups) > 2**32
+    (groups / "a" / "pids.max").write_text("256\n")
+    assert cgroup.max_tasks(proc, groups) == 256
+    (groups / "a" / "pids.max").write_text("max\n")
+    (proc / "self" / "cgroup").write_text("5:pids:/b\n0::/\n")
+    (groups / "pids" / "b").mkdir(parents=True)
+    (groups / "pids" / "b" / "pids.max").write_text("64\n")
+    assert cgroup.max_tasks(proc, groups) == 64

@@ -1,1 +1,1 @@
-"""Configuration: where it comes from and what it may be."""
+"""The configuration: its keys and bounds, and where values come from."""

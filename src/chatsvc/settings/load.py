@@ -1,8 +1,8 @@
 """Configuration: ``chatsvc.toml`` + environment + ``*_FILE``. The only module that reads ``os.environ``.
 
 A key is looked for in ``CHATSVC_SECTION__KEY``, then ``CHATSVC_SECTION__KEY_FILE`` (the file's content, for secrets),
-then the TOML file, then the default in :mod:`chatsvc.settings.sections`, where the keys are. Knows nothing about who
-uses a value.
+then the TOML file, then the default in :mod:`chatsvc.settings.sections`, which defines the keys. Knows nothing about
+who uses a value.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ from chatsvc.settings.sections import (
 )
 from chatsvc.settings.sources import PREFIX, read_environment, read_toml, sentence
 
-# Threads of the web process: what may wait has its number, and together they are fewer than there are.
-WAITING_HASHES = 64  # logins that wait for their turn to hash; more are refused at once
-_DIRECTORY_LOGINS = 40  # at and before a directory (guard/accounts/login.py)
-_OTHER_THREADS = 24  # for everything else, which waits for the disk, a database or a provider at most
-HEALTH_THREADS = 8  # nothing but health gets the last ones
+# Threads of the web process. Each kind of waiting has a maximum, and the sum of all is the number of threads, so that
+# waiting requests can never take every thread.
+WAITING_HASHES = 64  # logins that wait for a hash; more are refused at once
+_DIRECTORY_LOGINS = 40  # that ask a directory or wait to (guard/accounts/login.py)
+_OTHER_THREADS = 24  # all other requests, which wait for the disk, a database or a provider
+HEALTH_THREADS = 8  # reserved for health
 _MAX_KEEP_ALIVE_S = 60  # nginx gives a silent upstream 75 s
 # No library may use the network: models are local files, and nothing reports that it runs.
 _OFFLINE = {
@@ -56,12 +57,12 @@ _OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
-    "MALLOC_ARENA_MAX": "2",  # one heap arena a thread would cost the engine memory
+    "MALLOC_ARENA_MAX": "2",  # glibc: fewer heap arenas hold back less memory
 }
 
 
 class Settings(BaseSettings):
-    """All of it. Make one with :func:`load`; give rooms the values they need, never the whole."""
+    """The whole configuration, made by :func:`load`. Pass on only the values that a package needs, not all of it."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -83,7 +84,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse values that fit one by one and not together."""
+        """Refuse values that are valid one by one but not together."""
         rules = (
             (
                 self.tokens.refresh_idle_s > self.tokens.access_lifetime_s,
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
         return self
 
     def _unknown_roles(self) -> list[str]:
-        """A role that does not exist would silently give nobody a scope."""
+        """Unknown role names: they would silently give no scope to anybody."""
         named = (
             ("limits.by_role", self.limits.by_role.keys()),
             ("ldap.roles", self.ldap.roles.values()),
@@ -131,13 +132,13 @@ class Settings(BaseSettings):
 
     @property
     def least_threads(self) -> int:
-        """One for everything that may wait at once: answers, the queue, logins, the rest, and what health has alone."""
+        """One for each request that may run or wait at once, of every kind, and those reserved for health."""
         answers = self.engine.max_num_seqs + self.limits.max_waiting
         logins = self.accounts.max_parallel_hashes + WAITING_HASHES
         directory = _DIRECTORY_LOGINS if self.ldap.url else 0
         return answers + logins + directory + _OTHER_THREADS + HEALTH_THREADS
 
-    # Where things are when the file does not say otherwise: everything below CHATSVC_HOME.
+    # Paths that the file does not set are below CHATSVC_HOME.
     @property
     def engine_socket(self) -> Path:
         """The unix socket between web and engine, mode 0600."""
@@ -145,7 +146,7 @@ class Settings(BaseSettings):
 
     @property
     def models_directory(self) -> Path:
-        """One folder a model and ``current``, a symbolic link."""
+        """One folder for each model, and ``current``, a symbolic link to the active one."""
         return self.models.directory or self.home / "models"
 
     @property
@@ -163,18 +164,16 @@ class Settings(BaseSettings):
         """The SQLAlchemy URL of the database."""
         if self.store.url is not None:
             return self.store.url.get_secret_value()
-        return (
-            f"sqlite:///{quote(str(self.home / 'chatsvc.db'))}"  # a path may hold ? and %, which a URL reads otherwise
-        )
+        return f"sqlite:///{quote(str(self.home / 'chatsvc.db'))}"  # in a URL, ? and % of a path need quoting
 
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the configuration.
 
-    The file is ``$CHATSVC_CONFIG``, else ``$CHATSVC_HOME/chatsvc.toml`` if it is there, else none.
+    The file is ``$CHATSVC_CONFIG``, else ``$CHATSVC_HOME/chatsvc.toml`` if it exists, else none.
 
     Raises:
-        ConfigurationInvalid: with every problem that was found, not only the first.
+        ConfigurationInvalid: with every problem, not only the first.
     """
     env = os.environ if environ is None else environ
     home = Path(env.get(f"{PREFIX}HOME") or "var").absolute()
@@ -213,7 +212,7 @@ def child_environment(additions: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_value(name: str) -> str | None:
-    """A variable that is not a key of the configuration, such as ``PORT`` for ``make run``; None where empty."""
+    """A variable that is no key of the configuration, such as ``PORT``; None if unset or empty."""
     return os.environ.get(name) or None
 
 

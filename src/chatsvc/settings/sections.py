@@ -38,18 +38,18 @@ HttpUrl = Annotated[str, AfterValidator(url_check("https://host", "http", "https
 
 
 class Section(BaseModel):
-    """A table of the file. Unknown keys are errors: a typo must not silently leave a limit at its default."""
+    """A table of the file. Unknown keys are errors, so a typo cannot leave a limit at its default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ServerSection(Section):
-    """``[server]``: the listening side."""
+    """``[server]``: the web process."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8080
     socket: Path | None = None
-    threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each running and waiting request, and some to spare
+    threads: Annotated[int, Field(ge=0)] = 0  # 0: Settings.least_threads
     drain_timeout_s: Seconds = 30
     keep_alive_s: Annotated[float, Field(ge=0)] = 10
     max_body_bytes: Count | Literal["auto"] = "auto"
@@ -57,7 +57,7 @@ class ServerSection(Section):
 
 
 class GuardSection(Section):
-    """``[guard]``: who may connect. Nothing is on the list by default."""
+    """``[guard]``: who may connect; by default nobody."""
 
     allowed_networks: Networks = []
     trusted_proxies: Networks = []
@@ -65,7 +65,7 @@ class GuardSection(Section):
 
 
 class TokensSection(Section):
-    """``[tokens]``: JWT. Signing keys live in ``CHATSVC_HOME/keys``, made on first use; none has a default."""
+    """``[tokens]``: JWT. Signing keys are made in ``CHATSVC_HOME/keys`` at first use; none has a default."""
 
     algorithm: Literal["HS256", "EdDSA"] = "HS256"
     issuer: str = "chatsvc"
@@ -77,7 +77,7 @@ class TokensSection(Section):
 
 
 class AccountsSection(Section):
-    """``[accounts]``: passwords and the login throttle."""
+    """``[accounts]``: password hashing and roles."""
 
     argon2_memory_kib: Annotated[int, Field(ge=8192)] = 19_456
     argon2_time_cost: Count = 3
@@ -94,7 +94,7 @@ class AccountsSection(Section):
 
 
 class RoleLimits(Section):
-    """What one role may use instead of the default; of several roles the most generous counts."""
+    """Limits of one role instead of the defaults; of several roles the highest limit counts."""
 
     requests_per_minute: Count | None = None
     tokens_per_day: Count | None = None
@@ -102,7 +102,7 @@ class RoleLimits(Section):
 
 
 class LimitsSection(Section):
-    """``[limits]``: what one principal may use, and how much may wait in all."""
+    """``[limits]``: limits of one principal, and of the queue."""
 
     requests_per_minute: Count = 600
     tokens_per_day: Count = 5_000_000
@@ -147,7 +147,7 @@ class EngineSection(Section):
 
 
 class ModelsSection(Section):
-    """``[models]``: where models live. ``kek_file`` holds 32 raw bytes."""
+    """``[models]``: the model store. ``kek_file`` holds 32 raw bytes."""
 
     directory: Path | None = None
     kek_file: Path | None = None
@@ -155,7 +155,7 @@ class ModelsSection(Section):
 
 
 class AuditSection(Section):
-    """``[audit]``: the log. There is no key that turns it off."""
+    """``[audit]``: the audit log. No key turns it off."""
 
     directory: Path | None = None
     checkpoint_records: Count = 256
@@ -185,7 +185,7 @@ class StoreSection(Section):
 
 
 class LdapSection(Section):
-    """``[ldap]``: accounts of a directory; nobody is asked unless ``url`` is set."""
+    """``[ldap]``: accounts of a directory, if ``url`` is set."""
 
     url: LdapUrl | None = None
     start_tls: bool = False
@@ -200,7 +200,7 @@ class LdapSection(Section):
 
 
 class OidcSection(Section):
-    """``[oidc]``: accounts of an OpenID provider; nobody is asked unless ``issuer`` is set."""
+    """``[oidc]``: accounts of an OpenID provider, if ``issuer`` is set."""
 
     issuer: HttpUrl | None = None
     client_id: str = "chatsvc"

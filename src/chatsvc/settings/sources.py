@@ -1,7 +1,7 @@
-"""Where raw configuration comes from: the TOML file and a mapping of environment variables. Pure but for reading files.
+"""Reads raw configuration from the TOML file and environment variables, and parses single values.
 
-Every function adds what is wrong to a list of sentences instead of stopping at the first. Knows nothing about what
-a key means; :mod:`chatsvc.settings.load` holds the keys and their types.
+The reading functions add each problem to a list instead of stopping at the first. Knows nothing about what a key
+means; :mod:`chatsvc.settings.sections` has the keys and their types.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 Network = IPv4Network | IPv6Network
 PREFIX = "CHATSVC_"
-# A browser leaves a scheme's own port out.
+# Browsers omit a scheme's default port.
 _ORIGIN = re.compile(
     r"(?!https:.*:443$|http:.*:80$)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
@@ -28,7 +28,7 @@ _MAPPED = IPv6Network("::ffff:0:0/96")
 
 
 def read_toml(named: str | None, home: Path, problems: list[str]) -> dict[str, Any]:
-    """The file's content; a file that was named must exist, ``$CHATSVC_HOME/chatsvc.toml`` may be missing."""
+    """The file's content. A named file must exist; ``$CHATSVC_HOME/chatsvc.toml`` may be missing."""
     path = Path(named) if named else home / "chatsvc.toml"
     if not named and not path.exists():
         return {}
@@ -50,7 +50,7 @@ def read_environment(
 ) -> dict[str, str]:
     """The variables ``CHATSVC_SECTION__KEY``; an empty one counts as not set.
 
-    ``CHATSVC_SECTION__KEY_FILE`` stands for the file's content where the key is a secret.
+    For a secret, ``CHATSVC_SECTION__KEY_FILE`` names a file with the value.
     """
     named = {name.upper(): value for name, value in env.items() if name.upper().startswith(PREFIX) and value != ""}
     result: dict[str, str] = {}
@@ -79,7 +79,7 @@ def _read_secret(name: str, path: str, problems: list[str]) -> str | None:
 
 
 def _name_problem(name: str, keys: Mapping[str, frozenset[str]]) -> str | None:
-    """What is wrong with a variable's name. Variables without ``__`` may be anybody's, unless they look like a key."""
+    """The problem of a variable's name, or None. Without ``__`` it may belong to others, unless it resembles a key."""
     section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
     if not separator:
         if section in keys:
@@ -99,7 +99,7 @@ def _guess(word: str, known: Mapping[str, object] | frozenset[str]) -> str:
 
 
 def sentence(location: tuple[int | str, ...], message: str, keys: Mapping[str, frozenset[str]]) -> str:
-    """One line about a value that does not fit, named by its path in the file."""
+    """One line about an invalid value, named by its path in the file."""
     path = ".".join(str(part) for part in location)
     if message == "Extra inputs are not permitted":
         section, *rest = (str(part) for part in location)
@@ -116,15 +116,15 @@ def refuse_retired_runner(value: Any) -> Any:
 
 
 def url_check(example: str, *schemes: str, needs_host: bool = True) -> Callable[[Any], Any]:
-    """A check for pydantic: the value is a URL with one of the schemes. No message repeats it: it may be a secret."""
+    """A check for pydantic: the value is a URL with one of the schemes. Messages do not repeat it: it may be secret."""
 
     def check(value: Any) -> Any:
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         try:
             parts = urlsplit(text)
-            has_space = any(char.isspace() for char in text)  # urlsplit takes it
+            has_space = any(char.isspace() for char in text)  # urlsplit accepts spaces
             is_good = parts.scheme in schemes and (not needs_host or (bool(parts.hostname) and not has_space))
-            _ = parts.port  # raises where it is no number
+            _ = parts.port  # raises if it is not a number
         except ValueError:
             is_good = False
         if not is_good:
@@ -145,22 +145,22 @@ def parse_list(value: object) -> object:
 
 
 def parse_origins(value: object) -> list[str]:
-    """A list of web origins (RFC 6454) as browsers send them, or its JSON text; all that are none are named at once."""
+    """A list of web origins (RFC 6454) as browsers send them, or its JSON text; every wrong one is named at once."""
     value = parse_list(value)
     if not isinstance(value, list):
         raise ValueError('this is a list of origins, such as ["https://intranet.example.org"]')  # noqa: TRY004  (pydantic collects ValueError)
     wrong = [item for item in value if not (isinstance(item, str) and _ORIGIN.fullmatch(item))]
     if wrong:
         raise ValueError(
-            f"{', '.join(map(repr, wrong))}: an origin is a scheme, a host and a port that is not the scheme's own, in "
-            "small letters and without a path, such as https://intranet.example.org or http://localhost:3000; "
-            '"*" and "null" would let every page in, so name each'
+            f"{', '.join(map(repr, wrong))}: an origin is a scheme, a host and a port that is not the scheme's default, in "
+            "lower case and without a path, such as https://intranet.example.org or http://localhost:3000; "
+            '"*" and "null" would admit every page, so name each origin'
         )
     return value
 
 
 def parse_networks(value: object) -> list[Network]:
-    """A list of CIDR networks, or its JSON text; every network that does not parse is named at once."""
+    """A list of CIDR networks, or its JSON text; every wrong one is named at once."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -192,7 +192,7 @@ def _network(item: object) -> Network:
 
 
 def _unmapped(network: Network) -> Network:
-    """Client addresses are compared as IPv4 where they are IPv4-mapped IPv6, so the list is kept the same way."""
+    """An IPv4-mapped IPv6 network as IPv4, because client addresses are compared in that form."""
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         mapped = network.network_address.ipv4_mapped
         return IPv4Network((int(mapped or 0), network.prefixlen - 96))

@@ -1,1 +1,1 @@
-"""Keeps the engine and the web process running. Knows nothing about what they do."""
+"""Starts, watches and ends the engine and the web process. Knows nothing about what they do."""

@@ -1,4 +1,4 @@
-"""How much memory is left for one more process: the machine's and the control group's word, whichever is less."""
+"""What the machine and the control group of this process still allow: memory, and processes with their threads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _HEADROOM = 1.05
 
 
 def two_fit(pid: int, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether a process that needs as much as ``pid`` ever did fits beside it."""
+    """Whether memory holds a second process as large as the peak of ``pid``."""
     needed_bytes = _field_kib(proc / str(pid) / "status", "VmHWM") * 1024 * _HEADROOM
     return needed_bytes < available_bytes(proc, cgroup)
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """What can still be taken without the kernel killing somebody."""
+    """Memory that can be allocated before the kernel kills a process: the machine's or the group's, if less."""
     machine = _field_kib(proc / "meminfo", "MemAvailable") * 1024
     return min([machine, *(_group_left(group) for group in _groups(proc, cgroup))])
 
@@ -27,13 +27,18 @@ def _field_kib(path: Path, name: str) -> int:
     return 0
 
 
-def _groups(proc: Path, cgroup: Path) -> list[Path]:
-    """Directories that may limit this process, of cgroup version 1 and 2; in a container the path ends at the root."""
+def max_tasks(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processes and threads the control group may have."""
+    return min([_UNLIMITED, *(_number(group, "pids.max") or _UNLIMITED for group in _groups(proc, cgroup, "pids"))])
+
+
+def _groups(proc: Path, cgroup: Path, controller: str = "memory") -> list[Path]:
+    """Directories whose limits may apply to this process, of cgroup version 1 and 2; in a container the root itself."""
     found: list[Path] = []
     for line in (proc / "self" / "cgroup").read_text(encoding="ascii").splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "" or "memory" in controllers.split(","):
-            base = cgroup / "memory" if controllers else cgroup
+        if controllers == "" or controller in controllers.split(","):
+            base = cgroup / controller if controllers else cgroup
             found += [base / path.lstrip("/"), base]
     return [group for group in found if group.is_dir()]
 
@@ -56,7 +61,7 @@ def _number(group: Path, *names: str) -> int | None:
 
 
 def _reclaimable(group: Path) -> int:
-    """Cached files that nobody reads: the kernel takes them back first."""
+    """The page cache that is not in use: the kernel frees it first."""
     path = group / "memory.stat"
     fields = dict(line.split() for line in path.read_text(encoding="ascii").splitlines()) if path.exists() else {}
     return int(fields.get("total_inactive_file", fields.get("inactive_file", 0)))

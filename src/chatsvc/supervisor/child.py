@@ -1,6 +1,6 @@
-"""A child process of the supervisor: in a process group of its own, and gone when the supervisor is gone.
+"""A child process of the supervisor: it has its own process group, and the kernel ends it with the supervisor.
 
-Knows nothing about what the child is.
+Knows nothing about what the child does.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Command:
 
     Attributes:
         name: for messages.
-        arguments: the program and its arguments; never a secret, everybody can read them.
+        arguments: the program and its arguments; no secrets, because every account can read them.
         environment: the whole environment.
         death_signal: what the kernel sends when the supervisor dies.
-        log: the file its output is added to; None lets it share the supervisor's.
+        log: the file that its output is appended to; None: the supervisor's own output.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Command:
 
 
 class Child:
-    """A running child. Terminal signals do not reach it: the supervisor decides what it is told, and when."""
+    """A running child. Signals of the terminal do not reach it; only the supervisor sends it signals."""
 
     def __init__(self, command: Command, started_at: float) -> None:
         self.command = command
@@ -49,7 +49,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 process_group=0,
-                # Safe here: the supervisor has one thread, so no lock can be held by another at the fork.
+                # Safe here: the supervisor has one thread, so no other thread can hold a lock at the fork.
                 preexec_fn=_before_exec(command.death_signal),  # noqa: PLW1509
             )
         finally:
@@ -62,15 +62,15 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative where a signal ended it."""
+        """None while it runs; negative if a signal ended it."""
         return self._process.poll()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; harmless when it has ended."""
+        """Send a signal; nothing happens if it has ended."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it now and wait for it. What gunicorn started ends with it (config/gunicorn.conf.py)."""
+        """Kill it and wait for its end. gunicorn's worker ends with it (config/gunicorn.conf.py)."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
@@ -81,6 +81,6 @@ def _before_exec(death_signal: signal.Signals) -> Callable[[], None]:
 
     def prepare() -> None:
         prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, set())  # the supervisor blocks what it waits for
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())  # the supervisor blocks the signals that it waits for
 
     return prepare

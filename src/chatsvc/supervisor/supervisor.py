@@ -1,17 +1,18 @@
-"""Keeps an engine and a web process running: start, restart with back-off, replace what hangs, swap, drain.
+"""Keeps an engine and a web process running: start, restart with back-off, replace a hung engine, swap, drain.
 
-One thread, no handlers: the signals are blocked and waited for, so nothing happens at a surprising moment. What the
-children are, and how to tell that the service answers, comes in as a :class:`Processes`. Knows nothing about settings.
+One thread and no signal handlers: signals are blocked and taken with sigtimedwait, so they never interrupt other code.
+A :class:`Plan` says what the children are and how to tell that the service answers. Knows nothing about settings.
 
-1. SIGTERM, SIGINT: drain and end. The engine announces the draining and the web refuses new work; when the running
-   streams have finished, or shortly before the deadline, the web process is told to end. A second signal hurries.
-2. SIGHUP: bring up an engine with the model that is active now beside the old one; when it has answered and the web
-   process has taken the new model, the old one finishes what it runs (:mod:`chatsvc.supervisor.swap`). Where
-   memory does not allow two, the old one finishes first.
-3. A child that ends is started again, at once the first time, then with growing pauses.
-4. An engine that hangs is killed, which is the case above.
-5. A child that fails before the service ever answered ends the service: weights that are refused are no reason to wait.
-   One that was killed, by the kernel or by hand, is started again, but not for ever.
+1. SIGTERM, SIGINT: drain, then end. The engine announces that it drains, and the web process refuses new requests.
+   When the running streams have finished, or shortly before the deadline, the web process is told to end. A second
+   signal ends it at once.
+2. SIGHUP: switch to the active model. A new engine starts beside the old one; once it answers and the web process has
+   taken the new model, the old engine finishes its streams (:mod:`chatsvc.supervisor.swap`). If memory is too small
+   for two engines, the old one finishes first.
+3. A child that ends is restarted, at once the first time, then with exponential back-off.
+4. A hung engine is killed, then restarted by rule 3.
+5. A child that fails before the service has ever answered ends the service: refused weights do not get better. A child
+   that was killed by a signal is restarted a few times.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from chatsvc.supervisor.swap import Engine, Successor, ending
 _log = logging.getLogger(__name__)
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
-_TICK_S = 0.2
+_POLL_S = 0.2
 _FIRST_PAUSE_S = 0.5
 _MAX_PAUSE_S = 30.0
-_STEADY_S = 60.0  # who ran so long starts with the shortest pause again
-_WEB_MARGIN_S = 3.0  # of the drain deadline, kept for the web process to say its last words
-_HURRY_AFTER_S = 2.0  # `make` and a terminal may both pass one Ctrl-C on: that is not a second signal
+_STEADY_S = 60.0  # a child that ran this long starts with the shortest pause again
+_WEB_MARGIN_S = 3.0  # of the drain deadline, kept for the web process to end its streams with an error event
+_HURRY_AFTER_S = 2.0  # `make` and the terminal may both pass on one Ctrl-C, which is not a second signal
 _PROBE_INTERVAL_S = 0.5
 _MAX_KILLED_EARLY = 3
 
@@ -47,11 +48,12 @@ class Processes:
     """The processes to keep running.
 
     Attributes:
-        engine, web: how to start them.
-        engine_socket: where the engine answers.
-        answers: whether the whole service answers now; asked until it does.
-        on_ready: called once, when it first does.
-        two_engines_fit: given the running engine's process id, whether another fits into memory beside it.
+        engine: how to start the engine.
+        web: how to start the web process.
+        engine_socket: where the engine listens.
+        answers: whether the whole service answers now; called until it does.
+        on_ready: called once, when it first answers.
+        two_engines_fit: whether memory holds a second engine, given the process id of the running one.
     """
 
     engine: Command
@@ -65,7 +67,7 @@ class Processes:
 
 
 class _Pauses:
-    """How long to wait before a child is started again: nothing, then doubling."""
+    """The back-off before a child is restarted: no pause at first, then doubling."""
 
     def __init__(self) -> None:
         self._next_s = 0.0
@@ -97,11 +99,11 @@ class Supervisor:
         self._failure: int | None = None
 
     def run(self) -> int:
-        """Serve; returns the exit code. No child is left when it returns."""
+        """Serve; returns the exit code. No child runs any more when it returns."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             while self._failure is None:
-                received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+                received = signal.sigtimedwait(_SIGNALS, _POLL_S)
                 if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
                     self._drain()
                     return EXIT_STOPPED
@@ -140,7 +142,7 @@ class Supervisor:
             return
         self._engine.watch.poll(now)
         if self._engine.watch.is_hung(now):
-            _log.error("the engine (process %d) makes no progress: it is replaced", self._engine.child.pid)
+            _log.error("the engine (process %d) makes no progress; it is replaced", self._engine.child.pid)
             self._engine.end_now()
 
     def _look_after_successor(self, now: float) -> None:
@@ -149,11 +151,11 @@ class Supervisor:
         successor = self._successor
         takes_over = successor.advance(now)
         if successor.failure:
-            _log.error("the new engine %s: the old one goes on with its model", successor.failure)
+            _log.error("the new engine %s; the old one keeps serving its model", successor.failure)
             successor.end_now()
             self._successor = None
         elif takes_over:
-            _log.info("the new engine (process %d) takes over; the old one finishes what it runs", successor.child.pid)
+            _log.info("the new engine (process %d) takes over; the old one finishes its streams", successor.child.pid)
             successor.take_over()
             if self._engine is not None:
                 self._let_finish(self._engine)
@@ -170,7 +172,7 @@ class Supervisor:
             self._web, self._web_start_at = None, now + pause_s
 
     def _note_end(self, what: str, code: int, ran_s: float, pauses: _Pauses) -> float:
-        """Say that a child ended; before the service ever answered that is the end. Returns the pause."""
+        """Log that a child ended, and end the service by rule 5. Returns the pause before a restart."""
         is_killed = code < 0 and code != -signal.SIGALRM
         if not self._has_answered and is_killed:
             self._num_killed_early += 1
@@ -179,12 +181,12 @@ class Supervisor:
             self._failure = EXIT_COULD_NOT
             return 0.0
         pause_s = pauses.after(ran_s)
-        _log.error("the %s %s; it is started again in %.1f s", what, ending(code), pause_s)
+        _log.error("the %s %s; it is restarted in %.1f s", what, ending(code), pause_s)
         return pause_s
 
     def _swap(self) -> None:
         if self._successor is not None:
-            self._successor.end_now()  # it may have opened the model that was active a moment ago
+            self._successor.end_now()  # it may be loading a model that is no longer active
             self._successor = None
         if self._engine is None or not self._engine.watch.ready:
             if self._engine is not None:
@@ -192,13 +194,13 @@ class Supervisor:
             self._engine, self._engine_start_at = None, 0.0
             return
         if self._processes.two_engines_fit(self._engine.child.pid):
-            _log.info("bringing up a new engine beside the old one")
+            _log.info("starting a new engine beside the old one")
             processes = self._processes
             self._successor = Successor(
                 processes.engine, processes.engine_socket, processes.stall_timeout_s, self._clock()
             )
         else:
-            _log.warning("memory does not allow two engines: the old one finishes first, new work is refused meanwhile")
+            _log.warning("memory is too small for two engines: the old one finishes first, new requests are refused")
             self._let_finish(self._engine)
             self._engine, self._engine_start_at = None, 0.0
             self._one_at_a_time = True
@@ -210,7 +212,7 @@ class Supervisor:
     def _drain(self) -> None:
         started_at = self._clock()
         deadline = started_at + self._processes.drain_timeout_s
-        _log.info("draining: new work is refused, running streams have %.0f s", self._processes.drain_timeout_s)
+        _log.info("draining: new requests are refused, running streams have %.0f s", self._processes.drain_timeout_s)
         engines = [*self._finishing, *([self._engine] if self._engine else [])]
         if self._successor is not None:
             self._successor.end_now()
@@ -222,16 +224,16 @@ class Supervisor:
             started_at=started_at,
         )
         for engine in engines:
-            engine.end_now()  # what still ran ends with an error event
+            engine.end_now()  # streams that still run end with an error event
         web = self._web
         if web is not None:
             web.send(signal.SIGQUIT if hurried else signal.SIGTERM)
             self._wait(lambda: web.exit_code() is not None, until=deadline, started_at=started_at)
 
     def _wait(self, done: Callable[[], bool], *, until: float, started_at: float) -> bool:
-        """Wait until ``done`` or the time; True where a second signal asked to hurry."""
+        """Wait until ``done`` or the deadline; True if a second signal came."""
         while not done() and self._clock() < until:
-            received = signal.sigtimedwait(_SIGNALS, _TICK_S)
+            received = signal.sigtimedwait(_SIGNALS, _POLL_S)
             again = received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}
             if again and self._clock() > started_at + _HURRY_AFTER_S:
                 return True

@@ -1,9 +1,11 @@
-"""Engine processes of the supervisor, and how a new one takes over from the one that serves.
+"""Engine processes as the supervisor sees them, and how a new engine replaces the serving one.
 
-A successor listens under a name of its own. It must load, then answer the supervisor's own question; only then is it
-offered to the web process, under the name :func:`chatsvc.engine.sockets.next_path`; and only when that has taken the
-new model's card does the successor get the name that all use. Until then the old engine serves, so whatever fails on
-the way is felt by nobody. Knows nothing about models.
+1. The new engine, called the successor, listens at :func:`chatsvc.engine.sockets.trial_path` and loads its model.
+2. It answers one question of the supervisor's.
+3. Its socket is renamed to :func:`chatsvc.engine.sockets.next_path`, where the web process finds it.
+4. When the web process has taken the new model's card, the socket gets the name that everybody connects to.
+
+The old engine serves until step 4, so a failure before it interrupts no request. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_UNSENT_BYTES = 4096
 _SOCKET_VARIABLE = "CHATSVC_ENGINE__SOCKET"
-_ADOPTION_TIMEOUT_S = 60.0  # the web process may just be starting, and makes a tokenizer of the new card
+_ADOPTION_TIMEOUT_S = 60.0  # the web process may be starting, and must build the new tokenizer
 
 
 class EngineWatch:
@@ -95,7 +97,7 @@ class EngineWatch:
         frame = decode_to_web(payload)
         if isinstance(frame, Hello):
             if frame.pid != self._pid:
-                raise ProtocolError("the name still belongs to the engine before this one")
+                raise ProtocolError("the socket still belongs to the previous engine")
             self.ready = True
             self._progress = Progress(now)
         elif isinstance(frame, Heartbeat):
@@ -108,14 +110,14 @@ class EngineWatch:
 
 
 class Engine:
-    """An engine process and what is known of it."""
+    """An engine process and its watch."""
 
     def __init__(self, command: Command, socket_path: Path, stall_timeout_s: float, now: float) -> None:
         self.child = Child(command, now)
         self.watch = EngineWatch(socket_path, self.child.pid, stall_timeout_s)
 
     def end_gently(self) -> None:
-        """Let it finish what it runs."""
+        """Let it finish its running sequences, then end."""
         self.watch.close()
         self.child.send(signal.SIGTERM)
 
@@ -126,7 +128,7 @@ class Engine:
 
 
 class Successor(Engine):
-    """An engine that is to take over; call :meth:`advance` often."""
+    """An engine that is to replace the serving one. Call :meth:`advance` often."""
 
     def __init__(self, command: Command, socket_path: Path, stall_timeout_s: float, now: float) -> None:
         self._main, self._trial, self._next = socket_path, trial_path(socket_path), next_path(socket_path)
@@ -139,7 +141,7 @@ class Successor(Engine):
         super().__init__(replace(command, environment=environment), self._trial, stall_timeout_s, now)
 
     def advance(self, now: float) -> bool:
-        """Go on; True when it may take over. With a ``failure`` it never will."""
+        """Do the next step if it is time; True when it may take over. After a ``failure`` it never may."""
         code = self.child.exit_code()
         if code is not None:
             self.failure = ending(code)
@@ -153,11 +155,11 @@ class Successor(Engine):
         elif self._offered_at is None:
             self._offer_when_answered(now, self._asked_at)
         elif not self.watch.is_adopted and now - self._offered_at > _ADOPTION_TIMEOUT_S:
-            self.failure = "was not taken by the web process (its log says why)"
+            self.failure = "was not accepted by the web process (its log says why)"
         return self.watch.is_adopted and not self.failure
 
     def take_over(self) -> None:
-        """Give it the name that all use."""
+        """Give its socket the name that everybody connects to."""
         for name in (self._trial, self._next):
             if name.exists():
                 rename(name, self._main)
@@ -169,7 +171,7 @@ class Successor(Engine):
         return self._offered_at is not None
 
     def end_now(self) -> None:
-        """Kill it, and leave no name behind."""
+        """Kill it and remove its sockets."""
         super().end_now()
         self._forget_names()
 
@@ -179,7 +181,7 @@ class Successor(Engine):
             rename(self._trial, self._next)
             self.watch.move(self._next)
             self._offered_at = now
-            _log.info("the new engine (process %d) answers; it is offered to the web process", self.child.pid)
+            _log.info("the new engine (process %d) answers; the web process may connect to it", self.child.pid)
         elif answer == "wrong" or now - asked_at > self._stall_timeout_s:
             self.failure = "did not answer"
 

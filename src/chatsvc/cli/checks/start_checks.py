@@ -17,8 +17,10 @@ from sqlalchemy import make_url
 from chatsvc.errors import ConfigurationInvalid, OperatorError
 from chatsvc.models.seal.sealed import read_kek
 from chatsvc.settings.load import Settings
+from chatsvc.supervisor import cgroup
 from chatsvc.wiring import audit_options, guard_options, ldap_directory, oidc_provider
 
+_OTHER_TASKS = 48  # of the web process beside its request threads, rounded up
 _MAX_SOCKET_PATH_BYTES = 100  # a sockaddr_un holds 107 bytes, and gunicorn adds to the path
 
 
@@ -40,20 +42,30 @@ def require(settings: Settings) -> None:
 
 def warnings(settings: Settings) -> list[str]:
     """What does not keep the service from starting, but its operator should know."""
+    found = list(_threads(settings))
     if settings.server.socket or _is_loopback(settings.server.host):
-        return []
+        return found
     host, configuration = settings.server.host, settings.home / "chatsvc.toml"
     unencrypted = (
         f"server.host = {host}: passwords and prompts cross the network unencrypted, and slow clients can hold the "
         "service up. For anything but a trial, put nginx with TLS in front (`chatsvc config nginx`)."
     )
-    found = [unencrypted]
+    found.append(unencrypted)
     if all(network.is_loopback for network in settings.guard.allowed_networks):
         found.append(
             f"server.host = {host} accepts other machines, but guard.allowed_networks lists only this one: add the "
             f"networks of your clients in {configuration}."
         )
     return found
+
+
+def _threads(settings: Settings) -> Iterator[str]:
+    wanted, allowed = settings.server_threads + _OTHER_TASKS, cgroup.max_tasks()
+    if allowed < wanted:
+        yield (
+            f"The control group allows {allowed} processes and threads, but server.threads needs {wanted}: raise "
+            "TasksMax in the systemd unit or pids_limit in compose.yaml, or lower limits.max_waiting."
+        )
 
 
 def _allow_list(settings: Settings) -> Iterator[str]:
