@@ -1,14 +1,14 @@
-# Two stages: wheels are installed where compilers and caches may be, and only the result goes on. No torch in here:
-# conversion and the reference runner belong on another machine. Models, keys, database and log live in volumes.
+# Two stages: the first installs wheels, with compilers and caches; the second contains only the result. torch is not
+# included: convert models and run the reference runner on another machine. Models, keys, database and log are in volumes.
 #
-# BASE is any Debian with Python 3.11 or newer and its venv module. Pin it by the digest that you have checked:
+# BASE may be any Debian with Python 3.11 or newer and its venv module. Pin it by a digest that you have verified:
 #   docker build --build-arg BASE=python:3.11-slim-bookworm@sha256:… -t chatsvc .
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1
 WORKDIR /build
-# Packages first: they change less often than our code. Each file must have a hash of the lock.
+# Packages first, for the build cache: they change less often than our code. Each file's hash must be in the lock.
 COPY requirements.lock requirements-build.lock ./
 RUN python3 -m venv /opt/chatsvc \
     && /opt/chatsvc/bin/pip install --require-hashes --only-binary :all: -r requirements.lock \
@@ -27,8 +27,8 @@ RUN PATH=/build/tools/bin:$PATH /build/tools/bin/pip wheel --no-deps --no-build-
     && /opt/chatsvc/bin/chatsvc --version
 
 FROM ${BASE} AS runtime
-# Two accounts: the web process (10001) owns home and models, the engine (10002) may read the models. The web process is
-# in the engine's group, to reach its socket; nginx needs the web process's group for the other socket.
+# Two accounts: the web process (10001) owns home and models; the engine (10002) can only read the models. The web process
+# is in the engine's group, to reach its socket. nginx needs the web process's group, to reach that socket.
 RUN groupadd --gid 10001 chatsvc && groupadd --gid 10002 chatsvc-engine \
     && useradd --uid 10001 --gid 10001 --groups 10002 --home-dir /var/lib/chatsvc --no-create-home \
         --shell /usr/sbin/nologin chatsvc \

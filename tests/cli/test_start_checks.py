@@ -1,4 +1,4 @@
-"""What a start would stumble over is said before it, by `config check`, `serve` and `quickstart` alike."""
+"""Problems that would keep the service from starting are reported by `config check`, `serve` and `quickstart`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from chatsvc.cli.main import main
 from chatsvc.cli.service.serve import engine_command
 from chatsvc.errors import ConfigurationInvalid
 from chatsvc.settings.load import Settings, load
+from chatsvc.supervisor import cgroup
 
 LISTED = {"CHATSVC_GUARD__ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
-from chatsvc.supervisor import cgroup
 
 
 def settings(home: Path, **keys: str) -> Settings:

@@ -152,7 +152,7 @@ def parse_origins(value: object) -> list[str]:
     wrong = [item for item in value if not (isinstance(item, str) and _ORIGIN.fullmatch(item))]
     if wrong:
         raise ValueError(
-            f"{', '.join(map(repr, wrong))}: an origin is a scheme, a host and a port that is not the scheme's default, in "
+            f"{', '.join(map(repr, wrong))}: an origin is a scheme, a host and a port other than the scheme's own, in "
             "lower case and without a path, such as https://intranet.example.org or http://localhost:3000; "
             '"*" and "null" would admit every page, so name each origin'
         )
