@@ -14,8 +14,7 @@ from uuid import uuid4
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.witness.peer import Peer
+from chatsvc.audit.options import AuditOptions, Peer
 from chatsvc.errors import OperatorError
 from chatsvc.guard.accounts.passwords import PasswordOptions
 from chatsvc.guard.assembly import GuardOptions

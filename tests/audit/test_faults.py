@@ -17,10 +17,9 @@ from chatsvc.audit import keys
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.ratchet import parse_seal_key
-from chatsvc.audit.log import AuditLog
+from chatsvc.audit.log import SILENT, AuditLog
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.verdict import CLEAN
-from chatsvc.audit.write.condition import SILENT
 from chatsvc.disk.append import Calls, DiskFull
 from chatsvc.errors import AuditUnavailable
 from tests.audit.logs import home_trust, last_segment, lines_of
@@ -352,7 +351,7 @@ STRACED = """
 import sys, time
 from pathlib import Path
 from chatsvc.audit.facts import Facts, Result
-from chatsvc.audit.log import AuditLog
+from chatsvc.audit.log import SILENT, AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.errors import AuditUnavailable
 

@@ -17,7 +17,8 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verify.log import verify_log, verify_tree
 from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS
 from chatsvc.audit.witness.database import DatabaseWitness
-from chatsvc.audit.witness.publisher import FileWitness, Publisher, SyslogWitness, WitnessRefuses
+from chatsvc.audit.witness.files import FileWitness, SyslogWitness, WitnessRefuses
+from chatsvc.audit.witness.publisher import Publisher
 from chatsvc.audit.witness.seen import Seen
 from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database

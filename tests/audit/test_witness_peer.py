@@ -21,11 +21,12 @@ from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint, format_vkey
 from chatsvc.audit.format.tree import ProofInvalid, consistency_proof, leaf_hash, root_of, verify_consistency
 from chatsvc.audit.log import AuditLog
+from chatsvc.audit.options import Peer
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED
+from chatsvc.audit.witness.files import WitnessRefuses
 from chatsvc.audit.witness.growth_proofs import Growth
-from chatsvc.audit.witness.peer import Peer, PeerWitness
-from chatsvc.audit.witness.publisher import WitnessRefuses
+from chatsvc.audit.witness.peer import PeerWitness
 from chatsvc.audit.witness.seen import Seen
 from chatsvc.errors import OperatorError
 from chatsvc.guard.credentials.api_keys import NewKey

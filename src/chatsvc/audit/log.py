@@ -12,20 +12,29 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from typing import Self
+from typing import Literal, Self
 
-from chatsvc.audit.facts import Facts, Result
+from chatsvc.audit.facts import Facts, OpenRecord, Result
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.witness.publisher import Publisher
-from chatsvc.audit.write.condition import PROBLEMS, SILENT, Condition
+from chatsvc.audit.witness.publisher import Publisher, witnesses_of
 from chatsvc.audit.write.denials import Denials
 from chatsvc.audit.write.journal import Entry, Journal
-from chatsvc.audit.write.opening import open_journal, open_mirror, witnesses_of
+from chatsvc.audit.write.opening import open_journal, open_mirror
 from chatsvc.audit.write.timekeeping import Clock, system_clock
-from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull, used_share
+from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull
 from chatsvc.disk.lock import LockHeld
 from chatsvc.errors import AuditUnavailable
 
+Condition = Literal["open", "full", "dead", "closed"]
+
+# Why nothing can be written, for anybody who asks /healthz: no path and no cause, these are in the process's own log.
+PROBLEMS: dict[Condition, str | None] = {
+    "open": None,
+    "full": "there is no space on its disk",
+    "dead": "its disk or its writer failed, or its file was taken away, and it is not tried again before a restart",
+    "closed": "it is closed",
+}
+SILENT = "its disk does not answer"
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
 FAILED = "login_failed"  # why, in a record that stands for many
@@ -41,23 +50,6 @@ class _Batch:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.done = threading.Event()
-
-
-class OpenRecord:
-    """Something begun. ``end`` it exactly once."""
-
-    def __init__(self, log: AuditLog, facts: Facts, entry: Entry) -> None:
-        self._log = log
-        self._facts = facts
-        self._entry = entry
-        self._ending = threading.Lock()
-
-    def end(self, result: Result) -> None:
-        """Say how it ended; durable on return if the disk allows. Never raises: the work is done already."""
-        if not self._ending.acquire(blocking=False):
-            _log.error("an audit record was ended twice", extra={"request_id": self._facts.request_id})
-            return
-        self._log.finish(self._facts, self._entry, result)
 
 
 class AuditLog:
@@ -76,7 +68,7 @@ class AuditLog:
         self._num_refused = 0
         self._told: set[str] = set()
         self._state: Condition = "open"
-        self._cause: str | None = None  # names a path, so it is for our own log only
+        self._cause: str | None = None
         self._committing_since: float | None = None
         self._retry_at = 0.0
         self._publisher = Publisher(witnesses_of(self._options))
@@ -113,7 +105,8 @@ class AuditLog:
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
         """
-        return OpenRecord(self, facts, self._commit(self._journal.entry("begin", facts)))
+        begin = self._commit(self._journal.entry("begin", facts))
+        return OpenRecord(facts, lambda result: self._finish(facts, begin, result))
 
     def event(self, facts: Facts, result: Result) -> None:
         """Record something that has no length. Durable on return.
@@ -165,15 +158,9 @@ class AuditLog:
             *stopped,
             *floods,
             *self._journal.alarms(),
-            *self._journal.mirror.alarms(),
+            *self._journal.mirror.alarms(self._options.space_alarm),
             *self._publisher.alarms(),
-            *self._tight(),
         ]
-
-    def _tight(self) -> list[str]:
-        fills = {each: used_share(each) for each in self._journal.mirror.directories}
-        tight = {each: fill for each, fill in fills.items() if fill >= self._options.space_alarm}
-        return [f"the file system of {each} is {fill:.0%} full" for each, fill in tight.items()]
 
     def close(self) -> None:
         """Write what is waiting, a last checkpoint, and let go. Whoever comes later is refused."""
@@ -192,9 +179,9 @@ class AuditLog:
         self._threads[1].join(_PUBLISH_S)
         self._journal.close()
 
-    # -- what an OpenRecord does
+    # -- what writing a record takes
 
-    def finish(self, facts: Facts, begin: Entry, result: Result) -> None:
+    def _finish(self, facts: Facts, begin: Entry, result: Result) -> None:
         """Write the end of ``begin``."""
         entry = self._journal.entry("end", facts, result, begin=begin.seq)
         entry.fields["duration_ms"] = (entry.moment.mono_us - begin.moment.mono_us) // 1000

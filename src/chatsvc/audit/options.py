@@ -7,9 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from chatsvc.audit.witness.peer import Peer
-
 Level = Literal["metadata", "redacted", "sealed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where the peer is and what opens its door.
+
+    Attributes:
+        url: its address, with the prefix it is served under, if any.
+        key: an API key of the peer with scope ``witness``.
+        ca_file: who vouches for its certificate; None is the system's list.
+    """
+
+    url: str
+    key: str = field(repr=False)
+    ca_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +71,8 @@ class AuditOptions:
     auditor_key: Path | None = None
     space_alarm: float = 0.8
     about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def directories(self) -> list[Path]:
+        """Where the same log is kept, once or twice."""
+        return [self.directory, *([self.second_directory] if self.second_directory else [])]

@@ -185,39 +185,35 @@ class ChatService:
     ) -> Iterator[Event]:
         """Generate between a ``begin`` and an ``end`` record; settle the quota by what was really used."""
         # (6) durable before the first token is asked for
-        record = self.audit.begin(dataclasses.replace(call.facts, model=plan.card.digest))
-        result = Result("error", status=500, reason="server_error")
-        try:
-            yield from self._generate(call, request, plan, progress, watch)
-            self._keep(plan, progress, complete=True)
-            result = Result("allowed", status=200, reason=progress.reason)
-        except (GeneratorExit, ClientGone):
-            progress.reason = "cancelled"
-            result = Result("aborted", status=499, reason="client_gone")
-            self._keep_what_there_was(plan, progress)
-            raise
-        except ConversationDeleted as error:
-            progress.reason = "cancelled"
-            result = Result("aborted", status=404, reason=error.code)
-            raise
-        except ChatsvcError as error:
-            progress.reason = "error"
-            result = Result("error", reason=error.code)
-            self._keep_what_there_was(plan, progress)
-            raise
-        finally:
-            # (9) the end record, also of what was cut off
-            num_completion_tokens = progress.num_completion_tokens
-            call.admission.settle(progress.num_prompt_tokens + num_completion_tokens)
-            record.end(
-                dataclasses.replace(
-                    result,
+        with self.audit.begin(dataclasses.replace(call.facts, model=plan.card.digest)) as record:
+            try:
+                yield from self._generate(call, request, plan, progress, watch)
+                self._keep(plan, progress, complete=True)
+                record.result = Result("allowed", status=200, reason=progress.reason)
+            except (GeneratorExit, ClientGone):
+                progress.reason = "cancelled"
+                record.result = Result("aborted", status=499, reason="client_gone")
+                self._keep_what_there_was(plan, progress)
+                raise
+            except ConversationDeleted as error:
+                progress.reason = "cancelled"
+                record.result = Result("aborted", status=404, reason=error.code)
+                raise
+            except ChatsvcError as error:
+                progress.reason = "error"
+                record.result = Result("error", reason=error.code)
+                self._keep_what_there_was(plan, progress)
+                raise
+            finally:
+                # (9) the end record, also of what was cut off
+                call.admission.settle(progress.num_prompt_tokens + progress.num_completion_tokens)
+                record.result = dataclasses.replace(
+                    record.result,
                     num_prompt_tokens=progress.num_prompt_tokens,
-                    num_completion_tokens=num_completion_tokens,
+                    num_completion_tokens=progress.num_completion_tokens,
                     content=_as_text(plan.turns, progress.text),
                 )
-            )
-            self._count(progress)
+                self._count(progress)
 
     def _generate(
         self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: Watch

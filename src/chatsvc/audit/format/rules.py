@@ -29,10 +29,11 @@ from chatsvc.audit.format.record import (
     parse_time,
 )
 from chatsvc.audit.format.tree import Frontier, ProofInvalid, leaf_hash
-from chatsvc.audit.write.timekeeping import CLOCK_ACTION, LEAST_STEP_US
 from chatsvc.errors import ChatsvcError
 
 OPEN_FIELDS = ("request_id", "action", "actor")
+CLOCK_ACTION = "audit.clock"
+LEAST_STEP_US = 60_000_000  # smaller corrections of the wall clock are not on record
 
 
 class Tampered(ChatsvcError):

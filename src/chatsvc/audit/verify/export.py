@@ -28,9 +28,10 @@ import msgspec
 from chatsvc.audit import keys
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
-from chatsvc.audit.format.record import MAX_LINE_BYTES, decode, encode, format_time, parse_time
+from chatsvc.audit.format.record import encode, format_time
 from chatsvc.audit.format.replay import Replay, known_keys, read_notes
 from chatsvc.audit.format.rules import Position, Walk, header_of, position_at
+from chatsvc.audit.format.segment import HeaderTimes, first_line, header_times, is_header, whole_lines
 from chatsvc.audit.format.tree import cover, leaf_hash, root_of
 from chatsvc.disk.durable import sync_file
 from chatsvc.errors import OperatorError
@@ -103,8 +104,7 @@ class _Stretch:
         self.signer = signer
         self.keys = [*known, *({signer.verifier_key} - set(known))]
         self._notes: dict[int, str] = {}
-        with self._segments[0].open("rb") as file:
-            self._replay = Replay(Walk(position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))))
+        self._replay = Replay(Walk(position_at(first_line(self._segments[0]))))
 
     def lines(self) -> Iterator[bytes]:
         """The log's lines; none if no record is in the span."""
@@ -208,32 +208,3 @@ def _from(segments: list[Path], seq: int) -> list[Path]:
     """From the segment that holds a record."""
     begun = [each for each in segments if (layout.first_seq(each) or 0) <= seq]
     return segments[len(begun) - 1 :] if begun else segments
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderTimes:
-    """When a segment began, by the wall clock of then and by log time; ``num_steps`` of the clock were before it."""
-
-    wall_us: int
-    log_us: int
-    num_steps: int
-
-
-def header_times(segment: Path) -> HeaderTimes:
-    """The times of a segment's first record."""
-    with segment.open("rb") as file:
-        line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
-    position, wall_us = position_at(line), parse_time(decode(line)["ts"])
-    return HeaderTimes(wall_us, wall_us - position.clock_us, position.num_steps)
-
-
-def whole_lines(path: Path) -> Iterator[bytes]:
-    """Lines without their newlines; one that has none is left out."""
-    with path.open("rb") as file:
-        while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
-            yield line[:-1]
-
-
-def is_header(line: bytes) -> bool:
-    """Whether a line looks like a segment record; the rules decide whether it is one."""
-    return b'"stage":"segment"' in line

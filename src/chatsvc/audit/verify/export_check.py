@@ -22,8 +22,9 @@ from chatsvc.audit.format.ratchet import Epochs
 from chatsvc.audit.format.record import Record, RecordInvalid, decode
 from chatsvc.audit.format.replay import Replay, read_checkpoint
 from chatsvc.audit.format.rules import OPEN_FIELDS, Position, Tampered, Walk
+from chatsvc.audit.format.segment import is_header, whole_lines
 from chatsvc.audit.format.tree import Frontier, ProofInvalid, cover
-from chatsvc.audit.verify.export import VERSION, is_header, signature_text, whole_lines
+from chatsvc.audit.verify.export import VERSION, signature_text
 from chatsvc.audit.verify.log import COMPARE, Trust, describe_keys
 from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY, Verdict
 

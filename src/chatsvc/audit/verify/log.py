@@ -19,9 +19,10 @@ from pathlib import Path
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, VerifierKey
 from chatsvc.audit.format.ratchet import SealKey
-from chatsvc.audit.format.record import FIRST_PREV, MAX_LINE_BYTES, Record, RecordInvalid
+from chatsvc.audit.format.record import FIRST_PREV, Record, RecordInvalid
 from chatsvc.audit.format.replay import Replay, check_header_note, known_keys, read_notes
 from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.format.tombstone import Tombstone, read_tombstone
 from chatsvc.audit.format.tree import Frontier
 from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED, TORN_TAIL, UNKNOWN_KEY, Verdict
@@ -151,9 +152,7 @@ class _Reading:
         return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0, vouched=self._keys)
 
     def _begin(self, segment: Path, stone: Tombstone | None, keys: Sequence[VerifierKey]) -> Replay:
-        with segment.open("rb") as file:
-            line = file.readline(MAX_LINE_BYTES)
-        position = position_at(line.rstrip(b"\n"))
+        position = position_at(first_line(segment))
         self._first_seq = position.seq
         replay = self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
         if position.seq == 0 and position.prev != FIRST_PREV:

@@ -18,10 +18,10 @@ from pathlib import Path
 from chatsvc.audit import keys
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import Signer
-from chatsvc.audit.format.record import MAX_LINE_BYTES, decode, format_time
+from chatsvc.audit.format.record import decode, format_time
 from chatsvc.audit.format.rules import position_at
+from chatsvc.audit.format.segment import first_line, header_times, whole_lines
 from chatsvc.audit.format.tombstone import Tombstone, format_tombstone
-from chatsvc.audit.verify.export import header_times, whole_lines
 from chatsvc.audit.verify.log import Trust, verify_log
 from chatsvc.audit.verify.verdict import CLEAN, Verdict
 from chatsvc.disk.durable import replace_file, sync_directory
@@ -101,8 +101,7 @@ def prune(directory: Path, keys_directory: Path, days: int, now_us: int) -> Prun
 
 
 def _stone(old: Sequence[Path], following: Path, days: int, now_us: int) -> Tombstone:
-    with following.open("rb") as file:
-        line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
+    line = first_line(following)
     position = position_at(line)
     *_, last = whole_lines(old[-1])
     return Tombstone(

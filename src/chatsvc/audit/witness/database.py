@@ -13,7 +13,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, DateTime, MetaData, String, Table, Text, func, insert, inspect, select
 from sqlalchemy.exc import ArgumentError
 
-from chatsvc.audit.witness.publisher import WitnessRefuses
+from chatsvc.audit.witness.files import WitnessRefuses
 from chatsvc.audit.witness.seen import checkpoint_in
 from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database

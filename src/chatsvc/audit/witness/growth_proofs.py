@@ -11,6 +11,7 @@ from pathlib import Path
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.record import MAX_LINE_BYTES
 from chatsvc.audit.format.rules import position_at
+from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.format.tree import Frontier, ProofInvalid, extension_proof, leaf_hash
 
 
@@ -46,8 +47,7 @@ class Growth:
         if not found:
             raise ProofInvalid(f"{self._directory} does not hold record {size} any more.")
         self._segment, self._offset = found[-1], 0
-        with self._segment.open("rb") as file:
-            self._frontier = position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n")).frontier
+        self._frontier = position_at(first_line(self._segment)).frontier
         self._take(list(self._leaves(size - self._frontier.size)))
 
     def _take(self, leaves: list[bytes]) -> None:

@@ -12,7 +12,6 @@ import json
 import re
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from urllib.parse import quote, urlsplit
 
 from chatsvc.audit.format.record import RecordInvalid
 from chatsvc.audit.format.tree import ProofInvalid
+from chatsvc.audit.options import Peer
+from chatsvc.audit.witness.files import WitnessRefuses
 from chatsvc.audit.witness.growth_proofs import Growth
-from chatsvc.audit.witness.publisher import WitnessRefuses
 from chatsvc.audit.witness.seen import checkpoint_in
 from chatsvc.errors import OperatorError
 
@@ -31,21 +31,6 @@ _BAD_URL = "audit.witness_peer_url must be https://HOST…, or http://… of thi
 _KEY = re.compile(r"csk_[A-Za-z0-9_-]+")
 _TIMEOUT_S = 4
 _MAX_ANSWER_BYTES = 65_536
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Where the peer is and what opens its door.
-
-    Attributes:
-        url: its address, with the prefix it is served under, if any.
-        key: an API key of the peer with scope ``witness``.
-        ca_file: who vouches for its certificate; None is the system's list.
-    """
-
-    url: str
-    key: str = field(repr=False)
-    ca_file: Path | None = None
 
 
 class PeerWitness:

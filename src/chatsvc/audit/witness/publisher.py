@@ -1,97 +1,35 @@
 """Sends checkpoints to witnesses: places that the owner of this host cannot rewrite.
 
-A witness that cannot be reached alarms and stops nothing; the next checkpoint covers what it missed.
-:mod:`chatsvc.audit.witness.seen` reads back what they keep.
+A witness that cannot be reached raises an alarm and stops nothing; the next checkpoint covers what it missed.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
-import socket
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
-from chatsvc.audit.format.notes import NoteInvalid
-from chatsvc.audit.witness.seen import Seen, checkpoint_in
-from chatsvc.disk.append import AppendFile, DiskFailed, DiskFull
-from chatsvc.disk.durable import sync_directory
-from chatsvc.errors import ChatsvcError, StoreUnavailable
+from chatsvc.audit.options import AuditOptions
+from chatsvc.audit.witness.database import DatabaseWitness
+from chatsvc.audit.witness.files import FileWitness, SyslogWitness, Witness, WitnessRefuses
+from chatsvc.audit.witness.peer import PeerWitness
+from chatsvc.disk.append import DiskFailed, DiskFull
+from chatsvc.errors import StoreUnavailable
 
 _log = logging.getLogger(__name__)
 _MAX_WAITING = 256
-_PRIORITY = 13 * 8 + 6  # RFC 5424: facility "log audit", severity informational
 
 
-class WitnessRefuses(ChatsvcError):
-    """The witness saw something that this checkpoint does not continue."""
-
-    code = "witness_refuses"
-
-
-class Witness(Protocol):
-    """Keeps checkpoints. ``publish`` raises OSError, DiskFull, DiskFailed, StoreUnavailable or WitnessRefuses."""
-
-    name: str
-
-    def publish(self, note: str) -> None:
-        """Keep a signed note."""
-
-    def close(self) -> None:
-        """Let go of what is open."""
-
-
-class FileWitness:
-    """A file on another mount. It refuses a log that became shorter, or another one of the same length."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-
-    def publish(self, note: str) -> None:
-        """Append the note, durably."""
-        checkpoint = checkpoint_in(note)
-        known = [each for each, _ in self._seen().notes if each.origin == checkpoint.origin]
-        if checkpoint in known:
-            return
-        size = max((each.size for each in known), default=0)
-        if size >= checkpoint.size:
-            raise WitnessRefuses(f"it saw {size} records already, and now another log of {checkpoint.size}")
-        file = AppendFile(self._path.resolve(), mode=0o640)  # the operator may have put a symbolic link here
-        try:
-            file.append(note.encode() + b"\n")
-            sync_directory(file.path.parent)
-        finally:
-            file.close()
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-    def _seen(self) -> Seen:
-        try:
-            return Seen.read(self._path)
-        except (FileNotFoundError, NoteInvalid):
-            return Seen(())
-
-
-class SyslogWitness:
-    """The system's log, which sends it on to another host: ``chatsvc-checkpoint`` and the note as a JSON string."""
-
-    def __init__(self, address: str) -> None:
-        self.name = f"syslog {address}"
-        self._address = address
-
-    def publish(self, note: str) -> None:
-        """Send one datagram."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.settimeout(1)
-            sender.connect(self._address)
-            sender.send(f"<{_PRIORITY}>chatsvc-checkpoint {json.dumps(note)}".encode())
-
-    def close(self) -> None:
-        """Nothing stays open."""
+def witnesses_of(options: AuditOptions) -> list[Witness]:
+    """The witnesses that the options name."""
+    witnesses: list[Witness] = [FileWitness(path) for path in options.witness_files]
+    if options.witness_syslog:
+        witnesses.append(SyslogWitness(options.witness_syslog))
+    if options.witness_url:
+        witnesses.append(DatabaseWitness(options.witness_url))
+    if options.witness_peer:
+        witnesses.append(PeerWitness(options.witness_peer, options.directories))
+    return witnesses
 
 
 class Publisher:

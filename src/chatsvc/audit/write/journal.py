@@ -16,11 +16,11 @@ from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint
 from chatsvc.audit.format.ratchet import EPOCH_ACTION, SealKey
 from chatsvc.audit.format.record import Pseudonyms, Record, describe, format_time, parse_time, seal
-from chatsvc.audit.format.rules import Position, header_of
+from chatsvc.audit.format.rules import CLOCK_ACTION, Position, header_of
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.write.contents import Contents
 from chatsvc.audit.write.mirror import Mirror
-from chatsvc.audit.write.timekeeping import CLOCK_ACTION, Clock, Moment, Timekeeper
+from chatsvc.audit.write.timekeeping import Clock, Moment, Timekeeper
 
 _MICRO = 1_000_000
 _ALARM_US = 3600 * _MICRO

@@ -13,7 +13,7 @@ from typing import Literal
 
 from chatsvc.audit.format import layout
 from chatsvc.audit.write.device import Device
-from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, full_or_failed
+from chatsvc.disk.append import AppendFile, Calls, DiskFailed, DiskFull, full_or_failed, used_share
 from chatsvc.disk.durable import replace_file
 
 _CHUNK = 1024 * 1024
@@ -38,9 +38,11 @@ class Mirror:
         """Where the log is kept."""
         return [each.directory for each in self._states]
 
-    def alarms(self) -> list[str]:
-        """A sentence for every device that does not hold the whole log."""
-        return [f"{directory} does not hold the whole log: {why}" for directory, why in self._why.items()]
+    def alarms(self, max_used_share: float) -> list[str]:
+        """A sentence for every device that does not hold the whole log, or whose file system is fuller than that."""
+        shares = [(directory, used_share(directory)) for directory in self.directories]
+        full = [f"the file system of {each} is {share:.0%} full" for each, share in shares if share >= max_used_share]
+        return [*(f"{directory} does not hold the whole log: {why}" for directory, why in self._why.items()), *full]
 
     def choose_leader(self) -> Device:
         """The device that holds most; a new process continues from it."""

@@ -21,10 +21,8 @@ from chatsvc.audit.format.ratchet import Epochs, SealKey
 from chatsvc.audit.format.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
 from chatsvc.audit.format.replay import Notes, Replay, check_header_note, known_keys, read_notes
 from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.options import AuditOptions
-from chatsvc.audit.witness.database import DatabaseWitness
-from chatsvc.audit.witness.peer import PeerWitness
-from chatsvc.audit.witness.publisher import FileWitness, SyslogWitness, Witness
 from chatsvc.audit.write.contents import Contents
 from chatsvc.audit.write.device import Device
 from chatsvc.audit.write.journal import Entry, Journal, Secrets, Since
@@ -39,10 +37,9 @@ _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move 
 
 def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
     """The devices that can be opened, at least one."""
-    directories = [options.directory] + ([options.second_directory] if options.second_directory else [])
     devices: list[Device] = []
     missing: dict[Path, OSError] = {}
-    for directory in directories:
+    for directory in options.directories:
         try:
             devices.append(Device(directory, options.lock_timeout_s, calls))
         except OSError as error:
@@ -52,19 +49,6 @@ def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirro
     if not devices:
         raise missing[options.directory]
     return Mirror(devices, calls, {path: str(error) for path, error in missing.items()})
-
-
-def witnesses_of(options: AuditOptions) -> list[Witness]:
-    """The witnesses that a log is told to have."""
-    witnesses: list[Witness] = [FileWitness(path) for path in options.witness_files]
-    if options.witness_syslog:
-        witnesses.append(SyslogWitness(options.witness_syslog))
-    if options.witness_url:
-        witnesses.append(DatabaseWitness(options.witness_url))
-    if options.witness_peer:
-        directories = [options.directory, *([options.second_directory] if options.second_directory else [])]
-        witnesses.append(PeerWitness(options.witness_peer, directories))
-    return witnesses
 
 
 def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
@@ -142,8 +126,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
 
 def _header(segment: Path) -> Record:
     try:
-        with segment.open("rb") as file:
-            line = file.readline(MAX_LINE_BYTES).rstrip(b"\n")
+        line = first_line(segment)
         position_at(line)
         return decode(line)
     except RecordInvalid as error:
@@ -172,8 +155,7 @@ def _replayed(
     try:
         _require_vouched(segment.parent, vouched)
         believed = [*known_keys(segment.parent), signer.verifier_key]
-        with segment.open("rb") as file:
-            position = position_at(file.readline(MAX_LINE_BYTES).rstrip(b"\n"))
+        position = position_at(first_line(segment))
         num_covered = position.seq  # by the checkpoint in the header
         replay = Replay(Walk(position, sealing, only_from_its_epoch=True))
         notes = read_notes(segment, believed)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import CLOCK_BOOTTIME, clock_gettime_ns, time_ns
 
-CLOCK_ACTION = "audit.clock"
-LEAST_STEP_US = 60_000_000
+from chatsvc.audit.format.rules import LEAST_STEP_US
 
 
 @dataclass(frozen=True, slots=True)

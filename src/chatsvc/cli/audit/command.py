@@ -273,7 +273,7 @@ def auditor_key(output: Path) -> None:
 def unseal(file: Path, key: Path) -> None:
     """Print the contents of the sealed records of FILE (a segment or an export), one JSON object a line."""
     from chatsvc.audit.format.record import decode
-    from chatsvc.audit.verify.export import whole_lines
+    from chatsvc.audit.format.segment import whole_lines
     from chatsvc.audit.write.contents import read_private
     from chatsvc.audit.write.contents import unseal as open_content
 

@@ -28,17 +28,15 @@ def recorded(settings: Settings, action: str, details: Details) -> Iterator[Deta
     Raises:
         AuditUnavailable, OperatorError: there is no record, so nothing was done.
     """
-    with closing(open_for_command(audit_options(settings))) as log:
-        record = log.begin(Facts(uuid4().hex, action, actor()))
-        result = Result("error", details=details)
+    facts = Facts(uuid4().hex, action, actor())
+    with closing(open_for_command(audit_options(settings))) as log, log.begin(facts) as record:
+        record.result = Result("error", details=details)
         try:
             yield details
-            result = Result("allowed", details=details)
+            record.result = Result("allowed", details=details)
         except ChatsvcError as error:
-            result = _failed(error, details)
+            record.result = _failed(error, details)
             raise
-        finally:
-            record.end(result)
 
 
 @contextmanager

@@ -27,18 +27,14 @@ def recorded(
     Raises:
         AuditUnavailable: nothing was done.
     """
-    record = audit.begin(facts)
-    result = Result("error", status=500, reason="server_error")
-    try:
-        done = act()
-        result = Result("allowed", status=200, details=details(done))
-    except ChatsvcError as error:
-        result = _result_of(error)
-        raise
-    else:
+    with audit.begin(facts) as record:
+        try:
+            done = act()
+            record.result = Result("allowed", status=200, details=details(done))
+        except ChatsvcError as error:
+            record.result = _result_of(error)
+            raise
         return done
-    finally:
-        record.end(result)
 
 
 def recorded_attempt(
