@@ -293,6 +293,17 @@ def test_closing_while_the_writer_tries_again_is_final(options, monkeypatch):
         log._journal.close()
 
 
+def test_between_two_tries_a_full_disk_is_left_alone(options):
+    disk = FaultyDisk("write", errno.ENOSPC, times=99)
+    log = AuditLog.open(replace(options, retry_s=3600), calls=disk.calls())
+    disk.active = True
+    assert fails_to_write(log)
+    real_time.sleep(0.6)  # the writer looks every quarter of a second whether it is time
+    assert disk.count == 1
+    disk.active = False
+    log.close()
+
+
 def test_no_space_at_the_start_is_no_start(options):
     disk = FaultyDisk("write", errno.ENOSPC)
     disk.active = True

@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How it ended. ``details`` is for administrative acts (before and after); ``content`` is written by level only."""
+    """How it ended. ``details`` is for administrative acts (before and after); the level decides on ``content``."""
 
     outcome: Outcome
     status: int | None = None

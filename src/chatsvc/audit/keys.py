@@ -4,11 +4,11 @@
 ``audit-signing.pem``          Ed25519 (PKCS 8), signs checkpoints, tombstones and exports
 ``audit-signing.pub``          every public key that this home has signed with, as lines of ``audit.vkey``; not secret
 ``audit-hmac.key``             32 bytes, for keyed hashes of names, token ids and contents
-``audit-seal-LOG.key``         the ratchet's present position; the only one that is ever replaced
+``audit-seal-LOG.key``         the sealing key of the present epoch; the only file that is ever replaced
 ============================== ==========================================================================
 
-The ratchet's first position, ``audit-seal-LOG.initial``, is made in ``CHATSVC_HOME/for-auditor``, apart from these: the
-auditor takes it away, or it is dropped (``chatsvc audit seal-key``). Homes of earlier versions have it in ``keys``.
+A log's first sealing key, ``audit-seal-LOG.initial``, waits in ``CHATSVC_HOME/for-auditor``, apart from these, until
+``chatsvc audit seal-key`` moves it to the auditor or destroys it. Homes of earlier versions have it in ``keys``.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
 
 
 def vouched(directory: Path) -> frozenset[bytes]:
-    """The public keys (32 bytes each) that this home has signed with: what a verifier believes without being told.
+    """The public keys (32 bytes each) that this home has signed with: a verifier trusts them by default.
 
-    They come from here and never from beside the log: who can write the log could put a key of his own there.
+    Never read from beside the log: an attacker who can write the log could put a key of his own there.
 
     Raises:
         NoteInvalid: a line of ``audit-signing.pub`` is no key.
@@ -71,13 +71,13 @@ def vouched(directory: Path) -> frozenset[bytes]:
 
 
 def public_keys(directory: Path, logs_directory: Path) -> list[VerifierKey]:
-    """Every key that vouches for a log in ``logs_directory``, by name: what an auditor is given to verify with."""
+    """Every key that signs a log in ``logs_directory``, with its name: the keys that an auditor verifies with."""
     own = vouched(directory)
     return [key for log in layout.logs(logs_directory) for key in known_keys(log) if key.public in own]
 
 
 def vouch(directory: Path, key: VerifierKey) -> None:
-    """Remember that this home signs with a key, also after another one is put in its place."""
+    """Remember a key that this home signs with, also after it is replaced."""
     known = _signed_with(directory)
     if key not in known:
         lines = [format_vkey(each) + "\n" for each in (*known, key)]
@@ -92,7 +92,11 @@ def _signed_with(directory: Path) -> list[VerifierKey]:
 
 
 def hmac_key(directory: Path, *, create: bool) -> bytes:
-    """The key of pseudonyms."""
+    """The key of the keyed hashes, 32 bytes.
+
+    Raises:
+        OperatorError: as :func:`signing_key`.
+    """
     key = _read_or_make(directory / "audit-hmac.key", os.urandom(32), create=create)
     if len(key) != 32:
         raise OperatorError(f"{directory / 'audit-hmac.key'} must hold 32 bytes; restore it from your backup.")
@@ -100,16 +104,21 @@ def hmac_key(directory: Path, *, create: bool) -> bytes:
 
 
 def seal_key(directory: Path, log_id: str) -> SealKey:
-    """The ratchet's present position."""
+    """The sealing key of the present epoch.
+
+    Raises:
+        OperatorError: it is missing.
+        SealInvalid: the file holds something else.
+    """
     path = _seal_path(directory, log_id)
     return parse_seal_key(_read_or_make(path, b"", create=False).decode("ascii", "replace"))
 
 
 def save_seal_key(directory: Path, key: SealKey) -> None:
-    """Put the ratchet's new position in the place of the former one, which is erased.
+    """Replace the sealing key by that of a later epoch; the former one is erased.
 
     Raises:
-        DiskFull: try again later; the former position may still be there.
+        DiskFull: try again later; the former key may still be there.
         DiskFailed: it could not be written for another reason.
     """
     path = _seal_path(directory, key.log_id)
@@ -118,20 +127,24 @@ def save_seal_key(directory: Path, key: SealKey) -> None:
 
 
 def begin_sealing(directory: Path, key: SealKey) -> None:
-    """A new log: keep the first position twice, once for the auditor to take away."""
+    """Store the first sealing key of a new log twice: for the writer, and for the auditor to take away."""
     waiting = directory.parent / _HANDOVER / f"audit-seal-{key.log_id}.initial"
     write_file(waiting, format_seal_key(key).encode(), _SECRET)
     save_seal_key(directory, key)
 
 
 def initial_seals(directory: Path) -> list[Path]:
-    """The first positions that nobody took away yet."""
+    """The files of first sealing keys that are still on this machine."""
     places = (directory.parent / _HANDOVER, directory)
     return sorted(path for place in places for path in place.glob("audit-seal-*.initial"))
 
 
 def take_away(path: Path, target: Path) -> Path:
-    """Move a first position into the auditor's directory; what was here is overwritten."""
+    """Move a first sealing key into the auditor's directory ``target``; the file here is erased.
+
+    Raises:
+        OperatorError: ``target`` has a file of that name already.
+    """
     copy = target / path.name
     try:
         write_file(copy, path.read_bytes(), _SECRET)
@@ -142,7 +155,7 @@ def take_away(path: Path, target: Path) -> Path:
 
 
 def drop(path: Path) -> None:
-    """Destroy a first position: records of past epochs can then be made by nobody, and their MACs checked by nobody."""
+    """Erase a first sealing key: nobody can then forge records of past epochs, and nobody can check their MACs."""
     erase(path)
 
 

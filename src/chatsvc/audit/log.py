@@ -1,9 +1,9 @@
 """The audit log as the service sees it: many callers, one writer thread, group commit.
 
-``begin`` and ``event`` return when their record is on the disk, together with everybody else's that came meanwhile: one
-fdatasync for all. When there is no space they are refused at once and the writer tries again every ``retry_s``; after
-an fsync error, or any other it does not know, the log is dead until a restart. Ends that could not be written wait in
-memory for space. Opened in the process that uses it: a thread does not survive a fork.
+``begin`` and ``event`` return when their record is on the disk; one fdatasync serves all that arrived meanwhile.
+Without space both are refused at once, ends wait in memory, and the writer tries again every ``retry_s``. After an
+fsync error, or an unknown one, the log is dead until a restart. Open it in the process that uses it: a thread does not
+survive a fork.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ PROBLEMS: dict[Condition, str | None] = {
 SILENT = "its disk does not answer"
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
-FAILED = "login_failed"  # why, in a record that stands for many
-_PUBLISH_S = 5  # witnesses get so long for the last checkpoint
+FAILED = "login_failed"  # the reason, in a record that sums up many failed logins
+_PUBLISH_S = 5  # how long close() waits for witnesses to take the last checkpoint
 _MAX_FAILING_PLACES = 64
-_NUM_SINGLE_FAILURES = 5  # failed logins of an address in one window; the next are only counted
+_NUM_SINGLE_FAILURES = 5  # failed logins of an address in one window; further ones are only counted
 _ABANDONED = Result("aborted", reason="nobody waited for the disk any longer")
 
 
@@ -82,7 +82,7 @@ class AuditLog:
 
     @classmethod
     def open(cls, options: AuditOptions, *, clock: Clock | None = None, calls: Calls = SYSTEM) -> Self:
-        """Open the log, or begin it.
+        """Open the log, or begin a new one.
 
         Raises:
             AuditUnavailable: it cannot be written just now (another process writes it, no space, a failing disk).
@@ -100,7 +100,7 @@ class AuditLog:
     # -- what callers do
 
     def begin(self, facts: Facts) -> OpenRecord:
-        """Record that something begins, before it does. Durable on return.
+        """Record that an act begins, before it does. Durable on return.
 
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
@@ -109,7 +109,7 @@ class AuditLog:
         return OpenRecord(facts, lambda result: self._finish(facts, begin, result))
 
     def event(self, facts: Facts, result: Result) -> None:
-        """Record something that has no length. Durable on return.
+        """Record an act that is over at once. Durable on return.
 
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
@@ -117,23 +117,23 @@ class AuditLog:
         self._commit(self._journal.entry("event", facts, result))
 
     def count_denial(self, facts: Facts, reason: str) -> None:
-        """Record that somebody unknown was refused: the first of a kind by itself, then only their number.
+        """Count a refusal of an unknown caller: the first of a kind gets a record, the rest of a window one sum.
 
-        Waits for nothing, so that a flood of refusals costs neither time nor disk.
+        Does not wait for the disk, so a flood of refusals costs neither time nor space.
         """
         with self._wake:
             if self._denials.is_news(facts, reason, time.monotonic(), can_write=self._state == "open"):
                 self._enqueued(self._journal.entry("event", facts, Result("denied", reason=reason)))
 
     def is_failing_often(self, facts: Facts) -> bool:
-        """Whether failures of this action from this address are no longer recorded one by one, for the present."""
+        """Whether failures of this action from this address are only counted for now."""
         with self._lock:
             return self._failures.is_spent(facts, FAILED)
 
     def count_failure(self, facts: Facts, *, is_recorded: bool) -> None:
-        """Somebody unknown tried to come in and failed; it has a begin and an end of its own, or is counted here.
+        """Count a failed login. ``is_recorded``: it has a begin and an end already; else it may get an event here.
 
-        Waits for nothing, as :meth:`count_denial`.
+        Does not wait for the disk, as :meth:`count_denial`.
         """
         with self._wake:
             if is_recorded:
@@ -142,14 +142,14 @@ class AuditLog:
                 self._enqueued(self._journal.entry("event", facts, Result("denied", reason=FAILED)))
 
     def problem(self) -> str | None:
-        """None while records can be written; else why not, in words for anybody."""
+        """None while records can be written; else why not, without a path or a cause."""
         since = self._committing_since
         if since is not None and time.monotonic() - since > self._options.commit_timeout_s:
             return SILENT
         return PROBLEMS[self._state]
 
     def alarms(self) -> list[str]:
-        """What needs somebody: that nothing can be written, a flood, the clock, a device, a witness, space."""
+        """What an operator should look at: a stopped log, a flood, the clock, a device, space, a witness."""
         cause = self._cause  # the writer thread replaces it as a whole
         stopped = [f"nothing can be written: {cause}"] if cause else []
         with self._lock:
@@ -163,7 +163,7 @@ class AuditLog:
         ]
 
     def close(self) -> None:
-        """Write what is waiting, a last checkpoint, and let go. Whoever comes later is refused."""
+        """Write what is queued and a last checkpoint, then close. Later calls are refused."""
         with self._wake:
             if self._state == "closed":
                 return
@@ -191,7 +191,7 @@ class AuditLog:
                 return
             batch = self._enqueued(entry) if self._state == "open" else None
         if batch is not None:
-            batch.done.wait(self._options.commit_timeout_s)  # it is the writer's now, also after that time
+            batch.done.wait(self._options.commit_timeout_s)  # after a time-out the writer still writes it
         if batch is None or (entry.seq is None and self._state == "dead"):
             _log.critical("the end of a record was lost", extra={"request_id": facts.request_id})
 
@@ -207,7 +207,7 @@ class AuditLog:
                 raise AuditUnavailable
             batch = self._enqueued(entry)
         batch.done.wait(self._options.commit_timeout_s)
-        with self._lock:  # the writer looks at `abandoned` under the same lock: one of both sees the other
+        with self._lock:  # the writer reads `abandoned` under this lock: one of the two sees the other's mark
             entry.abandoned = entry.seq is None
         if entry.abandoned:
             raise AuditUnavailable
@@ -262,7 +262,7 @@ class AuditLog:
         self._told = alarms
 
     def _commit_all(self, entries: list[Entry]) -> None:
-        """Commit them; where there is no space, keep those that tell of what has happened already."""
+        """Commit records; without space, keep those of acts that have happened already."""
         try:
             self._journal.keep_up()
             if entries:
@@ -275,7 +275,7 @@ class AuditLog:
             self._owed += [self._journal.end_of(each, _ABANDONED) for each in abandoned]
 
     def _keep(self, entries: list[Entry]) -> None:
-        """What tells of things that have happened already waits for space; a begin or an event is refused."""
+        """Ends and sums tell what has happened already, so they wait for space; a begin or an event is refused."""
         kept = [each for each in entries if each.fields["stage"] == "end" or "suppressed" in each.fields]
         with self._lock:
             self._owed[:0] = kept
@@ -287,7 +287,7 @@ class AuditLog:
         ]
 
     def _try_again(self) -> None:
-        """There was no space: write what is owed, and how many were refused; if that works, all is well again."""
+        """After a full disk: write owed ends and the number of refusals; if that succeeds, the log is open again."""
         now = time.monotonic()
         if now < self._retry_at:
             return
@@ -311,7 +311,7 @@ class AuditLog:
             _log.critical("the audit log cannot be written: %s", cause)
 
     def _finish_writing(self) -> None:
-        """The thread has ended: what is owed, the last sums, the stop, and a checkpoint over everything."""
+        """After the thread has ended: write owed ends, the last sums and the stop, then a checkpoint over all."""
         try:
             self._journal.keep_up()
             with self._lock:

@@ -1,4 +1,4 @@
-"""What an audit log is told when it is opened. Knows nothing about where the values come from."""
+"""The options of an audit log. Knows nothing about where their values come from."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Level = Literal["metadata", "redacted", "sealed"]
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Where the peer is and what opens its door.
+    """Another replica that is a witness.
 
     Attributes:
         url: its address, with the prefix it is served under, if any.
         key: an API key of the peer with scope ``witness``.
-        ca_file: who vouches for its certificate; None is the system's list.
+        ca_file: the CA certificates to trust; None uses the system's.
     """
 
     url: str
@@ -27,7 +27,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class AuditOptions:
-    """Values of one log.
+    """The options of one log.
 
     Attributes:
         directory: where its segments are.
@@ -36,17 +36,17 @@ class AuditOptions:
         checkpoint_records, checkpoint_interval_s: a checkpoint is due after so many records, or so long after one.
         segment_bytes, segment_age_s: a new segment begins at this size or age.
         epoch_s: how long one sealing key lives.
-        denial_window_s: what strangers are refused (failed logins too) is summed up over so long; longer in a flood.
-        max_denials_in_window: so many different ones are written one by one in a window; the rest is only counted.
+        denial_window_s: refusals of unknown callers (also failed logins) are summed over this time; longer in a flood.
+        max_denials_in_window: how many kinds of them get a record of their own in a window; the rest is only counted.
         retry_s: while there is no space, writing is tried again this often.
         commit_timeout_s: a disk that needs longer for one commit counts as not writable.
-        lock_timeout_s: how long to wait for another process to let go of the log.
-        second_directory: the same log again, best on another file system; one that works is enough.
+        lock_timeout_s: how long to wait for another process that holds the log.
+        second_directory: a second copy of the log, best on another file system; one working copy is enough.
         witness_files, witness_syslog, witness_url, witness_peer: where checkpoints are sent: files on other mounts, the
             socket of a system log, a database, another replica.
         level: how much of a content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
-        space_alarm: a file system that is fuller than this alarms.
-        about: said at every start: version and a digest of the configuration, so that a change of them is in the log.
+        space_alarm: a file system that is fuller than this (0 to 1) raises an alarm.
+        about: details of the record of every start: version and a digest of the configuration, so that changes show.
     """
 
     directory: Path

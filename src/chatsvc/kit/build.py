@@ -1,7 +1,7 @@
 """Builds an air-gap kit on a machine with a network: one signed archive that installs itself where there is none.
 
 In it: the wheels for the target, locked by hash; a model of the store (sealed or not); the templates of config, nginx,
-systemd and compose; the documents; a parts list; the programs that verify and install it; a delivery checklist. The
+systemd and compose; the documents; an SBOM; the programs that verify and install it; a delivery checklist. The
 verifying and installing side is in :mod:`chatsvc.kit.verify`, which needs nothing of this package.
 """
 
@@ -39,12 +39,12 @@ from chatsvc.models.supply.programs import run_module
 # They run where only Python is installed.
 _PROGRAMS = {"kit_verify.py": Path(str(verify.__file__)), "kit_install.py": Path(str(install.__file__))}
 _PURPOSE = "kit-signing"
-_EXPECTED_WHEELS_BYTES = 300_000_000  # for the bar; pip knows only file by file
+_EXPECTED_WHEELS_BYTES = 300_000_000  # for the progress bar; pip knows only the size of each file
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which machine the wheels are for; None is one like this.
+    """The machine that the wheels are for; None means one like this.
 
     Attributes:
         python: its Python, such as ``3.11``.
@@ -86,7 +86,7 @@ def _machine_of(platform: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What goes into a kit.
+    """The parts of a kit.
 
     Attributes:
         wheel: chatsvc's own wheel, or the checkout it is built from.
@@ -204,7 +204,7 @@ def _sign(kit: Path, about: dict[str, object], keys: SigningKeys, progress: Prog
 
 
 def _archive(kit: Path, output: Path, progress: Progress) -> str:
-    """A plain tar (wheels and weights do not compress) with nobody's names and times in it."""
+    """A plain tar, since wheels and weights do not compress, without names of users and times."""
 
     def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = member.mtime = 0

@@ -37,7 +37,7 @@ _BLOCK = 1 << 20
 
 
 def install(kit: Kit, prefix: Path, version: str | None = None) -> Path:
-    """Make ``prefix`` a running-ready installation of the kit; an upgrade where one is there already.
+    """Install the kit under ``prefix``, ready to run; upgrade the installation that is there, if any.
 
     Raises:
         KitError: another Python is needed, the kit is older than the current release and ``version`` does not name
@@ -181,7 +181,7 @@ def write_units(templates: Path, prefix: Path, folder: Path) -> list[Path]:
 
 
 def _unit_line(line: str, prefix: Path) -> str | None:
-    """The templates are for /opt/chatsvc and /var/lib/chatsvc; here all is below the prefix. None: not wanted here."""
+    """A line with the prefix in place of the template's /opt/chatsvc and /var/lib/chatsvc; None: leave it out."""
     home, document = prefix / "home", (prefix / "current/docs/how-to/runbook.md").as_uri().replace("%", "%%")
     here = {
         "Documentation=file:/opt/chatsvc/docs/how-to/runbook.md": f"Documentation={document}",
@@ -224,7 +224,10 @@ def _target(link: Path) -> str | None:
 
 
 def _run(command: list[str], prefix: Path | None = None) -> str:
-    """``prefix``: a command of ours for its home. Root runs it as the home's owner, whose links then betray nobody."""
+    """``prefix``: run a command of ours for its home; as root, with the account of the home's owner.
+
+    A symbolic link that the owner put into the home then reaches only what the owner may write.
+    """
     environment = {"CHATSVC_HOME": str(prefix / "home")} if prefix else {}
     owner = (prefix / "home").stat() if prefix and os.geteuid() == 0 else None
     account: dict[str, Any] = (
@@ -265,7 +268,7 @@ def main(arguments: list[str]) -> int:
 def installed(
     archive: Path, public_key: str, prefix: Path, units: Path | None = None, version: str | None = None
 ) -> str:
-    """Verify and install; returns what to say."""
+    """Verify and install; returns a report for the operator."""
     kit = verify(archive, read_public_key(public_key))
     _say(f"verified: {report(kit)}")
     is_first = not (prefix / "current").is_symlink()

@@ -1,4 +1,4 @@
-"""The parts list of an air-gap kit, as CycloneDX 1.6 JSON: every wheel and the model, with licences and hashes.
+"""The SBOM of an air-gap kit, as CycloneDX 1.6 JSON: every wheel and the model, with licences and hashes.
 
 The library ``cyclonedx-python-lib`` makes the document (extra ``kit``). Knows nothing about how the kit is built.
 """
@@ -52,17 +52,17 @@ def read_wheel(path: Path) -> Wheel:
 
 
 def require_library() -> None:
-    """Whether the extra is installed.
+    """Check that the extra ``kit`` is installed.
 
     Raises:
-        OperatorError: it is not; the message names the remedy.
+        OperatorError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("cyclonedx") is None:
         raise OperatorError("building a kit needs cyclonedx-python-lib: pip install 'chatsvc[kit]', or make setup-dev")
 
 
 def document(version: str, wheels: list[Wheel], model: tuple[str, dict[str, str]] | None) -> str:
-    """The parts list as JSON.
+    """The SBOM as JSON.
 
     Args:
         version: of chatsvc.

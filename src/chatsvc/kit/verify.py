@@ -33,7 +33,7 @@ class KitDiffers(Exception):
 
 
 class KitError(Exception):
-    """It could not be done."""
+    """The kit could not be verified or installed."""
 
 
 # Ed25519 verification, RFC 8032 section 5.1.7: slow, and without secrets.
@@ -151,7 +151,7 @@ def verify(archive: Path, public_key: bytes) -> Kit:
 
 
 def _members(tar: tarfile.TarFile, archive_bytes: int) -> tuple[dict[str, tarfile.TarInfo], set[str], list[str]]:
-    """The files by their paths, the folders that they are in, and what no kit has; only headers are read.
+    """The files by path, the top folders, and members that no kit may have; only headers are read.
 
     Raises:
         tarfile.TarError: they are more, or larger, than the archive can hold.
@@ -254,7 +254,7 @@ def report(kit: Kit) -> str:
 
 
 def guarded(work: Callable[[], str]) -> int:
-    """Do it and print what it says; a problem becomes its text and its exit code."""
+    """Run ``work`` and print its report; a problem is printed and becomes an exit code."""
     try:
         print(work())
     except KitDiffers as problem:

@@ -154,7 +154,7 @@ def describe(stage: str, facts: Facts, result: Result | None, pseudonyms: Pseudo
 
 
 def plain(value: object) -> Any:
-    """A value that canonical JSON can hold, losing as little as can be: details come from everywhere."""
+    """Convert a value to what canonical JSON can hold; integers out of range and other types become text."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) <= MAX_INTEGER:

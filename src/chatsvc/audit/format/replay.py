@@ -1,4 +1,4 @@
-"""Reads segments again, line by line, in constant memory, against their checkpoints. Used at open and to verify."""
+"""Checks segments line by line, in constant memory, against the rules and their checkpoints. Pure but for reading."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Notes:
 
 
 def known_keys(directory: Path) -> list[VerifierKey]:
-    """The public keys that the file beside a log names; what they are worth is the caller's to know.
+    """The public keys that ``audit.vkey`` beside a log names; whether to trust them is the caller's decision.
 
     More than one after the operator has put another signing key in place.
 
@@ -58,7 +58,11 @@ def read_notes(segment: Path, keys: Iterable[VerifierKey]) -> Notes:
 
 
 def read_checkpoint(note: str, keys: Iterable[VerifierKey]) -> Checkpoint:
-    """A checkpoint out of its signed note, by a key of the same name as its origin."""
+    """The checkpoint in a signed note, verified by a key of the same name as its origin.
+
+    Raises:
+        NoteInvalid, KeyUnknown: it does not verify.
+    """
     keys = list(keys)
     checkpoint = parse_checkpoint(open_note(note, keys))
     try:
@@ -89,12 +93,12 @@ class Replay:
     def __init__(self, walk: Walk) -> None:
         self.walk = walk
         self.due: list[Checkpoint] = []
-        self.covered = 0  # so many records are covered by a checkpoint that was compared
+        self.covered = 0  # how many records a compared checkpoint covers
         self.good_bytes = 0
         self.torn = b""
 
     def expect(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """These are to be met on the way."""
+        """Add checkpoints that the tree must match when it reaches their sizes."""
         for checkpoint in checkpoints:
             if checkpoint.size == self.walk.position.seq and checkpoint.size:
                 self._compare(checkpoint)
@@ -142,7 +146,7 @@ class Replay:
 
 
 def _blamed(broken: ChainBroken, line: bytes, following: bytes) -> Tampered:
-    """If the next record follows from this one, then this one is as it was written and the one before is not."""
+    """If the next record follows from this one, this one is unchanged and the one before it was changed."""
     try:
         intact = decode(following[:-1])["prev"] == leaf_hash(line).hex()
     except (RecordInvalid, KeyError):

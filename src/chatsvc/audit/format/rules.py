@@ -71,7 +71,7 @@ class Position:
         return self.frontier.size
 
     def copy(self) -> Position:
-        """Another one, to try something on."""
+        """A copy, to try a change on."""
         return Position(
             self.log_id,
             self.epochs,
@@ -90,7 +90,7 @@ class Position:
         return parse_time(record["ts"]) - self.clock_us - int(record.get("clock_step_us", 0))
 
     def take(self, record: Record, line: bytes) -> None:
-        """The record is in the log: go on behind it."""
+        """Advance behind a record that is in the log."""
         stage = record["stage"]
         if stage == "begin":
             self.open[self.seq] = {name: record[name] for name in OPEN_FIELDS}
@@ -120,33 +120,38 @@ def header_of(position: Position, origin: str, checkpoint: str | None) -> dict[s
 def position_at(line: bytes) -> Position:
     """The position in front of a segment's first line, as that line states it.
 
-    What it states is only as good as the checkpoint that covers it later.
+    It is a claim until a checkpoint that covers it has been compared.
     """
     try:
         record = decode(line)
-        header, seal = record["segment"], record["segment"]["seal"]
-        clock = header.get("clock", {"sum_us": 0, "num_steps": 0})
-        return Position(
-            record["log_id"],
-            Epochs(seal["start"], seal["length"]),
-            record["epoch"],
-            Frontier(record["seq"], [bytes.fromhex(each) for each in header["tree"]]),
-            bytes.fromhex(record["prev"]),
-            clock_us=int(clock["sum_us"]),
-            num_steps=int(clock["num_steps"]),
-            open={each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in header["open"]},
-        )
+        return position_of(record, record["seq"])
     except (RecordInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         raise RecordInvalid("The first line of a segment is not a segment record.") from None
 
 
+def position_of(record: Record, seq: int) -> Position:
+    """The position in front of record ``seq``, out of a segment record or the head of an export."""
+    header, seal = record["segment"], record["segment"]["seal"]
+    clock = header.get("clock", {"sum_us": 0, "num_steps": 0})
+    return Position(
+        record["log_id"],
+        Epochs(seal["start"], seal["length"]),
+        record["epoch"],
+        Frontier(seq, [bytes.fromhex(each) for each in header["tree"]]),
+        bytes.fromhex(record["prev"]),
+        clock_us=int(clock["sum_us"]),
+        num_steps=int(clock["num_steps"]),
+        open={each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in header["open"]},
+    )
+
+
 class Walk:
-    """Takes line after line and checks the rules (numbers as in the module's page)."""
+    """Takes line after line and checks the rules, numbered as above."""
 
     def __init__(
         self, position: Position, seal_key: SealKey | None = None, *, only_from_its_epoch: bool = False
     ) -> None:
-        """``only_from_its_epoch``: the key is a later one, and records of before are not checked against it."""
+        """``only_from_its_epoch``: the key is of a later epoch, and earlier records are not checked against it."""
         self.position = position
         self._seal = seal_key
         self._first_epoch = seal_key.epoch if seal_key and only_from_its_epoch else 0
@@ -154,7 +159,7 @@ class Walk:
         self._mac_epoch = -1
 
     def step(self, line: bytes, *, first: bool = False) -> Record:
-        """Check one line (without its newline) and go on behind it; ``first`` in a segment.
+        """Check one line (without its newline) and advance; ``first``: it is the first of its segment.
 
         Raises:
             Tampered: with the number of the record that should have been here.

@@ -47,7 +47,7 @@ class Frontier:
         self.hashes = list(hashes)
 
     def copy(self) -> Frontier:
-        """Another one with the same leaves."""
+        """A copy."""
         return Frontier(self.size, self.hashes)
 
     def append(self, leaf: bytes) -> None:

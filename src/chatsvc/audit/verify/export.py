@@ -61,9 +61,9 @@ def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]
         raise OperatorError(f"There is no audit log in {directory}.")
     signing = keys.signing_key(keys_directory, create=False)
     vouched = keys.vouched(keys_directory)
-    strangers = [key.fingerprint for _, known in logs for key in known if key.public not in vouched]
-    if strangers:
-        raise OperatorError(f"keys/ does not vouch for {', '.join(strangers)}: see 'chatsvc audit verify'.")
+    unvouched = [key.fingerprint for _, known in logs for key in known if key.public not in vouched]
+    if unvouched:
+        raise OperatorError(f"keys/ does not vouch for {', '.join(unvouched)}: see 'chatsvc audit verify'.")
     return _lines([_Stretch(each, known, Signer(known[-1].name, signing), span) for each, known in logs], span)
 
 
@@ -79,7 +79,7 @@ def parse_moment(text: str) -> int:
 
 
 def signature_text(name: str, digest: bytes) -> str:
-    """What is signed at the end of an export."""
+    """The text that is signed at the end of an export."""
     return f"{name}\nexport v1\n{digest.hex()}\n"
 
 
@@ -180,7 +180,7 @@ def _dated(line: bytes) -> _Dated:
     try:
         return _decoder.decode(line)
     except msgspec.DecodeError:
-        return _Dated(-1, "")  # in no span; where it matters, the rules find it
+        return _Dated(-1, "")  # in no span; the rules report it where the line is checked
 
 
 def _extent(segments: Sequence[Path], span: Span) -> tuple[int, int] | None:

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, VerifierKey, open_note, parse_note, parse_vkey
-from chatsvc.audit.format.ratchet import Epochs
 from chatsvc.audit.format.record import Record, RecordInvalid, decode
 from chatsvc.audit.format.replay import Replay, read_checkpoint
-from chatsvc.audit.format.rules import OPEN_FIELDS, Position, Tampered, Walk
+from chatsvc.audit.format.rules import Tampered, Walk, position_of
 from chatsvc.audit.format.segment import is_header, whole_lines
-from chatsvc.audit.format.tree import Frontier, ProofInvalid, cover
+from chatsvc.audit.format.tree import ProofInvalid, cover
 from chatsvc.audit.verify.export import VERSION, signature_text
 from chatsvc.audit.verify.log import COMPARE, Trust, describe_keys
 from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY, Verdict
@@ -49,7 +48,7 @@ def verify_export(path: Path, trust: Trust) -> Verdict:
     except (RecordInvalid, NoteInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         seq = reading.seq
         return Verdict(TAMPERED, f"record {seq}: the export is damaged here or behind it", str(path), seq=seq)
-    vouched, unvouched = describe_keys(reading.vouched), describe_keys(reading.strangers)
+    vouched, unvouched = describe_keys(reading.vouched_keys), describe_keys(reading.unvouched_keys)
     return Verdict(
         UNKNOWN_KEY if unvouched else CLEAN,
         message,
@@ -62,14 +61,14 @@ def verify_export(path: Path, trust: Trust) -> Verdict:
 
 
 class _Reading:
-    """One verification on its way."""
+    """One verification in progress."""
 
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
         self._digest = hashlib.sha256()
         self._keys: list[VerifierKey] = []
-        self.vouched: list[VerifierKey] = []
-        self.strangers: list[VerifierKey] = []
+        self.vouched_keys: list[VerifierKey] = []
+        self.unvouched_keys: list[VerifierKey] = []
         self._replay: Replay | None = None
         self._head: dict[str, Any] | None = None
         self._origins: set[str] = set()  # of the logs that have been read
@@ -106,9 +105,9 @@ class _Reading:
         if not self._signed or self._head is None:
             raise NoteInvalid
         what = f"{self.num_records} records from {self._head['from']} to {self._head['to']}"
-        if not self.strangers:
+        if not self.unvouched_keys:
             return f"clean: {what}"
-        named = ", ".join(describe_keys(self.strangers))
+        named = ", ".join(describe_keys(self.unvouched_keys))
         return f"{what} are whole, but nobody vouches for {named}: {COMPARE}"
 
     def _read_head(self, record: Record) -> dict[str, Any]:
@@ -116,10 +115,10 @@ class _Reading:
         if head["v"] != VERSION:
             raise RecordInvalid
         named = [parse_vkey(each) for each in head["vkeys"]]
-        self.vouched = list(self._trust.keys) or [key for key in named if self._trust.vouches_for(key)]
+        self.vouched_keys = list(self._trust.keys) or [key for key in named if self._trust.vouches_for(key)]
         # With keys of the auditor nothing else is looked at; else all that is named, to tell whether the file is whole.
-        self.strangers = [] if self._trust.keys else [key for key in named if key not in self.vouched]
-        self._keys = [*self.vouched, *self.strangers]
+        self.unvouched_keys = [] if self._trust.keys else [key for key in named if key not in self.vouched_keys]
+        self._keys = [*self.vouched_keys, *self.unvouched_keys]
         return head
 
     def _reached(self) -> Replay:
@@ -130,18 +129,7 @@ class _Reading:
     def _begin(self, head: dict[str, Any]) -> None:
         if self._replay is not None:
             raise RecordInvalid
-        segment = head["segment"]
-        clock = segment.get("clock", {"sum_us": 0, "num_steps": 0})
-        position = Position(
-            head["log_id"],
-            Epochs(segment["seal"]["start"], segment["seal"]["length"]),
-            head["epoch"],
-            Frontier(head["first_seq"], [bytes.fromhex(each) for each in segment["tree"]]),
-            bytes.fromhex(head["prev"]),
-            clock_us=int(clock["sum_us"]),
-            num_steps=int(clock["num_steps"]),
-            open={each["seq"]: {name: each[name] for name in OPEN_FIELDS} for each in segment["open"]},
-        )
+        position = position_of(head, head["first_seq"])
         self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
 
     def _expect(self, note: str) -> None:

@@ -35,10 +35,10 @@ COMPARE = "compare with what its owner tells you, then give a file of public key
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the verifier brings along. A key beside the log vouches for nothing: a forger of the log puts his own there.
+    """What the verifier trusts. A key beside the log proves nothing: a forger of the log puts his own there.
 
     Attributes:
-        keys: what the auditor believes, each for the log of its name. If there are any, nothing else is believed.
+        keys: public keys that the auditor trusts, each for the log of its name. If there are any, no other is trusted.
         home: public keys of the home's ``keys/`` (:func:`chatsvc.audit.keys.vouched`), for every log of that home.
         seal_keys: first sealing keys, to check MACs with.
         witness: checkpoints that were kept elsewhere.
@@ -50,19 +50,19 @@ class Trust:
     witness: Seen | None = None
 
     def vouches_for(self, key: VerifierKey) -> bool:
-        """Whether a key that is named beside the log, or in an export, is one to believe."""
+        """Whether a key that is named beside the log, or in an export, is to be trusted."""
         return key in self.keys if self.keys else key.public in self.home
 
     def keys_of(self, directory: Path) -> list[VerifierKey]:
         """The keys to verify a log with."""
         return list(self.keys) or [key for key in known_keys(directory) if self.vouches_for(key)]
 
-    def strangers(self, directory: Path) -> list[VerifierKey]:
+    def unvouched(self, directory: Path) -> list[VerifierKey]:
         """The keys beside a log that nobody vouches for."""
         return [key for key in known_keys(directory) if not self.vouches_for(key)]
 
     def seal_key_of(self, log_id: str) -> SealKey | None:
-        """The sealing key of this log, if it was brought."""
+        """The first sealing key of this log, if there is one."""
         return next((key for key in self.seal_keys if key.log_id == log_id), None)
 
 
@@ -107,7 +107,7 @@ def _verify(what: Path, segments: Sequence[Path], home: Path, trust: Trust, *, a
 
 
 class _Reading:
-    """One verification on its way."""
+    """One verification in progress."""
 
     def __init__(self, what: Path, home: Path, trust: Trust, *, alone: bool) -> None:
         self._what = what
@@ -118,11 +118,11 @@ class _Reading:
         self._first_seq = 0
         self._last: Record = {}
         self._keys: tuple[str, ...] = ()
-        self._strangers: tuple[str, ...] = ()
+        self._unvouched: tuple[str, ...] = ()
 
     @property
     def next_seq(self) -> int:
-        """How far the reading came."""
+        """The number of the next record to read."""
         return self._replay.walk.position.seq if self._replay else 0
 
     def verdict(self, segments: Sequence[Path]) -> Verdict:
@@ -130,10 +130,10 @@ class _Reading:
         for path in layout.files_of(self._home, segments):
             if path.exists() and not path.is_file():  # reading a pipe would wait for whoever writes into it
                 raise Tampered(0, f"{path.name} is not a regular file")
-        keys, strangers = self._trust.keys_of(self._home), self._trust.strangers(self._home)
-        self._keys, self._strangers = describe_keys(keys), describe_keys(strangers)
-        if strangers:  # (1)
-            named = ", ".join(self._strangers)
+        keys, unvouched = self._trust.keys_of(self._home), self._trust.unvouched(self._home)
+        self._keys, self._unvouched = describe_keys(keys), describe_keys(unvouched)
+        if unvouched:  # (1)
+            named = ", ".join(self._unvouched)
             return self.failed(TAMPERED, f"nobody vouches for what audit.vkey names: {named}; {COMPARE}")
         if not keys:
             raise KeyUnknown(f"There is no public key to verify with (audit.vkey); {COMPARE}")
@@ -172,7 +172,7 @@ class _Reading:
         for _ in range(_SETTLE_TRIES):
             if not replay.torn:
                 return
-            # The service may be writing this very line: give it a moment, and take it for torn only if nothing comes.
+            # The service may be writing this line: wait a moment, and call it torn only if the rest does not come.
             time.sleep(_SETTLE_S)
             self._read_lines(replay, segment, keys, replay.good_bytes)
 
@@ -203,7 +203,7 @@ class _Reading:
         replay = self._replay
         if replay is None:
             verdict = Verdict(exit_code, message, str(self._what), seq=seq)
-            return replace(verdict, vouched=self._keys, unvouched=self._strangers)
+            return replace(verdict, vouched=self._keys, unvouched=self._unvouched)
         position = replay.walk.position
         return Verdict(
             exit_code=exit_code,
@@ -218,7 +218,7 @@ class _Reading:
             last_ts=self._last.get("ts"),
             witnessed=self._witnessed(replay),
             vouched=self._keys,
-            unvouched=self._strangers,
+            unvouched=self._unvouched,
         )
 
     def _witnessed(self, replay: Replay) -> int | None:

@@ -1,4 +1,4 @@
-"""What a verification comes to. The exit codes are part of the format (docs/reference/audit-format.md)."""
+"""The result of a verification. The exit codes are part of the format (docs/reference/audit-format.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Verdict:
         log_id: the log's id, None if not even that could be read.
         seq: the record it is about, None when all is well.
         first_seq, num_records: which records were read.
-        num_covered: up to which record (exclusive) checkpoints were compared; the rest is held by the chain only.
+        num_covered: how many records checkpoints cover; the rest is protected by the chain only.
         num_open: begun and not (yet) ended.
         last_ts: time of the last record.
         witnessed: the largest size that a witness confirmed; None without one.
@@ -52,5 +52,5 @@ class Verdict:
 
 
 def worst(verdicts: list[Verdict]) -> int:
-    """The exit code of several."""
+    """The gravest exit code of several verdicts."""
     return min((each.exit_code for each in verdicts), key=_GRAVITY.index, default=CLEAN)

@@ -64,5 +64,5 @@ class DatabaseWitness:
         self._is_ready = True
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._database.close()

@@ -34,7 +34,7 @@ class Witness(Protocol):
         """Keep a signed note."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close what is open."""
 
 
 class FileWitness:

@@ -1,7 +1,4 @@
-"""Consistency proofs of a growing log, out of its files: only what came since the last proof is read for the next one.
-
-Knows nothing about who wants the proof.
-"""
+"""Consistency proofs of a growing log, made from its files: each reads only what was written since the one before."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from chatsvc.audit.format.tree import Frontier, ProofInvalid, extension_proof, l
 
 
 class Growth:
-    """A reader of one log's directory. It goes on where it stopped; for another place it looks again."""
+    """Reads one log's directory, going on where the last proof ended; for another size it searches anew."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -25,7 +22,7 @@ class Growth:
         self._offset = 0
 
     def proof(self, old: int, new: int) -> list[bytes]:
-        """That the tree of ``old`` records is the beginning of the tree of ``new``; of none there is nothing to prove.
+        """RFC 6962 proof that the tree of ``old`` records is a prefix of the tree of ``new``; empty if ``old`` is 0.
 
         Raises:
             ProofInvalid: the records are not, or no longer, here.
@@ -55,7 +52,7 @@ class Growth:
             self._frontier.append(leaf)
 
     def _leaves(self, count: int) -> Iterator[bytes]:
-        """The next so many, also of the segments that follow."""
+        """The next ``count`` leaf hashes, also of the segments that follow."""
         for segment in layout.segments(self._directory):
             if not count:
                 return

@@ -1,11 +1,11 @@
-"""Being a witness for other replicas: the last head of each log, and no history but the one it has seen.
+"""Witnesses the logs of other replicas: keeps the last head (signed checkpoint) of each, and lets it only grow.
 
 A submitted head is taken by these steps, in order: (1) its note is signed by a pinned key, whose name is the log's
 origin; (2) the sender knows the head that is held here; (3) it is not shorter, and not another one of the same length;
-(4) RFC 6962: the held tree is the beginning of the new one; (5) it is durable. Then the head is answered for. One head
+(4) RFC 6962: the held tree is a prefix of the new one; (5) it is durable. Only then is it acknowledged. One head
 is enough: each was shown to continue the one before it.
 
-The shape follows c2sp.org/tlog-witness; the words on the wire are this service's own (``http/api/audit.py``).
+The shape follows c2sp.org/tlog-witness; the JSON fields are this service's own (``http/api/audit.py``).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Witnessed:
         return checkpoint
 
     def _keys(self) -> list[VerifierKey]:
-        """Read each time: a replica that is new needs no restart of this one."""
+        """Read for each submission, so that the key of a new replica needs no restart here."""
         try:
             return read_vkeys(self._pinned) if self._pinned else []
         except (OSError, NoteInvalid) as error:

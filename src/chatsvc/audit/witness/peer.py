@@ -1,8 +1,7 @@
 """Another replica as a witness: it is sent every checkpoint with the proof that the log only grew.
 
 The peer (:mod:`chatsvc.audit.witness.held_heads`) keeps the last head of this log and takes no other history; what it
-holds is out of reach for whoever owns this host. Nothing is spoken to but the configured address: no proxy, no
-redirect.
+holds is out of reach for whoever owns this host. Connects to the configured address only: no proxy, no redirect.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _MAX_ANSWER_BYTES = 65_536
 
 
 class PeerWitness:
-    """Sends to one peer. ``directories`` are where this log is kept, the first that holds enough is read."""
+    """Sends to one peer. Proofs come from the first of ``directories``, copies of this log, that can give them."""
 
     def __init__(self, peer: Peer, directories: Sequence[Path]) -> None:
         try:
@@ -51,7 +50,7 @@ class PeerWitness:
         self._is_encrypted = place.scheme == "https"
         self._peer = peer
         self._growths = [Growth(each) for each in directories]
-        self._held: int | None = None  # so many records the peer has seen; None: ask it
+        self._held: int | None = None  # how many records the peer has seen; None: not known
 
     def publish(self, note: str) -> None:
         """Send the note and its proof.

@@ -45,18 +45,18 @@ class Publisher:
         return [f"the witness {name} does not take checkpoints: {why}" for name, why in self._why.items()]
 
     def send(self, note: str) -> None:
-        """Send a note, later. When too many wait, this one is left out: a later one covers it."""
+        """Queue a note to be sent. When the queue is full it is dropped: a later checkpoint covers it."""
         try:
             self._waiting.put_nowait(note)
         except queue.Full:
             self._why["queue"] = "they do not answer, and too many checkpoints wait"
 
     def stop(self) -> None:
-        """Send what waits, then end the loop."""
+        """Send what is queued, then end the loop."""
         self._waiting.put(None)
 
     def run(self) -> None:
-        """Until stopped."""
+        """Send notes until stopped."""
         while (note := self._waiting.get()) is not None:
             self._why.pop("queue", None)
             for witness in self._witnesses:

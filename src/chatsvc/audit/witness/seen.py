@@ -25,7 +25,7 @@ _SYSLOG = re.compile(rb'chatsvc-checkpoint ("(?:[^"\\]|\\.)*")')
 
 
 def checkpoint_in(note: str) -> Checkpoint:
-    """The checkpoint of a note whose signature is somebody else's business."""
+    """The checkpoint in a note, whose signature is not verified here."""
     return parse_checkpoint(note.rpartition("\n\n")[0] + "\n")
 
 

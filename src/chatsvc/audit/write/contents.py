@@ -40,7 +40,7 @@ class Unsealable(ChatsvcError):
 
 
 class Contents:
-    """Writes content at one level."""
+    """Makes the fields of a record that hold content, at one level."""
 
     def __init__(self, level: Level, auditor_key: Path | None = None) -> None:
         self._level = level

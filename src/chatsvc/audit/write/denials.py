@@ -1,7 +1,7 @@
-"""What strangers are refused: the first few of a kind are records of their own, the rest of a window is a number.
+"""Refusals of unknown callers: the first few of a kind get a record each, the rest of a window is summed up.
 
-So that a flood costs the disk little and one refusal is still on record. While a flood lasts, windows get longer.
-Pure; time is passed in; the caller holds a lock.
+So a flood costs little disk, and every kind of refusal is still on record. While a flood lasts, windows get longer.
+Pure: time is passed in, in seconds; the caller holds a lock.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ipaddress import IPv6Address, IPv6Network
 from chatsvc.audit.facts import Facts
 
 _MAX_WINDOW_S = 1800
-_FLOOD = 100  # so many that were only counted, of one kind in one window, are an alarm
-_ALARM_S = 600  # an alarm stays for so long after its window
+_FLOOD = 100  # this many counted refusals of one kind in one window raise an alarm
+_ALARM_S = 600  # how long an alarm stays after its window
 
 _Kind = tuple[Facts, str]
 
@@ -22,10 +22,10 @@ class Denials:
     """What was refused in the present window.
 
     Args:
-        window_s: how long the first window is; after one in which something was only counted, the next is twice as
+        window_s: length of the first window; after one in which something was only counted, the next is twice as
             long, up to half an hour.
-        max_kinds: so many kinds are told apart in a window; more are counted under their action and reason alone.
-        num_single: so many of a kind get records of their own in a window.
+        max_kinds: how many kinds are told apart in a window; more are counted under their action and reason alone.
+        num_single: how many of a kind get a record of their own in a window.
     """
 
     def __init__(self, window_s: float, max_kinds: int, num_single: int = 1) -> None:
@@ -57,7 +57,7 @@ class Denials:
         return False
 
     def recorded(self, facts: Facts, reason: str, now: float) -> None:
-        """One of this kind has a record of its own already; it counts among the first few."""
+        """Count one that has a record already among the first few of its kind."""
         self._begin(now)
         if not self.is_spent(facts, reason):
             kind = _kind_of(facts, reason)

@@ -27,11 +27,11 @@ class Device:
 
     @property
     def segment_bytes(self) -> int:
-        """How long the present segment is."""
+        """Length of the present segment."""
         return self._segment.size if self._segment else 0
 
     def resume(self, segment: Path, segment_bytes: int, note_bytes: int) -> None:
-        """Go on in a segment that is there; what is behind the given lengths was not written to its end."""
+        """Continue an existing segment; what lies behind the given lengths is an incomplete write and is cut off."""
         self._close_files()
         self._segment = self._at(segment, segment_bytes)
         self._notes = self._at(layout.checkpoints_of(segment), note_bytes)
@@ -78,6 +78,6 @@ class Device:
         self._segment = self._notes = None
 
     def close(self) -> None:
-        """Let go of files and lock."""
+        """Close the files and release the lock."""
         self._close_files()
         self._lock.release()

@@ -1,10 +1,10 @@
-"""Numbers that name a person or an account, and how their check digits are reckoned. Pure; knows no texts.
+"""Numbers that identify a person or an account, and how their check digits are computed. Pure.
 
 People write them in groups ("110105 19491231 002X"), so a space or a hyphen may stand where a group ends. Every pattern
 has bounded repeats only: the time to search a text grows with its length.
 
 Mainland China (18 and 15 digits, passports, permits), Hong Kong, Taiwan, Macau, Singapore, Korea, Japan, India, the
-United States, the United Kingdom, France, Spain, Italy, Brazil; bank cards and IBAN of everywhere.
+United States, the United Kingdom, France, Spain, Italy, Brazil; bank cards and IBAN of all countries.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PLACES = (
 
 
 def always(_: str) -> bool:
-    """What has no check digit."""
+    """Accept a number that has no check digit."""
     return True
 
 
 def _bare(text: str) -> str:
-    """Without what parts the groups of a number."""
+    """Without the separators between groups, in upper case."""
     return text.translate(_SEPARATORS).upper()
 
 

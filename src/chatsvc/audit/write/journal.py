@@ -28,7 +28,7 @@ _ALARM_US = 3600 * _MICRO
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A record on its way: ``seq`` is set when it is durable; ``abandoned`` when nobody waits for that any more."""
+    """A record to be written. ``seq`` is set once it is durable, ``abandoned`` once its caller has given up waiting."""
 
     fields: Record
     moment: Moment
@@ -49,7 +49,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What signs, seals and hides."""
+    """What signs checkpoints, seals records, hashes names and encrypts contents."""
 
     signer: Signer
     sealing: SealKey
@@ -66,7 +66,7 @@ class Journal:
         self.pseudonyms = secrets.pseudonyms
         self.mirror = mirror
         self._on_note: Callable[[str], None] = lambda _: None
-        self._steps: deque[tuple[int, str]] = deque(maxlen=16)  # when, since the machine's start, and what
+        self._steps: deque[tuple[int, str]] = deque(maxlen=16)  # microseconds since boot, and a sentence
         self._contents = secrets.contents
         self._signer = secrets.signer
         self._sealing = secrets.sealing
@@ -75,14 +75,14 @@ class Journal:
         self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
 
     def entry(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Entry:
-        """A record to be committed, with the time of now."""
+        """A record to be committed, with the present time."""
         fields = describe(stage, facts, result, self.pseudonyms) | more
         if result is not None and result.content is not None:
             fields |= self._contents.fields(result.content, self.position.log_id)
         return Entry(fields, self.time.now())
 
     def end_of(self, begin: Entry, result: Result) -> Entry:
-        """The end of a committed begin, told by the log itself."""
+        """The end of a committed begin whose caller has gone."""
         facts = Facts(begin.fields["request_id"] or "", begin.fields["action"], begin.fields["actor"])
         return self.entry("end", facts, result, begin=begin.seq)
 
@@ -133,7 +133,7 @@ class Journal:
         )
 
     def checkpoint(self) -> None:
-        """Sign what there is, if there is anything new."""
+        """Sign the tree as it is, if records came since the last checkpoint."""
         since = self._since
         if not since.num_records:
             return
@@ -145,13 +145,13 @@ class Journal:
         self._on_note(note)
 
     def tell_notes_to(self, on_note: Callable[[str], None]) -> None:
-        """From now on, and the one that was made at the start: a log that was rolled back shows itself at once."""
+        """Pass on every checkpoint, also the one made at the start: so a rolled-back log is noticed at once."""
         self._on_note = on_note
         assert self._since.last_note is not None, "a log is opened with a checkpoint"
         on_note(self._since.last_note)
 
     def continue_from(self, position: Position, since: Since, last: Record) -> None:
-        """Take up a log where it was left, with its last record."""
+        """Continue a log where it ended; ``last`` is its last record."""
         self.position, self._since = position, since
         self.time.resume(Moment(parse_time(last["ts"]), last["mono"]), last["boot_id"])
 
@@ -161,7 +161,7 @@ class Journal:
         return [what for when, what in list(self._steps) if when >= since]
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self.mirror.close()
 
     # -- parts
@@ -193,7 +193,7 @@ class Journal:
         return self.entry("event", Facts("", action), Result("allowed", details=details))
 
     def _tell_step(self, moment: Moment) -> None:
-        """A record of its own: what comes behind it has the wall time of after the step, and log time goes on."""
+        """Record a step of the clock: later records have the new wall time, and log time goes on."""
         step_us = self.time.step(moment)
         before = self.time.wall_of(moment)
         details = {"before": format_time(before), "after": format_time(moment.wall_us)}
@@ -206,7 +206,7 @@ class Journal:
         self._steps.append((moment.mono_us, f"{reason}: look at what sets it"))
 
     def _turn_epoch(self, now: int) -> None:
-        """First a record under the old key that names the next epoch, then the old key goes (seal.py)."""
+        """Write a record under the old key that names the next epoch, then give up the old key (format/ratchet.py)."""
         entry = self.own(EPOCH_ACTION)
         entry.fields["next_epoch"] = self.position.epochs.at(now)
         entry.moment = replace(entry.moment, wall_us=now + self.position.clock_us)
@@ -214,10 +214,10 @@ class Journal:
         self.leave_epoch()
 
     def leave_epoch(self) -> None:
-        """The ratchet's file follows the log; where there is no space for it, the next time.
+        """Replace the sealing key by that of the present epoch; without space, :meth:`keep_up` tries again.
 
-        First a checkpoint: who opens the log later checks MACs with the present key, and has nothing but checkpoints to
-        check the records of earlier epochs with.
+        A checkpoint comes first: a later start has only checkpoints to check the records of earlier epochs with, since
+        their key is gone.
         """
         self.checkpoint()
         self._sealing = self._sealing.forward(self.position.epoch)

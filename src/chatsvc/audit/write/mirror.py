@@ -30,12 +30,12 @@ class Mirror:
 
     @property
     def segment_bytes(self) -> int:
-        """How long the present segment is."""
+        """Length of the present segment."""
         return self._leader().segment_bytes
 
     @property
     def directories(self) -> list[Path]:
-        """Where the log is kept."""
+        """The directories of all devices that could be opened."""
         return [each.directory for each in self._states]
 
     def alarms(self, max_used_share: float) -> list[str]:
@@ -75,17 +75,17 @@ class Mirror:
         self._everywhere(lambda device: device.append_note(note))
 
     def put(self, name: str, data: bytes) -> None:
-        """A small public file beside the log."""
+        """Write a small public file beside the log, on every working device."""
         for device in self._in_state("working"):
             replace_file(device.directory / name, data, 0o644)
 
     def catch_up(self) -> None:
-        """Those that had no space try again. Costs a read of the present segment: not to be done all the time."""
+        """Let devices that had no space try again. Reads the whole present segment, so do it rarely."""
         for device in list(self._in_state("behind")):
             self._follow(device, self._leader())
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all devices."""
         for device in self._states:
             device.close()
 
@@ -110,7 +110,7 @@ class Mirror:
             self._set(device, "behind" if isinstance(error, DiskFull) else "out", error.message)
 
     def _nowhere(self, failures: dict[Device, DiskFull | DiskFailed]) -> None:
-        """Those that are full still hold the same: they stay, and the caller tries again. Those that failed go."""
+        """No device took it. Full ones still hold the same and stay for the caller's retry; failed ones are out."""
         full = {device: error for device, error in failures.items() if isinstance(error, DiskFull)}
         for device in failures.keys() - full.keys() if full else ():
             self._set(device, "out", failures[device].message)

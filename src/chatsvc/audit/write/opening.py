@@ -1,10 +1,10 @@
-"""Opens a log: a new one, or one that another process left, however it ended.
+"""Opens a log: a new one, or one that an earlier process left, also after a crash.
 
 Rules, in order: (1) a segment that was never begun durably is dropped; (2) every key named beside the log is vouched
-for in ``keys/``, and what the last segment holds follows its own rules, its checkpoints and, behind the last of these,
-its seal; (3) it may not hold less than a checkpoint or the sealing key says; (4) a torn tail, which nobody was told was
-durable, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that does not pass is not written:
-it is evidence. Going on would sign what somebody else has put there.
+for in ``keys/``, and the last segment follows its own rules, its checkpoints and, behind the last of these, its seal;
+(3) it may not hold less than a checkpoint or the sealing key says; (4) an incomplete last line, which was never
+acknowledged, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that does not pass is not
+written: it is evidence, and to continue it would sign what a forger has put there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move 
 
 
 def open_mirror(options: AuditOptions, calls: Calls, opened: ExitStack) -> Mirror:
-    """The devices that can be opened, at least one."""
+    """The devices that can be opened, at least one; ``opened`` closes them.
+
+    Raises:
+        OSError, LockHeld: none can be opened, or another process writes one of them.
+    """
     devices: list[Device] = []
     missing: dict[Path, OSError] = {}
     for directory in options.directories:
@@ -81,7 +85,7 @@ def _drop(segment: Path) -> None:
 
 
 def _begin(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal:
-    """A new log. Its public key is named last: from then on a directory without segments is a loss."""
+    """Begin a new log. ``audit.vkey`` is written last: a directory that has it but no segments has lost them."""
     log_id = os.urandom(16).hex()
     sealing = SealKey(log_id, Epochs(clock.wall_us() // _MICRO, options.epoch_s), 0, os.urandom(32))
     keys.begin_sealing(options.keys, sealing)
@@ -134,10 +138,10 @@ def _header(segment: Path) -> Record:
 
 
 def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
-    """The service must not go on with a log that is signed with a key of somebody else."""
-    strangers = [key for key in known_keys(directory) if key.public not in vouched]
-    if strangers:
-        named = ", ".join(f"{key.name} {key.fingerprint}" for key in strangers)
+    """Refuse a log that names a key for which ``keys/`` does not vouch."""
+    unvouched = [key for key in known_keys(directory) if key.public not in vouched]
+    if unvouched:
+        named = ", ".join(f"{key.name} {key.fingerprint}" for key in unvouched)
         raise OperatorError(
             f"{directory / layout.VKEY} names a key that keys/ does not vouch for: {named}. If it is one that you "
             f"replaced, add its line to keys/audit-signing.pub. Else the log was forged. {_REMEDY}"
@@ -147,11 +151,8 @@ def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
 def _replayed(
     segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]
 ) -> tuple[Replay, Notes, Record]:
-    """Read the last segment again, with all its checkpoints and with the seal of the present epoch.
-
-    With it comes the last record.
-    """
-    num_unsealed = 0  # so many records are of epochs whose key is gone
+    """Check the last segment with its checkpoints and the MACs of the present epoch; its last record comes along."""
+    num_unsealed = 0  # all records before this one may be of epochs whose key is gone
     try:
         _require_vouched(segment.parent, vouched)
         believed = [*known_keys(segment.parent), signer.verifier_key]
@@ -204,7 +205,7 @@ def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
 
 
 def _name_key(mirror: Mirror, signer: Signer, options: AuditOptions) -> None:
-    """The public key lies in ``keys/``, where a verifier believes it, and beside the log, where he reads its name."""
+    """Write the public key to ``keys/``, which a verifier trusts, and beside the log, which only names it."""
     keys.vouch(options.keys, signer.verifier_key)
     line = format_vkey(signer.verifier_key) + "\n"
     paths = [directory / layout.VKEY for directory in mirror.directories]

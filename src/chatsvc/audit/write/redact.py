@@ -1,9 +1,9 @@
 """Masks what an operator who reads a log need not see: secrets, addresses and numbers of people and accounts.
 
 Pure. Numbers that have check digits (most identity numbers, bank cards, IBAN) are masked only where these are right, so
-that an order number stays readable. Full-width digits and signs count as their ASCII twins. Masking is a courtesy to
-people whose words are logged, not a proof that nothing is left: who must be sure chooses ``metadata`` or ``sealed``.
-Every pattern is linear: its repeats are bounded, or it can begin once only in the run of characters that it takes.
+that an order number stays readable. Full-width digits and signs count as their ASCII twins. Masking lowers what leaks;
+it does not guarantee that nothing is left. For that, choose the level ``metadata`` or ``sealed``.
+Matching takes time linear in the text: repeats are bounded, or a match can start only once in its run of characters.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _is_basic(text: str) -> bool:
         return False
 
 
-# In this order: what may hold another kind inside it comes first. Where a pattern has a group, that is what is masked.
+# In this order: a kind that may contain another comes first. Where a pattern has a group, only the group is masked.
 _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
     ("private-key", re.compile(_PEM), always),
     ("token", re.compile(r"(?<![\w-])eyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"), always),
@@ -81,14 +81,14 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
 
 
 def redact(text: str) -> str:
-    """The text with every such thing replaced by its kind in brackets."""
+    """The text with every match replaced by its kind in brackets, such as ``[email]``."""
     for kind, pattern, is_one in _KINDS:
         text = _masked(text, kind, pattern, is_one)
     return text
 
 
 def _masked(text: str, kind: str, pattern: re.Pattern[str], is_one: Callable[[str], bool]) -> str:
-    plain = text.translate(_WIDTH)  # one character for one: places agree
+    plain = text.translate(_WIDTH)  # same length: positions agree
     parts, end = [], 0
     for match in pattern.finditer(plain):
         if is_one(match[0]):

@@ -1,11 +1,11 @@
-"""The wall clock as the log sees it: what a record's time is, and when the clock was set.
+"""The wall clock as the log sees it: which time a record gets, and when the clock was set.
 
-A machine's wall clock may be wrong by years, and be put right. The clock since the machine's start (``mono_us``) goes
-on meanwhile, so the difference of both changes only when somebody sets the wall clock. Beyond a minute that is a record
-of its own (``audit.clock``), and until it is written records keep the time by the old setting. Knows no records.
+A wall clock may be years off and then be corrected. The time since boot (``mono_us``) is not affected, so the
+difference of the two changes only when somebody sets the wall clock. A step of a minute or more is a record of its own
+(``audit.clock``); until that is written, records keep the time by the old setting. Knows no records.
 
-*Log time* is wall time with every such step taken out again (:class:`chatsvc.audit.format.rules.Position`): it never
-goes back, and sealing epochs, segments and checkpoints go by it.
+*Log time* is wall time with every such step taken out (:class:`chatsvc.audit.format.rules.Position`): it never goes
+back, and sealing epochs, segments and checkpoints go by it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chatsvc.audit.format.rules import LEAST_STEP_US
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """Time, passed in. ``boot_id`` says which start of the machine ``mono_us`` counts from."""
+    """The clocks, passed in: Unix microseconds, microseconds since boot, and the id of that boot."""
 
     wall_us: Callable[[], int]
     mono_us: Callable[[], int]
@@ -28,7 +28,7 @@ class Clock:
 
 
 def system_clock() -> Clock:
-    """The machine's own. A machine that slept has set nothing: CLOCK_BOOTTIME goes on, CLOCK_MONOTONIC does not."""
+    """The machine's clocks. CLOCK_BOOTTIME goes on during suspend, so waking up is no step of the wall clock."""
     path = Path("/proc/sys/kernel/random/boot_id")
     boot_id = path.read_text(encoding="ascii").strip() if path.exists() else "unknown"
     return Clock(lambda: time_ns() // 1000, lambda: clock_gettime_ns(CLOCK_BOOTTIME) // 1000, boot_id)
@@ -36,14 +36,14 @@ def system_clock() -> Clock:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """One look at both clocks."""
+    """Both clocks, read together; microseconds."""
 
     wall_us: int
     mono_us: int
 
 
 class Timekeeper:
-    """Knows how the wall clock is set: ``setting_us`` is wall time minus the time since the machine's start."""
+    """Knows the wall clock's setting: wall time minus time since boot, as far as it is on record."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -55,14 +55,14 @@ class Timekeeper:
         return Moment(self.clock.wall_us(), self.clock.mono_us())
 
     def begin(self) -> None:
-        """The wall clock is right as it is: there is nothing to compare it with."""
+        """Take the present setting as right: a new log has nothing to compare it with."""
         now = self.now()
         self._setting_us = now.wall_us - now.mono_us
 
     def resume(self, last: Moment, boot_id: str) -> None:
-        """Compare with the last record from now on.
+        """Go by the setting of the last record.
 
-        Since another start of the machine nobody knows how much time has passed, only that it did not go back.
+        After a reboot it is unknown how much time has passed, only that it did not go back.
         """
         now = self.now()
         if boot_id == self.clock.boot_id and now.mono_us >= last.mono_us:
@@ -81,5 +81,5 @@ class Timekeeper:
         return step if abs(step) >= LEAST_STEP_US else 0
 
     def take_step(self, moment: Moment) -> None:
-        """The step is on record."""
+        """The step is on record: go by the new setting."""
         self._setting_us = moment.wall_us - moment.mono_us
