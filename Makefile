@@ -16,8 +16,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-run: setup ## set up, then serve with the embedded model (PORT, HOST, CHATSVC_HOME)
-	@exec $(BIN)/chatsvc quickstart
+run: setup ## set up, then serve the embedded model, or MODEL (PORT, HOST, CHATSVC_HOME)
+	@exec $(BIN)/chatsvc quickstart $(if $(MODEL),--model "$(MODEL)")
 
 test: setup-dev debian check ## check, then run every test, WORKERS files at a time, with branch coverage
 	@echo "==> running the tests"

@@ -114,6 +114,20 @@ def test_fetching_imports_and_may_activate(home: Path, tmp_path: Path):
     assert active.name == "model"
 
 
+def test_fetch_without_a_model_lists_what_is_known_by_name(home: Path):
+    listed = json.loads(run("fetch", "--json").stdout)
+    assert {"smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"} == {entry["name"] for entry in listed}
+    said = run("fetch").stdout
+    for entry in listed:
+        assert entry["licence"] == "Apache-2.0"
+        assert all(text in said for text in (entry["name"], entry["sha256"], *entry["languages"]))
+
+
+def test_a_known_model_is_a_pinned_file_without_a_revision(home: Path):
+    result = run("fetch", "qwen2.5-coder-0.5b-instruct", "--revision", "v1")
+    assert (result.exit_code, "one pinned file" in result.stderr) == (2, True)
+
+
 def test_offline_in_the_configuration_counts(home: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CHATSVC_MODELS__OFFLINE", "true")
     result = run("fetch", "some/other-model", "--endpoint", "http://127.0.0.1:9")

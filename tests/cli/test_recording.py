@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,12 @@ from chatsvc.cli.audit.recording import recorded_long
 from chatsvc.cli.main import main
 from chatsvc.cli.service.quickstart import prepare
 from chatsvc.errors import OperatorError
-from chatsvc.models.supply import embedded
+from chatsvc.models.supply.known import EMBEDDED
 from chatsvc.settings.load import load
 from tests.audit.logs import home_trust, lines_of
 from tests.models.ggufs import tiny_gguf
+from tests.models.hub import serve
+from tests.shapes import tiny_qwen2
 
 
 @pytest.fixture
@@ -88,14 +92,32 @@ def test_what_is_refused_or_fails_is_recorded_as_that(home: Path, tmp_path: Path
     assert (failed["outcome"], failed["reason"], failed["details"]["step"]) == ("error", "gguf_invalid", "failed")
 
 
+def test_quickstart_serves_the_model_that_is_named_and_brings_it_in_once(home: Path, tmp_path: Path):
+    file = tiny_gguf(tmp_path / "Mine.gguf")
+    prepare(load(), str(file))
+    with serve({"some/model": tiny_qwen2(tmp_path / "repository", heads=1)}) as hub:
+        command = [sys.executable, "-m", "chatsvc.cli.main", "quickstart", "--prepare-only", "--model", "some/model"]
+        place = {"MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_CACHE": str(tmp_path / "cache")}
+        subprocess.run(command, env={**os.environ, **place}, check=True)  # modelscope reads them once a process
+    prepare(load(), "some/model")
+    prepare(load(), "mine")
+    prepare(load(), None)
+    chosen = [each["details"]["after"] for each in records(home, "admin.model.activate")]
+    assert chosen == ["mine", "model", "mine"]
+    assert [each["details"]["step"] for each in records(home, "admin.model.fetch")] == ["begins", "done"]
+    assert [each["details"]["step"] for each in records(home, "admin.model.import")] == ["begins", "done"]
+    with pytest.raises(OperatorError, match="no model of the store"):
+        prepare(load(), "another")
+
+
 def test_what_quickstart_makes_is_recorded_once(home: Path):
     prepare(load())
     begun, done = records(home, "admin.model.import")
-    assert (begun["details"], done["details"]["step"]) == ({"source": embedded.ORIGIN, "step": "begins"}, "done")
-    assert (done["details"]["name"], len(done["details"]["digest"])) == (embedded.NAME, 64)
+    assert (begun["details"], done["details"]["step"]) == ({"source": EMBEDDED.origin, "step": "begins"}, "done")
+    assert (done["details"]["name"], len(done["details"]["digest"])) == (EMBEDDED.name, 64)
     (activated,) = records(home, "admin.model.activate")
     digest = done["details"]["digest"]
-    assert activated["details"] == {"before": None, "after": embedded.NAME, "digest": digest}
+    assert activated["details"] == {"before": None, "after": EMBEDDED.name, "digest": digest}
     assert {each["actor"].partition(":")[0] for each in (begun, done, activated)} == {"cli"}
 
     (home / "models" / "current").unlink()

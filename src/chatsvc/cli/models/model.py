@@ -11,6 +11,7 @@ import click
 
 from chatsvc.cli.audit.recording import recorded, recorded_long
 from chatsvc.cli.models import activation
+from chatsvc.cli.models.importing import ensure_known, recorded_import
 from chatsvc.cli.models.smoke_test import testing_store, verified
 from chatsvc.cli.output import ShownProgress, json_option, print_json, print_result
 from chatsvc.errors import ModelRefused
@@ -35,27 +36,54 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("model_id")
+@click.argument("source", metavar="[MODEL]", required=False)
 @_name_option
 @click.option("--revision", help="A branch, tag or commit; the main branch by default.")
 @click.option("--file", "file", help="Which GGUF file of the repository, e.g. '*q4_k_m.gguf'; q8_0 by default.")
-@click.option("--offline", is_flag=True, help="Use only modelscope's cache on this machine (as models.offline does).")
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before (as models.offline does).")
 @click.option("--endpoint", help="Another server with ModelScope's API, e.g. an internal mirror.")
 @_activate_option
 @json_option
-def fetch(model_id: str, name: str | None, activates: bool, as_json: bool, **options: str | bool | None) -> None:
-    """Fetch MODEL_ID (OWNER/NAME, e.g. qwen/Qwen1.5-0.5B-Chat) from ModelScope and import it.
+def fetch(source: str | None, name: str | None, activates: bool, as_json: bool, **options: str | bool | None) -> None:
+    """Fetch MODEL and import it; without MODEL, list the models that are known by name.
 
-    Run the same command again after an interruption: it resumes the download.
+    MODEL is such a name, or OWNER/NAME of ModelScope, e.g. qwen/Qwen1.5-0.5B-Chat. Run the same command again after an
+    interruption: it resumes the download.
     """
+    from chatsvc.models.supply import known
     from chatsvc.models.supply.source import FetchOptions
     from chatsvc.models.supply.source import fetch as fetch_model
 
+    if source is None:
+        _list_known(as_json)
+        return
     settings = load()
     chosen = FetchOptions(**{**options, "offline": bool(options["offline"]) or settings.models.offline})  # type: ignore[arg-type]
     store = testing_store(settings)
-    folder = _bring(settings, "fetch", model_id, lambda shown: fetch_model(store, model_id, name, chosen, shown))
+    if source in known.MODELS:
+        if name or chosen.revision or chosen.file or chosen.endpoint:
+            raise click.UsageError(f"{source} is one pinned file: omit --name, --revision, --file and --endpoint.")
+        folder = ensure_known(settings, known.MODELS[source], offline=chosen.offline)
+    else:
+        folder = recorded_import(
+            settings, "fetch", source, lambda shown: fetch_model(store, source, name, chosen, shown)
+        )
     _print_imported(settings, store, folder, activates, as_json)
+
+
+def _list_known(as_json: bool) -> None:
+    from chatsvc.models.supply import known
+
+    if as_json:
+        print_json([model.described() for model in known.MODELS.values()])
+        return
+    for model in known.MODELS.values():
+        what = model.described()
+        click.echo(f"{model.name}  ({model.title}, {what['size_mb']} MB)")
+        click.echo(f"  {', '.join(model.languages)}; {model.licence}; {model.origin}, SHA-256 {model.sha256}")
+    click.echo(
+        "Fetch one with `chatsvc model fetch NAME`, or any model of ModelScope with `chatsvc model fetch OWNER/NAME`."
+    )
 
 
 @command.command("import")
@@ -66,29 +94,19 @@ def fetch(model_id: str, name: str | None, activates: bool, as_json: bool, **opt
 @json_option
 def import_(path: Path | None, name: str | None, is_embedded: bool, activates: bool, as_json: bool) -> None:
     """Import PATH: a .gguf file, or a folder with safetensors or OpenVINO files."""
+    from chatsvc.models.supply.known import EMBEDDED
+
     if (path is None) != is_embedded or (is_embedded and name):
         raise click.UsageError("Give either PATH, with or without --name, or --embedded, whose name is fixed.")
     settings = load()
     store = testing_store(settings)
     if path is None:
-        folder = bring_embedded(settings, store)
+        folder = ensure_known(settings, EMBEDDED, offline=settings.models.offline)
     else:
-        folder = _bring(settings, "import", path.name, lambda shown: store.import_path(path, name, progress=shown))
+        folder = recorded_import(
+            settings, "import", path.name, lambda shown: store.import_path(path, name, progress=shown)
+        )
     _print_imported(settings, store, folder, activates, as_json)
-
-
-def bring_embedded(settings: Settings, store: ModelStore) -> ModelFolder:
-    """The embedded model in the store; it is imported, with a record, unless it is there already."""
-    from chatsvc.models.supply import embedded
-
-    found = embedded.find(store)
-    if found is not None:
-        return found
-    plain = model_store(settings)  # without smoke test: the file is pinned by its hash and known to work
-    offline = settings.models.offline
-    return _bring(
-        settings, "import", embedded.ORIGIN, lambda shown: embedded.bring(plain, offline=offline, progress=shown)
-    )
 
 
 @command.command("list")
@@ -154,7 +172,9 @@ def convert(
 
     settings = load()
     store = testing_store(settings)
-    folder = _bring(settings, "convert", name, lambda shown: convert_model(store, name, weight_format, target, shown))
+    folder = recorded_import(
+        settings, "convert", name, lambda shown: convert_model(store, name, weight_format, target, shown)
+    )
     _print_imported(settings, store, folder, activates, as_json)
 
 
@@ -259,14 +279,6 @@ def _kek(settings: Settings, key_file: Path | None) -> KeyEncryptionKey:
     if len(secret) != KEK_BYTES:
         raise click.UsageError(f"Standard input must hold exactly {KEK_BYTES} raw bytes.")
     return KeyEncryptionKey(secret)
-
-
-def _bring(settings: Settings, verb: str, source: str, bring: Callable[[Progress], ModelFolder]) -> ModelFolder:
-    """Bring a model into the store, with a record in the audit log and its progress shown."""
-    with recorded_long(settings, f"admin.model.{verb}", {"source": source}) as details, ShownProgress() as progress:
-        folder = bring(progress)
-        details.update(name=folder.name, digest=folder.card().digest)
-    return folder
 
 
 def _print_imported(settings: Settings, store: ModelStore, folder: ModelFolder, activates: bool, as_json: bool) -> None:

@@ -43,7 +43,8 @@ allowed_networks = ["127.0.0.0/8", "::1/128"]
 
 @click.command("quickstart")
 @click.option("--prepare-only", is_flag=True, help="Make what is missing, then end without serving.")
-def command(prepare_only: bool) -> None:
+@click.option("--model", help="Serve this one: a name of `chatsvc model fetch`, a ModelScope id, a file or a folder.")
+def command(prepare_only: bool, model: str | None) -> None:
     """Make what is missing (keys, administrator, model), then serve: start here.
 
     Honours PORT (8080), HOST (127.0.0.1) and CHATSVC_HOME (./var).
@@ -57,7 +58,7 @@ def command(prepare_only: bool) -> None:
         settings = _settings()
         if prepare_only:
             start_checks.require(settings)
-            prepare(settings)
+            prepare(settings, model)
             return
         if settings.server.socket:
             raise OperatorError(
@@ -73,7 +74,7 @@ def command(prepare_only: bool) -> None:
         with pidfile.hold(settings.home), (log_directory / "serve.log").open("a", encoding="utf-8") as stream:
             logs.configure(settings.logs.level, stream)
             require_free_port(settings)
-            prepare(settings)
+            prepare(settings, model)
             click.echo("Starting the engine and the web process …")
             code = supervise(settings, on_ready=lambda: click.echo(welcome(settings)), log_directory=log_directory)
     if code:
@@ -110,25 +111,29 @@ def _settings() -> Settings:
     return settings_as_run()
 
 
-def prepare(settings: Settings) -> None:
-    """Make what is missing: the home, an active model, the administrator."""
+def prepare(settings: Settings, model: str | None = None) -> None:
+    """Make what is missing: the home, an active model (``model``, if it is named), the administrator."""
     make_home(settings)
     store = model_store(settings)
-    if store.active() is None:
-        _bring_model(settings, store)
+    if model or store.active() is None:
+        _activate_model(settings, store, model)
     _make_administrator(settings)
 
 
-def _bring_model(settings: Settings, store: ModelStore) -> None:
-    """Import and activate the embedded model, with the records of `chatsvc model import --activate`."""
+def _activate_model(settings: Settings, store: ModelStore, model: str | None) -> None:
+    """Import and activate a model, by default the embedded one, with records as `chatsvc model` makes them."""
     from chatsvc.cli.audit.recording import recorded
-    from chatsvc.cli.models.model import bring_embedded
-    from chatsvc.models.supply import embedded
+    from chatsvc.cli.models.importing import ensure
+    from chatsvc.models.supply import packaged
+    from chatsvc.models.supply.known import EMBEDDED
 
-    if embedded.find(store) is None:
+    if model is None and packaged.find(store, EMBEDDED) is None:
         click.echo("Importing the embedded model (SmolLM2-135M-Instruct, 98 MB, only the first time) …")
-    folder = bring_embedded(settings, store)
-    with recorded(settings, "admin.model.activate", {"before": None, "after": folder.name}) as details:
+    folder, before = ensure(settings, model or EMBEDDED.name), store.active()
+    if before is not None and before.name == folder.name:
+        return
+    details: dict[str, object] = {"before": before.name if before else None, "after": folder.name}
+    with recorded(settings, "admin.model.activate", details):
         details["digest"] = store.activate(folder.name).card().digest
 
 
@@ -170,8 +175,25 @@ def welcome(settings: Settings) -> str:
         f"\nchatsvc is ready at {url} (the chat page; log in as '{_ADMIN}' with the password in {password_file})\n"
         f"\nTry it:\n\n"
         f"""curl -sN {url}/chat/stream -H "Authorization: Bearer $({login})" {json_header} -d '{question}'\n"""
+        f"{_about_the_model(settings)}"
         f"{_about_the_seal(settings)}"
         f"\nCtrl-C stops the service. Logs are in {settings.home / 'logs'}.\n"
+    )
+
+
+def _about_the_model(settings: Settings) -> str:
+    """What is served, and how to serve one's own model instead."""
+    from chatsvc.models.supply.known import MODELS
+
+    active = model_store(settings).active()
+    if active is None:
+        return ""
+    known = MODELS.get(active.name)
+    languages = f" ({', '.join(known.languages)})" if known else ""
+    return (
+        f"\nIt serves {active.name}{languages}. For another model stop it and run `make run MODEL=…` (or `chatsvc\n"
+        "quickstart --model …`) with a name that `chatsvc model fetch` lists, a ModelScope id such as\n"
+        "qwen/Qwen1.5-0.5B-Chat, a GGUF file or a folder.\n"
     )
 
 

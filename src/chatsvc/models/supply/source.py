@@ -57,13 +57,18 @@ def fetch(
         OperatorError: no network, no such model, or an unsupported one; the message names the remedy.
     """
     chosen = options or FetchOptions()
-    if _MODEL_ID.fullmatch(model_id) is None:
+    if not is_model_id(model_id):
         raise OperatorError(f"{model_id!r} is not a model id; write OWNER/NAME, e.g. qwen/Qwen1.5-0.5B-Chat")
     store.check_free(name or default_name(model_id))
     snapshot = _download(model_id, chosen, progress)
     origin = f"modelscope {model_id}@{chosen.revision or 'master'}"
     source = _only_gguf(snapshot, chosen) or snapshot
     return store.import_path(source, name or default_name(model_id), origin=origin, progress=progress)
+
+
+def is_model_id(text: str) -> bool:
+    """Whether it is ``OWNER/NAME``."""
+    return _MODEL_ID.fullmatch(text) is not None
 
 
 def default_name(model_id: str) -> str:
@@ -133,8 +138,8 @@ def _failed_message(model_id: str, options: FetchOptions, error: Exception) -> s
         return _offline_message(model_id)
     cause = _first_line(error)
     return (
-        f"{model_id} cannot be fetched: {cause}. Check the network, or set MODELSCOPE_ENDPOINT to a mirror; run the "
-        "same command again to go on where it stopped. Without a network: chatsvc model import FOLDER"
+        f"{model_id} cannot be fetched ({cause}). Check the network, or set MODELSCOPE_ENDPOINT to a mirror, and run "
+        "the same command again (it goes on where it stopped), or import a copy: chatsvc model import FOLDER"
     )
 
 

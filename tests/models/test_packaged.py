@@ -1,4 +1,4 @@
-"""The embedded model: fetched by the real pip, pinned, cached, and refused when it is not the pinned one."""
+"""Known models: fetched by the real pip, pinned, cached, joined, and refused when one is not the pinned file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from chatsvc.errors import OperatorError
 from chatsvc.models.store import ModelFolder, ModelStore
-from chatsvc.models.supply import embedded, programs
+from chatsvc.models.supply import embedded, packaged, programs
+from chatsvc.models.supply.known import EMBEDDED, MODELS, KnownModel, Part
 
 
 def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: ModelStore, tmp_path: Path):
@@ -20,7 +21,7 @@ def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: M
     assert folder.description().revision == f"sha256:{embedded.SHA256}"
     (kept,) = cache.iterdir()
     assert hashlib.sha256(kept.read_bytes()).hexdigest() == embedded.SHA256
-    assert any(what == "downloading the embedded model" for what, _, _ in told)
+    assert any(what == f"downloading {embedded.NAME}" for what, _, _ in told)
     assert [path.suffix for path in cache.iterdir()] == [".gguf"]
     second = ModelStore(tmp_path / "second" / "models", tmp_path / "second" / "keys")
     embedded.ensure(second, offline=True, cache=cache).verify(full=True)
@@ -94,6 +95,71 @@ def test_another_wheel_is_refused(
     with pytest.raises(OperatorError, match=message):
         embedded.ensure(store, cache=tmp_path / "cache")
     assert store.list() == []
+
+
+def in_parts(source: Path, sizes: tuple[int, ...], wheels: Path) -> KnownModel:
+    """A known model whose file is cut into wheels, one a part."""
+    wheels.mkdir()
+    parts, content = [], source.read_bytes()
+    for number, size in enumerate(sizes, start=1):
+        package, piece = f"piece_{number}", content[sum(sizes[: number - 1]) :][:size]
+        wheel = wheels / f"{package}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{package}/__init__.py", "raise SystemExit('imported')")
+            archive.writestr(f"{package}/part.bin", piece)
+            archive.writestr(
+                f"{package}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n"
+            )
+            archive.writestr(
+                f"{package}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            archive.writestr(f"{package}-1.0.dist-info/RECORD", "")
+        digest = hashlib.sha256(piece).hexdigest()
+        requirement = f"piece-{number}==1.0"
+        parts.append(Part(requirement, f"{package}/part.bin", digest, len(piece), wheel.stat().st_size))
+    return KnownModel(
+        name="pieces",
+        title="A model in pieces",
+        languages=("English",),
+        licence="Apache-2.0",
+        file_name="pieces.gguf",
+        sha256=hashlib.sha256(content).hexdigest(),
+        parts=tuple(parts),
+    )
+
+
+def test_a_model_in_parts_is_joined_and_goes_on_behind_the_last_whole_part(
+    store: ModelStore, gguf_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    wheels, cache, told = tmp_path / "wheels", tmp_path / "cache", []
+    model = in_parts(gguf_file, (100_000, 100_000, gguf_file.stat().st_size - 200_000), wheels)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    second, later = wheels / "piece_2-1.0-py3-none-any.whl", tmp_path / "piece_2-1.0-py3-none-any.whl"
+    second.rename(later)
+    with pytest.raises(OperatorError, match=r"pieces cannot be downloaded.*piece-1==1\.0 piece-2==1\.0 piece-3==1\.0"):
+        packaged.bring(store, model, cache=cache)
+    assert store.list() == []
+
+    later.rename(second)
+    (wheels / "piece_1-1.0-py3-none-any.whl").unlink()
+    folder = packaged.bring(store, model, cache=cache, progress=lambda *numbers: told.append(numbers))
+    folder.verify(full=True)
+    assert folder.description().revision == f"sha256:{model.sha256}"
+    assert folder.description().source == "PyPI piece-1==1.0 to piece-3==1.0"
+    assert [path.name for path in cache.iterdir()] == [f"{model.sha256[:16]}-pieces.gguf"]
+    downloaded = [(done, total) for what, done, total in told if what == "downloading pieces"]
+    total = sum(part.wheel_bytes for part in model.parts)
+    assert downloaded[0] == (model.parts[0].wheel_bytes, total)
+    assert downloaded == sorted(downloaded)
+
+
+def test_what_is_known_is_pinned_part_by_part():
+    assert EMBEDDED.name in MODELS
+    for name, model in MODELS.items():
+        assert (model.name, len(model.sha256)) == (name, 64)
+        assert all("==" in part.requirement and len(part.sha256) == 64 for part in model.parts)
+        assert model.licence
 
 
 def test_a_program_ends_with_us(tmp_path: Path):
