@@ -44,11 +44,11 @@ def ensure(settings: Settings, source: str) -> ModelFolder:
 
     if source in known.MODELS:
         return ensure_known(settings, known.MODELS[source], offline=settings.models.offline)
-    path, is_id = Path(source), is_model_id(source)
+    path, is_id, name = Path(source), is_model_id(source), source
     if path.exists():
         name = suggested_name(path.resolve())
-    else:
-        name = default_name(source) if is_id else source
+    elif is_id:
+        name = default_name(source)
     if found := next((folder for folder in model_store(settings).list() if folder.name == name), None):
         return found
     store = testing_store(settings)
@@ -60,8 +60,8 @@ def ensure(settings: Settings, source: str) -> ModelFolder:
         options = FetchOptions(offline=settings.models.offline)
         return recorded_import(settings, "fetch", source, lambda shown: fetch(store, source, name, options, shown))
     raise OperatorError(
-        f"{source!r} is no model of the store, no name that `chatsvc model fetch` lists, no ModelScope id (OWNER/NAME), "
-        "and no file or folder"
+        f"{source!r} is no model of the store, no name that `chatsvc model fetch` lists, no ModelScope id "
+        "(OWNER/NAME), and no file or folder"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +18,6 @@ from chatsvc.settings.load import Settings, load
 from chatsvc.wiring import model_store
 
 if TYPE_CHECKING:
-    from chatsvc.disk.files import Progress
     from chatsvc.models.seal.sealed import KeyEncryptionKey
     from chatsvc.models.store import ModelFolder, ModelStore
 
