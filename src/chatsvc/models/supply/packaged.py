@@ -8,10 +8,8 @@ serves every CHATSVC_HOME of an account: the file is kept in a cache folder and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,6 +24,7 @@ from chatsvc.disk.files import (
     sha256_of,
     temporary_folder,
 )
+from chatsvc.disk.lock import Lock
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import SamplingDefaults
 from chatsvc.models.store import ModelFolder, ModelStore
@@ -100,27 +99,18 @@ def _fetch(model: KnownModel, kept: Path, fallback: Path, progress: Progress) ->
         make_private_folder(parts)
     except OSError:  # a service account may have no home that it can write
         kept, parts = fallback / f".{kept.name}", fallback / f".{parts.name}"
-    with _locked(kept.parent):
+    make_private_folder(parts)
+    lock = parts / ".lock"
+    with Lock(lock):
         if _is_genuine(kept, model.sha256, progress):  # another process has fetched it meanwhile
             return kept
         make_private_folder(parts)
         try:
             return _join(model, [_part(model, number, parts, progress) for number in range(len(model.parts))], kept)
         finally:
-            with contextlib.suppress(OSError):  # what is whole stays for the next try
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the parts that are complete stay for the next attempt
                 parts.rmdir()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a folder; the others wait."""
-    make_private_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _join(model: KnownModel, parts: list[Path], kept: Path) -> Path:
