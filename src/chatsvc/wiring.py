@@ -220,10 +220,12 @@ def examine_model(settings: Settings, folder: ModelFolder) -> None:
     Raises:
         OperatorError: it would not be served; the message says why.
     """
-    from chatsvc.chat import trial  # noqa: PLC0415 - the template's machinery, only where a model is looked at
+    from chatsvc.chat import smoke_test  # noqa: PLC0415 - the template's machinery, only where a model is looked at
     from chatsvc.models.supply.importing import GGUF_WEIGHTS  # noqa: PLC0415 - as the next line
 
     description = folder.description()
     weights = folder.path / GGUF_WEIGHTS if description.format == "gguf" else folder.path
     opened = None if description.sealed else weights
-    trial.examine(folder.card(), opened, description.format, settings.engine.runner, settings.chat.system_prompt)
+    smoke_test.check_without_loading(
+        folder.card(), opened, description.format, settings.engine.runner, settings.chat.system_prompt
+    )

@@ -8,8 +8,8 @@ import threading
 import pytest
 from sqlalchemy import text
 
-from chatsvc.chat.answering import Answer
 from chatsvc.chat.conversations import Conversations
+from chatsvc.chat.running_answers import RunningAnswer
 from chatsvc.chat.types import Message
 from chatsvc.errors import ConversationDeleted, NotFound
 from chatsvc.store.database import Database
@@ -20,11 +20,11 @@ TURN = [Message("user", "one"), Message("assistant", "two")]
 
 
 def first(account_id, conversation_id):
-    return Answer(account_id, conversation_id, is_new=True)
+    return RunningAnswer(account_id, conversation_id, is_new=True)
 
 
 def later(account_id, conversation_id):
-    return Answer(account_id, conversation_id, is_new=False)
+    return RunningAnswer(account_id, conversation_id, is_new=False)
 
 
 def _add_accounts(database):

@@ -104,7 +104,7 @@ SYSTEM_LAST = (
 )
 def test_the_beginning_is_what_stands_before_any_callers_word(make, template, operators, expected):
     renderer = make(card(template))
-    assert renderer.beginning(operators) == plain_ids(renderer, expected)
+    assert renderer.public_prefix(operators) == plain_ids(renderer, expected)
 
 
 def test_a_special_token_in_a_message_stays_text(renderer):

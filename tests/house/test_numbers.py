@@ -158,7 +158,7 @@ def test_how_often_a_running_request_is_looked_at_is_what_the_documents_say():
     path = text_of(DOCS / "explanation" / "request-path.md")
     assert f"within `poll_s` = {poll_s:g} s" in path
     assert f"asks it at least every {poll_s * 1000:g} ms" in path
-    assert code("chat.watch._REVOCATION_INTERVAL_S") == 0.5
+    assert code("chat.abort_checks._REVOCATION_INTERVAL_S") == 0.5
     assert "every half second whether the session was revoked" in path
     assert "running answers within half a second" in text_of(DOCS / "how-to" / "replicas.md")
 

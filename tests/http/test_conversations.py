@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatsvc.app import running_in
-from chatsvc.chat.answering import Answer
+from chatsvc.chat.running_answers import RunningAnswer
 from chatsvc.chat.types import Message
 from chatsvc.guard.credentials.api_keys import NewKey
 
@@ -19,7 +19,7 @@ def alice(bare_client, login):
 def conversation(bare_app, bare_client, alice):
     account = bare_client.get("/me", headers=alice).json["account_id"]
     turns = [Message("user", "Hi"), Message("assistant", "Hello!")]
-    running_in(bare_app).conversations.append(Answer(account, "c" * 32, is_new=True), turns, complete=True)
+    running_in(bare_app).conversations.append(RunningAnswer(account, "c" * 32, is_new=True), turns, complete=True)
     return f"/conversations/{'c' * 32}"
 
 
@@ -62,7 +62,7 @@ def test_who_may_not_chat_has_no_conversations(bare_app, bare_client):
 def test_a_key_for_something_else_reads_and_deletes_nothing_of_its_account(bare_app, bare_client, login, scope):
     guard = running_in(bare_app).guard
     account = bare_client.get("/me", headers=login("admin", at=bare_client)).json["account_id"]
-    kept = Answer(account, "d" * 32, is_new=True)
+    kept = RunningAnswer(account, "d" * 32, is_new=True)
     running_in(bare_app).conversations.append(kept, [Message("user", "private")], complete=True)
     path = f"/conversations/{'d' * 32}"
     headers = {"X-Api-Key": guard.api_keys.create(NewKey("admin", scope, [scope]))[0]}
@@ -81,7 +81,7 @@ def test_a_key_for_something_else_reads_and_deletes_nothing_of_its_account(bare_
 def test_pages_are_as_long_as_asked(bare_app, bare_client, alice):
     account = bare_client.get("/me", headers=alice).json["account_id"]
     for number in range(3):
-        answer = Answer(account, f"c{number}", is_new=True)
+        answer = RunningAnswer(account, f"c{number}", is_new=True)
         running_in(bare_app).conversations.append(answer, [Message("user", str(number))], complete=True)
     first = bare_client.get("/conversations?limit=2", headers=alice).json
     second = bare_client.get("/conversations?limit=2&offset=2", headers=alice).json

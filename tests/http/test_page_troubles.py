@@ -10,8 +10,8 @@ import json
 import httpx
 import pytest
 
-from chatsvc.chat.answering import Answer
 from chatsvc.chat.conversations import Conversations
+from chatsvc.chat.running_answers import RunningAnswer
 from chatsvc.chat.types import Message
 from chatsvc.store.database import Database
 from tests.conftest import PASSWORDS
@@ -279,7 +279,7 @@ def test_every_conversation_can_be_reached(server, page, api, wait_until):
     try:
         conversations = Conversations(database)
         for number in range(120):
-            answer = Answer(account_id, f"many{number}", is_new=True)
+            answer = RunningAnswer(account_id, f"many{number}", is_new=True)
             turns = [Message("user", f"Conversation {number}"), Message("assistant", "Yes.")]
             conversations.append(answer, turns, complete=number != 0)
     finally:

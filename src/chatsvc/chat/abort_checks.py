@@ -1,6 +1,6 @@
-"""Looks after a running request: has the client gone, was the token revoked, is the time over?
+"""The reasons to abort a running request: client gone, token revoked, deadline passed, process shutting down.
 
-Knows nothing about how a client's connection is looked at, or how a token is revoked.
+Knows nothing about connections or tokens: it is given functions that look at them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from chatsvc.chat.drain import Drain
 from chatsvc.errors import AuthenticationFailed, ClientGone, DeadlineExceeded, Draining
 
-# A look into the store costs as much as several tokens do; half of the second that the contract allows is left.
+# A database lookup costs as much as several tokens. Twice a second keeps within the second that is promised.
 _REVOCATION_INTERVAL_S = 0.5
 
 
-class Watch:
-    """Call :meth:`check` often; it looks at most every ``interval_s``, so that a token costs nothing.
+class AbortChecks:
+    """Call :meth:`check` after every token; it really checks only every ``interval_s``.
 
-    Make it when the credentials have just been checked: they are looked at again only after a while.
+    Make it right after the credentials were checked: the first look at them comes one interval later.
     """
 
     def __init__(
@@ -37,26 +37,26 @@ class Watch:
         self._interval_s = interval_s
         self._clock = clock
         self._deadline = clock() + deadline_s
-        self._next_look = clock()
-        self._next_revocation_look = self._next_look + _REVOCATION_INTERVAL_S
+        self._next_check_at = clock()
+        self._next_revocation_check_at = self._next_check_at + _REVOCATION_INTERVAL_S
 
     def check(self) -> None:
-        """Look, if it is time to.
+        """Check, if it is time to.
 
         Raises:
-            ClientGone: nobody reads any more.
-            AuthenticationFailed: the token, its family or its account is dead.
-            DeadlineExceeded: the wall-clock limit of one request.
-            Draining: the process goes down and its last moment has come.
+            ClientGone: the client has closed the connection.
+            AuthenticationFailed: the token or key was revoked, or its account disabled.
+            DeadlineExceeded: the request has reached its wall-clock limit.
+            Draining: the process shuts down and its drain time is over.
         """
         now = self._clock()
-        if now < self._next_look:
+        if now < self._next_check_at:
             return
-        self._next_look = now + self._interval_s
+        self._next_check_at = now + self._interval_s
         if self._is_gone():
             raise ClientGone
-        if now >= self._next_revocation_look:
-            self._next_revocation_look = now + _REVOCATION_INTERVAL_S
+        if now >= self._next_revocation_check_at:
+            self._next_revocation_check_at = now + _REVOCATION_INTERVAL_S
             if self._is_revoked():
                 raise AuthenticationFailed("revoked while it was running")
         if now >= self._deadline:

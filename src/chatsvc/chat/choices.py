@@ -1,6 +1,6 @@
-"""The completions of one request while the engine makes them: usually one, several where OpenAI's ``n`` asks for them.
+"""The choices of one request while the engine generates them: one, or several for OpenAI's ``n``.
 
-Each is a sequence of its own in the engine. Knows nothing about admission, records or HTTP.
+Each choice is a sequence of its own in the engine. Knows nothing about admission, records or HTTP.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from chatsvc.engine.protocol import Finished
 from chatsvc.engine.web_side.generation import Generation
 from chatsvc.errors import Draining
 
-# All sequences of a request move in the same steps of the engine, so while one is waited for the others have not long
-# to wait; but one that does not run yet must not hold up those that do.
+# The engine advances all sequences of a request in the same steps, so waiting for one delays the others little. The
+# wait is short because a choice that does not run yet must not delay those that do.
 _POLL_OF_SEVERAL_S = 0.02
 
 
 @dataclass(slots=True)
-class Growing:
-    """One completion; ``end`` is None while it grows."""
+class RunningChoice:
+    """A choice being generated; ``end`` is None until it has ended."""
 
     index: int
     completion: Completion
@@ -29,17 +29,17 @@ class Growing:
     end: Reason | None = None
 
     def advance(self, generation: Generation, timeout_s: float) -> Iterator[Delta]:
-        """Take in what the engine has for it, waiting for so long.
+        """Read what the engine has generated for it; wait up to ``timeout_s``.
 
         Raises:
-            Draining: the engine is going down.
+            Draining: the engine shuts down.
         """
         got = generation.read(timeout_s)
         if got is None:
             return
         text = ""
         if isinstance(got, Finished):
-            if got.reason == "cancelled":  # not by us: we read no more after a cancel
+            if got.reason == "cancelled":  # by the engine: after a cancel of ours nothing is read
                 raise Draining
             self.num_cached_tokens = got.num_cached_tokens
             self.end = "length" if got.reason == "length" else "stop"
@@ -54,16 +54,16 @@ class Growing:
             yield Delta(text, self.index, scored)
 
 
-def grow(
-    choices: Sequence[Growing], generations: Sequence[Generation], poll_s: float, check: Callable[[], None]
+def advance_all(
+    choices: Sequence[RunningChoice], generations: Sequence[Generation], poll_s: float, check: Callable[[], None]
 ) -> Iterator[Delta | Waiting]:
-    """What happens until all have ended; Waiting where nothing did for a while.
+    """Yield deltas until all choices have ended, and Waiting when there was none for a while.
 
     Args:
-        choices: as many as generations.
-        generations: where their tokens come from.
-        poll_s: how often ``check`` is called at the least.
-        check: raises what ends the request.
+        choices: the choices.
+        generations: the source of each choice's tokens.
+        poll_s: ``check`` is called at least this often.
+        check: raises if the request must end.
     """
     timeout_s = poll_s if len(choices) == 1 else min(poll_s, _POLL_OF_SEVERAL_S)
     growing = list(zip(choices, generations, strict=True))

@@ -1,4 +1,4 @@
-"""One completion as it grows: ids in, text out, with its stop strings. Knows nothing about engines or callers."""
+"""One completion: takes ids, gives text, ends at a stop string. Knows nothing about engines or callers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from chatsvc.engine.protocol import TokenLogprobs
 
 
 class Completion:
-    """Counts and joins what one generation gives.
+    """Counts tokens and collects the text of one generation.
 
-    The text never ends in U+FFFD: that is a character whose rest was cut off, by its length, by a stop string, or
-    because nobody listens any more. So U+FFFD is held back until more text shows that the model's bytes are no UTF-8.
+    The text never ends in U+FFFD, which stands for a character that was cut off (by the length limit, a stop string or
+    a cancel). So U+FFFD is held back until more text shows that the model really wrote invalid UTF-8.
 
     Args:
-        detokenizer: for its ids.
-        stop: strings that end it and are not part of its text.
-        min_tokens: in so many tokens no stop string is looked for.
-        texts: of single tokens; where log-probabilities are wanted.
+        detokenizer: turns its ids into text.
+        stop: strings that end the completion and are not part of its text.
+        min_tokens: stop strings are looked for only after so many tokens.
+        texts: texts of single tokens, if log-probabilities were requested.
 
     Attributes:
-        num_tokens: ids that made the text, those of a stop string included; an end-of-sequence id is not among them.
+        num_tokens: ids that were fed, including those of a stop string, without an end-of-sequence id.
     """
 
     def __init__(
@@ -41,16 +41,16 @@ class Completion:
 
     @property
     def is_stopped(self) -> bool:
-        """A stop string is complete: nothing more belongs to the text."""
+        """Whether a stop string was completed; then the text is complete too."""
         return self._matcher.stopped
 
     @property
     def text(self) -> str:
-        """All pieces that were given out, joined."""
+        """All returned pieces, joined."""
         return "".join(self._pieces)
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> str:
-        """The piece that these ids add; may be empty. Ids behind a stop string are left out, and not counted."""
+        """Add ids; returns the new text, which may be empty. Ids after a stop string are ignored and not counted."""
         piece = ""
         for place, token_id in enumerate(token_ids):
             if self.is_stopped:
@@ -63,12 +63,12 @@ class Completion:
         return self._give(piece)
 
     def take_scored(self) -> tuple[ScoredToken, ...]:
-        """The tokens that were fed since the last call, where they came with log-probabilities."""
+        """The tokens with log-probabilities that were fed since the last call."""
         scored, self._scored = tuple(self._scored), []
         return scored
 
     def flush(self) -> str:
-        """The piece that was held back, at the end; without a character that was cut off."""
+        """At the end: the text that was held back, without a character that was cut off."""
         if self.is_stopped:
             return ""
         piece = self._matcher.feed(self._detokenizer.flush())

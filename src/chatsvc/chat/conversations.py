@@ -1,4 +1,4 @@
-"""Conversations in the database: the only place that holds prompts. Somebody else's conversation is not there.
+"""Conversations in the database, the only place that stores prompts. Each account sees only its own.
 
 Knows nothing about HTTP or how a completion is made.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from chatsvc.chat.answering import Answer, Answers
+from chatsvc.chat.running_answers import RunningAnswer, RunningAnswers
 from chatsvc.chat.types import Message, Role
 from chatsvc.errors import NotFound
 from chatsvc.store.database import Database
@@ -36,7 +36,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A stored message; an answer that was stopped half-way is not ``complete``."""
+    """A stored message; a partial answer is not ``complete``."""
 
     message: Message
     created_at: float
@@ -44,7 +44,7 @@ class Turn:
 
 
 class Conversations:
-    """Reads and writes conversations. Every call names the account, and finds only what is its own."""
+    """Reads and writes conversations. Every call names the account and finds only its own conversations."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Conversations:
         self._database = database
         self._clock = clock
         self.new_id = new_id
-        self.answers = Answers()
+        self.answers = RunningAnswers()
 
     def summaries(self, account_id: str, *, limit: int, offset: int) -> list[Summary]:
-        """One's own, the last used first."""
+        """The account's conversations, the last used first."""
         query = (
             select(Conversation)
             .where(Conversation.account_id == account_id)
@@ -71,10 +71,10 @@ class Conversations:
             return [_summary(row) for row in session.scalars(query)]
 
     def read(self, account_id: str, conversation_id: str) -> tuple[Summary, list[Turn]]:
-        """One of one's own, whole.
+        """A whole conversation.
 
         Raises:
-            NotFound: not there, or not yours.
+            NotFound: it does not exist, or belongs to another account.
         """
         query = (
             select(ConversationMessage)
@@ -89,18 +89,18 @@ class Conversations:
             ]
 
     def history(self, account_id: str, conversation_id: str) -> list[Message]:
-        """The messages so far, as a prompt needs them.
+        """The messages so far, for a prompt.
 
         Raises:
-            NotFound: not there, or not yours.
+            NotFound: it does not exist, or belongs to another account.
         """
         return [turn.message for turn in self.read(account_id, conversation_id)[1]]
 
     def rename(self, account_id: str, conversation_id: str, title: str) -> Summary:
-        """Give it another title.
+        """Change its title.
 
         Raises:
-            NotFound: not there, or not yours.
+            NotFound: it does not exist, or belongs to another account.
         """
         with self._database.session() as session:
             row = _own(session, account_id, conversation_id)
@@ -108,12 +108,12 @@ class Conversations:
             return _summary(row)
 
     def delete(self, account_id: str, conversation_id: str) -> None:
-        """Remove it and its messages for good: what is being answered in it is cancelled and never stored.
+        """Delete it and its messages; running answers in it are cancelled and not stored.
 
-        A conversation whose first answer is still running is known by its id alone, to the process that answers.
+        A conversation whose first answer is still running exists only as an id, in the process that answers.
 
         Raises:
-            NotFound: not there, or not yours.
+            NotFound: it does not exist, or belongs to another account.
         """
         was_running = self.answers.delete(account_id, conversation_id)
         with self._database.session() as session:
@@ -124,14 +124,14 @@ class Conversations:
             session.execute(delete(ConversationMessage).where(ConversationMessage.conversation_id == row.id))
             session.delete(row)
 
-    def append(self, answer: Answer, turns: Sequence[Message], *, complete: bool) -> None:
-        """Store what was said in the answer's conversation, and make that if it is new.
+    def append(self, answer: RunningAnswer, turns: Sequence[Message], *, complete: bool) -> None:
+        """Store new turns in the answer's conversation, which is created if it is new.
 
-        ``complete`` is about the last message. Of a conversation or an account that was removed meanwhile nothing is
+        ``complete`` is about the last turn. If the conversation or the account was deleted meanwhile, nothing is
         stored.
         """
         conversation_id = answer.conversation_id
-        assert conversation_id is not None, "what is in no conversation is not kept"
+        assert conversation_id is not None, "an answer without a conversation is not stored"
         now = self._clock()
         with answer.storing:
             if answer.is_deleted:
@@ -165,7 +165,7 @@ class Conversations:
                 conversation_id=conversation_id,
                 position=first + index,
                 role=turn.role,
-                # A model may write NUL, which PostgreSQL does not take.
+                # A model may write NUL, which PostgreSQL refuses.
                 content=turn.content.replace("\0", "\N{REPLACEMENT CHARACTER}"),
                 created_at=now,
                 complete=complete or index < len(turns) - 1,
@@ -175,7 +175,7 @@ class Conversations:
 
 
 def _touch(session: Session, account_id: str, conversation_id: str, now: float) -> bool:
-    """Say when it was last used, and hold its row until the end of the transaction; False when it is not there."""
+    """Set when it was last used, which locks its row for the transaction. False if it does not exist."""
     touched = session.execute(
         update(Conversation)
         .where(Conversation.id == conversation_id, Conversation.account_id == account_id)

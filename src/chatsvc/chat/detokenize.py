@@ -1,6 +1,6 @@
-"""Ids to text, piece by piece, never a part of a character. The pieces joined are the text of all ids together.
+"""Ids to text, incrementally and only in whole characters. All pieces joined equal the text of all ids.
 
-Knows nothing about where ids come from or what happens to the text.
+Knows nothing about engines or callers.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """One completion's ids on their way to text.
+    """Decodes the ids of one completion.
 
-    A token of a byte-level vocabulary may hold a part of a character; a decoder may also treat the first token of a
-    text differently (a leading space). So each new piece is what decoding a window grows by: the window starts at the
-    last place known to be between characters, and text that ends in U+FFFD is held back until more ids decide it.
+    A token of a byte-level vocabulary may be a part of a character, and a decoder may treat the first token of a text
+    differently (a leading space). So a window of ids is decoded, and a piece is what its text has grown by. The window
+    starts at the last known boundary of characters. Text that ends in U+FFFD is held back until more ids complete it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []  # ids since the place before the last
-        self._num_given = 0  # how many of them have been given out as text
+        self._window: list[int] = []  # ids since the boundary before the last
+        self._num_given = 0  # how many of them were returned as text
         self._given = ""  # and their text
 
     def feed(self, token_id: int) -> str:
-        """The text that is certain now; often empty."""
+        """Add an id; returns the text that is complete now, often empty."""
         self._window.append(token_id)
         text = self._decode(self._window)
         if len(text) <= len(self._given) or text.endswith(REPLACEMENT):
@@ -37,7 +37,7 @@ class Detokenizer:
         return piece
 
     def flush(self) -> str:
-        """What was held back, at the end. A character that was cut off comes out as U+FFFD, as in the whole text."""
+        """At the end: the text that was held back. A character that was cut off becomes U+FFFD."""
         return self._decode(self._window)[len(self._given) :]
 
     def _decode(self, token_ids: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Going down: from when on nothing new is taken, and until when what runs may still run.
+"""Draining: whether new requests are refused, and until when running ones may finish.
 
 Knows nothing about signals or processes.
 """
@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 
 class Drain:
-    """Set once, read by everybody. Safe to begin from a signal handler: it takes no lock."""
+    """Begins once and does not end. :meth:`begin` takes no lock, so a signal handler may call it."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._deadline: float | None = None
 
     def begin(self, timeout_s: float) -> None:
-        """Take nothing new, and end in ``timeout_s`` what still runs then. The first call counts."""
+        """Refuse new requests; running ones have ``timeout_s`` to finish. Only the first call counts."""
         if self._deadline is None:
             self._deadline = self._clock() + timeout_s
 
     @property
     def has_begun(self) -> bool:
-        """Nothing new is taken."""
+        """Whether new requests are refused."""
         return self._deadline is not None
 
     @property
     def is_over(self) -> bool:
-        """What still runs must end now."""
+        """Whether running requests must end now."""
         return self._deadline is not None and self._clock() >= self._deadline

@@ -1,27 +1,27 @@
-"""Several completions of one request at the same time, each with its own admission, record and quota.
+"""Runs several completions of one request in parallel, each with its own admission, record and quota.
 
-Knows nothing about what a completion needs: it is given what starts each.
+Knows nothing about completions: the caller passes a function that starts each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from chatsvc.chat.types import Choice, Event, Finish
+from chatsvc.chat.types import Event, Finish, IndexedEvent
 
 
-def together(starts: Sequence[Callable[[], Iterator[Event]]]) -> Iterator[Choice]:
-    """Start all, then give what happens in each by turns until the last has ended. Close the iterator to cancel all.
+def in_parallel(starts: Sequence[Callable[[], Iterator[Event]]]) -> Iterator[IndexedEvent]:
+    """Start all and yield their events in turn until all have ended. Close the iterator to cancel all.
 
-    All have begun before the first event is given: where one is refused, all are.
+    The first event is yielded only after all were admitted: if one is refused, none runs.
     """
     running: dict[int, Iterator[Event]] = {}
     try:
-        begun: list[Choice] = []
+        begun: list[IndexedEvent] = []
         for index, start in enumerate(starts):
             running[index] = start()
-            # the first event says that it is admitted; what is refused is refused before the second
-            begun += [Choice(index, next(running[index])), Choice(index, next(running[index]))]
+            # Start, and the event after it: what can be refused is refused before the second event
+            begun += [IndexedEvent(index, next(running[index])), IndexedEvent(index, next(running[index]))]
         yield from begun
         for choice in begun:
             if isinstance(choice.event, Finish):
@@ -29,7 +29,7 @@ def together(starts: Sequence[Callable[[], Iterator[Event]]]) -> Iterator[Choice
         while running:
             for index in list(running):
                 event = next(running[index])
-                yield Choice(index, event)
+                yield IndexedEvent(index, event)
                 if isinstance(event, Finish):
                     del running[index]
     finally:

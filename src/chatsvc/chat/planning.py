@@ -1,4 +1,4 @@
-"""From a request to what the engine is asked: history, system prompt, prompt ids, sampling, and what it may cost.
+"""Step 8, the prompt: from a request to prompt ids, sampling and the largest number of tokens it can use.
 
 Knows nothing about admission, records or HTTP.
 """
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from chatsvc.chat.choices import Growing
+from chatsvc.chat.choices import RunningChoice
 from chatsvc.chat.completion import Completion
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.prompt import PromptRenderer, with_system
@@ -27,9 +27,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be asked of the engine. ``turns`` are the new messages, which a conversation keeps.
+    """What the engine will be asked for.
 
-    The first ``num_public`` ids are the template's and the operator's.
+    Attributes:
+        num_public: length of the public prompt prefix, the ids that come from the template and the operator.
+        turns: the new messages, to be stored in the conversation.
     """
 
     card: ModelCard
@@ -44,18 +46,18 @@ class Plan:
 
     @property
     def cost_tokens(self) -> int:
-        """What it uses at most; reserved before, settled after. The prompt counts once, every choice for itself."""
+        """The most tokens it can use; reserved from the quota. The prompt counts once, each choice separately."""
         return len(self.prompt_ids) + self.num_choices * self.sampling.max_tokens
 
     def samplings(self) -> list[Sampling]:
-        """One for each choice. Choice ``i`` is what ``seed + i`` gives alone, so the first is as without others."""
+        """One for each choice. Choice ``i`` uses ``seed + i``, so the first equals a request for one choice."""
         return [sampling_of_choice(self.sampling, index) for index in range(self.num_choices)]
 
-    def choices(self) -> list[Growing]:
-        """Empty completions for this plan."""
+    def choices(self) -> list[RunningChoice]:
+        """One empty completion for each choice."""
         texts = self.renderer.token_texts if self.sampling.num_logprobs is not None else None
         return [
-            Growing(
+            RunningChoice(
                 index,
                 Completion(self.renderer.detokenizer(), self.stop, min_tokens=self.sampling.min_tokens, texts=texts),
             )
@@ -65,12 +67,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlannerOptions:
-    """What configuration says about every prompt and completion.
+    """The configured values for all prompts and completions.
 
     Attributes:
         system_prompt: goes before every conversation.
-        default_max_tokens: of a completion whose request names no number.
-        sampling: counts where neither the request nor the model says how tokens are chosen.
+        default_max_tokens: used if the request names none.
+        sampling: used for values that neither the request nor the model sets.
     """
 
     system_prompt: str
@@ -79,7 +81,7 @@ class PlannerOptions:
 
 
 class Planner:
-    """Makes plans for whatever model the engine serves at the moment."""
+    """Makes plans for the model that the engine serves at the moment."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class Planner:
         self._making = threading.Lock()
 
     def prepare(self, card: ModelCard) -> None:
-        """Make what is made once a model, before anybody asks, and try it.
+        """Build what a model needs once, before its first request, and test its template.
 
         Raises:
             ModelRefused, InvalidRequest: its chat template cannot be used.
@@ -105,15 +107,15 @@ class Planner:
         renderer.prompt_ids(with_system(self._options.system_prompt, [Message("user", "Hello")]))
 
     def plan(self, account_id: str, request: ChatRequest) -> Plan:
-        """Work it out.
+        """Make the plan of a request.
 
         Raises:
-            NotFound: another model was asked for, or a conversation that is not the caller's.
-            InvalidRequest: the model's runner cannot choose tokens as the request wants it.
+            NotFound: the request names another model, or a conversation that is not the caller's.
+            InvalidRequest: the model's runner does not support the requested sampling.
             ContextLengthExceeded: prompt and completion do not fit the model's context.
             EngineUnavailable: no model is ready.
         """
-        renderer, beginning = self._renderer_for(self._engine.card())
+        renderer, public_prefix = self._renderer_for(self._engine.card())
         if request.model is not None and request.model != renderer.card.name:
             raise ModelNotFound
         check_supported(request.sampling, renderer.card, renderer.num_ids)
@@ -128,7 +130,7 @@ class Planner:
             card=renderer.card,
             renderer=renderer,
             prompt_ids=prompt_ids,
-            num_public=len(beginning) if prompt_ids[: len(beginning)] == beginning else 0,
+            num_public=len(public_prefix) if prompt_ids[: len(public_prefix)] == public_prefix else 0,
             sampling=self._sampling(request, len(prompt_ids), renderer.card),
             stop=request.stop,
             turns=turns,
@@ -137,7 +139,7 @@ class Planner:
         )
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
-        """What a prompt says.
+        """The text of a prompt.
 
         Raises:
             InvalidRequest: an id that no token has.
@@ -148,7 +150,7 @@ class Planner:
     def _prompt(
         self, renderer: PromptRenderer, history: list[Message], request: ChatRequest
     ) -> tuple[tuple[Message, ...], list[int]]:
-        """The new turns, and the ids of all of it."""
+        """The new turns, and the ids of the whole prompt."""
         if request.prompt is not None:
             prompt_ids = renderer.plain_ids(self._options.system_prompt, request.prompt)
             return (Message("user", renderer.text_of(request.prompt)),), prompt_ids
@@ -178,10 +180,10 @@ class Planner:
         return sampling_of(request.sampling, wanted, card.sampling, self._options.sampling)
 
     def _renderer_for(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
-        """The one that was made for this model, or a new one; a first crowd makes one (100 MB), not one each.
+        """The model's renderer and public prompt prefix, made at first use and once only: a renderer takes 100 MB.
 
-        With it comes what its prompts begin with before a caller's word. A prompt has that as a whole or counts as its
-        caller's: where it parts from it would tell others what somebody wrote.
+        A prompt contains the whole prefix or counts as entirely the caller's: the place where it departs from the
+        prefix would tell others what the caller wrote.
         """
         made = self._made.get(card.digest)
         if made is None:
@@ -191,14 +193,14 @@ class Planner:
 
     def _make(self, card: ModelCard) -> tuple[PromptRenderer, list[int]]:
         renderer = PromptRenderer(card, self._templates)
-        made = renderer, self._beginning(renderer)
-        # The model before it is still asked while this one is prepared.
+        made = renderer, self._public_prefix(renderer)
+        # Two are kept: the previous model still gets requests while this one is prepared.
         self._made = dict([*self._made.items(), (card.digest, made)][-2:])
         return made
 
-    def _beginning(self, renderer: PromptRenderer) -> list[int]:
+    def _public_prefix(self, renderer: PromptRenderer) -> list[int]:
         try:
-            return renderer.beginning(self._options.system_prompt)
-        except Exception as error:  # noqa: BLE001  (a template is a program, and may stumble over what nobody will ask)
-            _log.info("prompts share no beginning: %s", type(error).__name__)
+            return renderer.public_prefix(self._options.system_prompt)
+        except Exception as error:  # noqa: BLE001  (a template is a program and may raise anything)
+            _log.info("prompts have no public prefix: %s", type(error).__name__)
             return []

@@ -1,10 +1,14 @@
-"""Messages to prompt ids, by the model's own chat template; a caller's text can never become a role boundary.
+"""Messages to prompt ids, by the model's chat template; a caller's text can never become a role boundary.
 
-Knows nothing about requests or the engine. How markers (special tokens, and whatever else a template writes) in a
-caller's text stay text: before rendering, the first character of each is replaced by a stand-in that nobody can guess.
-So after rendering the only whole markers are the template's own. Where no stand-in came out (almost always) the text is
-encoded as it stands. Where one did, the template's markers are replaced by aliases that nobody can guess either, the
-stand-ins by what they stand for, and a tokenizer that knows the markers by their aliases only encodes the whole.
+How markers (special tokens, and whatever else a template writes) in a caller's text stay text:
+
+1. Before rendering, the first character of each is replaced by an unguessable stand-in. After rendering, the only
+   intact markers are the template's.
+2. If the output has no stand-in (almost always), the text is encoded as it is.
+3. Otherwise the template's markers are replaced by unguessable aliases and the stand-ins by their characters; a
+   tokenizer that knows the markers only by their aliases encodes the result.
+
+Knows nothing about requests or the engine.
 """
 
 from __future__ import annotations
@@ -32,11 +36,11 @@ _MARK_DIGITS = 32
 
 
 class PromptRenderer:
-    """Renders and encodes for one model. Thread-safe; make one for each card.
+    """Renders and encodes the prompts of one model. Thread-safe.
 
     Raises:
         ModelRefused: the card's template is not valid Jinja.
-        InvalidRequest: its template takes more than its limits before it has seen a message.
+        InvalidRequest: the template exceeds its limits even without a message.
     """
 
     def __init__(self, card: ModelCard, templates: TemplateProcess) -> None:
@@ -58,21 +62,21 @@ class PromptRenderer:
 
     @property
     def num_ids(self) -> int:
-        """Token ids that there are, from 0 on."""
+        """Size of the vocabulary."""
         return int(self._tokenizer.get_vocab_size())
 
     def prompt_ids(
         self, messages: Sequence[Message], *, opens_answer: bool = True, continues_final: bool = False
     ) -> list[int]:
-        """The ids of the conversation, ending where the assistant's turn begins.
+        """The ids of a conversation, up to the beginning of the assistant's turn.
 
         Args:
             messages: the turns.
-            opens_answer: False: ending with the last turn.
-            continues_final: ending inside the last turn, which the answer goes on with.
+            opens_answer: False: end after the last turn.
+            continues_final: end inside the last turn, so that the answer continues it.
 
         Raises:
-            InvalidRequest: the template does not take such a conversation.
+            InvalidRequest: the template refuses the conversation.
         """
         mark, end = _random_digits(), _random_digits()
         turns = messages if self._knows_tools else as_text(messages)
@@ -89,70 +93,72 @@ class PromptRenderer:
                 )
         return self._encode(text, mark)
 
-    def beginning(self, operators: str) -> list[int]:
-        """What prompts begin with before the first word of a caller, when the operator's text is this.
+    def public_prefix(self, operator_text: str) -> list[int]:
+        """The public prompt prefix: the ids that all prompts with this operator's text begin with.
 
-        That is what conversations have in common that have no word in common, short and longer ones: templates may put
-        the operator's text behind earlier turns.
+        It is the common beginning of short and longer conversations that have no word in common. Longer ones are
+        needed because a template may put the operator's text after earlier turns.
 
         Raises:
-            InvalidRequest: the template does not take such conversations.
+            InvalidRequest: the template refuses these conversations.
         """
         conversations = []
-        for text in ("a", "1 2"):  # neither alike nor of one length
+        for text in ("a", "1 2"):  # with nothing in common, also not in length
             question, answer = Message("user", text), Message("assistant", text)
             conversations += [[question], [question, answer, question]]
-        prompts = [self.prompt_ids(with_system(operators, messages)) for messages in conversations]
-        return prompts[0][: min(_num_alike(prompts[0], other) for other in prompts[1:])]
+        prompts = [self.prompt_ids(with_system(operator_text, messages)) for messages in conversations]
+        return prompts[0][: min(_common_length(prompts[0], other) for other in prompts[1:])]
 
-    def plain_ids(self, operators: str, prompt: str | Sequence[int]) -> list[int]:
-        """The ids of a prompt without roles: the operator's text, if there is one, then the caller's.
+    def plain_ids(self, operator_text: str, prompt: str | Sequence[int]) -> list[int]:
+        """The ids of a prompt without roles: the operator's text, if any, then the caller's.
 
-        A text is a text: nothing in it becomes a special token. Ids are taken as they are, special ones too: who sends
-        them has made the prompt token by token.
+        Nothing in a text becomes a special token. Ids are taken as they are, special ones too: a caller who sends ids
+        chooses each token.
 
         Raises:
-            InvalidRequest: an id that no token has, or a text of no token.
+            InvalidRequest: an unknown id, or a text without a token.
         """
         if isinstance(prompt, str):
-            text = f"{operators}\n\n{prompt}" if operators else prompt
+            text = f"{operator_text}\n\n{prompt}" if operator_text else prompt
             ids = self._text_ids(text)
         else:
             self.text_of(prompt)
-            ids = [*(self._text_ids(f"{operators}\n\n") if operators else ()), *prompt]
+            ids = [*(self._text_ids(f"{operator_text}\n\n") if operator_text else ()), *prompt]
         if not ids:
-            raise InvalidRequest("prompt: there is not one token in it.", param="prompt", code="invalid_value")
+            raise InvalidRequest("prompt: it contains no token.", param="prompt", code="invalid_value")
         return ids
 
     def text_of(self, prompt: str | Sequence[int]) -> str:
-        """What a prompt says; the texts of special tokens are shown.
+        """The text of a prompt, including special tokens.
 
         Raises:
-            InvalidRequest: an id that no token has.
+            InvalidRequest: an unknown id.
         """
         if isinstance(prompt, str):
             return prompt
         if any(self._tokenizer.id_to_token(id_) is None for id_ in set(prompt)):
-            raise InvalidRequest("prompt: the model has no token of such an id.", param="prompt", code="invalid_value")
+            raise InvalidRequest(
+                "prompt: the model has no token with such an id.", param="prompt", code="invalid_value"
+            )
         text: str = self._tokenizer.decode(list(prompt), skip_special_tokens=False)
         return text
 
     @functools.cached_property
     def _separate(self) -> SeparateTokenizer:
-        """Made when first needed: it is as large as the other one, and most never need it."""
+        """Made when first needed: it takes as much memory as the other tokenizer, and is rarely needed."""
         return SeparateTokenizer(self._tokenizer, self._markers)
 
     @functools.cached_property
     def token_texts(self) -> TokenTexts:
-        """Of single ids; made when first needed."""
+        """The texts of single tokens; made when first needed."""
         return TokenTexts(self._tokenizer)
 
     def detokenizer(self) -> Detokenizer:
-        """For the ids of one completion."""
+        """A new detokenizer for one completion."""
         return Detokenizer(self._tokenizer)
 
     def _text_ids(self, text: str) -> list[int]:
-        """A text that begins a prompt, behind what the tokenizer puts before every text; no marker is in it."""
+        """The ids of a text that begins a prompt, with what the tokenizer puts before every text. No markers."""
         begun: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
         return [*begun, *self._separate.encode(text)]
 
@@ -171,7 +177,7 @@ class PromptRenderer:
         broken = self._finder.broken(text, mark)
         if not self._joins_markers:
             return broken
-        # An empty stand-in at both ends, inside the white space that a template may strip.
+        # An empty stand-in at both ends, inside the white space, which a template may strip.
         core = broken.strip()
         start = broken.index(core)
         return f"{broken[:start]}{mark}:;{core}{mark}:;{broken[start + len(core) :]}"
@@ -182,7 +188,7 @@ class PromptRenderer:
             num_markers = sum(1 for _ in self._finder.any_marker.finditer(text))
             if sum(id_ in self._marker_ids for id_ in ids) == num_markers:
                 return ids
-            # A marker came into being by merging or normalisation (a full-width form, say).
+            # A marker arose by merging or normalisation (of a full-width form, for example).
         aliases = self._separate.aliases
         aliased = self._finder.any_marker.sub(lambda found: aliases[found[0]], text)
         return self._separate.encode(mended(aliased, mark))
@@ -192,19 +198,19 @@ def _random_digits() -> str:
     return f"{secrets.randbelow(10**_MARK_DIGITS):0{_MARK_DIGITS}}"
 
 
-def with_system(operators: str, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """The conversation with one system message first: the operator's text, then the caller's.
+def with_system(operator_text: str, messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation with a single system message first: the operator's text, then the caller's.
 
-    Templates differ in what they do with a second system message, so the leading ones become one. The operator's text
-    stands first and a caller has no way to leave it out.
+    All leading system messages are joined, because templates differ in what they do with a second one. The operator's
+    text comes first, and a caller cannot leave it out.
     """
     num_leading = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
-    texts = [operators, *(message.content for message in messages[:num_leading])]
+    texts = [operator_text, *(message.content for message in messages[:num_leading])]
     system = "\n\n".join(text for text in texts if text)
     rest = tuple(messages[num_leading:])
     return (Message("system", system), *rest) if system else rest
 
 
-def _num_alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids both begin with."""
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """The length of the common beginning."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

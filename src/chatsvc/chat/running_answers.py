@@ -1,6 +1,6 @@
-"""Which answers are being generated for which conversation, so that deleting a conversation reaches them.
+"""The answers that this process is generating, by conversation: deleting a conversation cancels them.
 
-Knows nothing about the database; holds only this process's answers.
+Knows nothing about the database or about other processes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from chatsvc.errors import ConversationDeleted
 
 
-class Answer:
-    """One answer on its way into a conversation.
+class RunningAnswer:
+    """An answer that is being generated and will be stored in a conversation.
 
     Attributes:
-        conversation_id: None where nothing is kept.
-        is_new: storing the answer makes the conversation; otherwise the conversation must still be there.
-        is_deleted: the conversation was deleted meanwhile: the answer must not be stored.
-        storing: held while the answer is stored, and while ``is_deleted`` is set.
+        conversation_id: None if the answer is not stored.
+        is_new: the conversation is created with the answer; otherwise it must still exist when the answer is stored.
+        is_deleted: the conversation was deleted meanwhile; the answer must not be stored.
+        storing: a lock; held while the answer is stored and while ``is_deleted`` is set.
     """
 
     def __init__(self, account_id: str, conversation_id: str | None, *, is_new: bool) -> None:
@@ -30,26 +30,26 @@ class Answer:
         self.storing = threading.Lock()
 
     def check(self) -> None:
-        """Cheap: call it often while the answer is generated.
+        """End the request if its conversation was deleted. Cheap: call it often.
 
         Raises:
-            ConversationDeleted: nobody will be able to read it.
+            ConversationDeleted: it was.
         """
         if self.is_deleted:
             raise ConversationDeleted
 
 
-class Answers:
-    """The answers of this process that have not ended."""
+class RunningAnswers:
+    """All of them. Thread-safe."""
 
     def __init__(self) -> None:
-        self._running: set[Answer] = set()
+        self._running: set[RunningAnswer] = set()
         self._lock = threading.Lock()
 
     @contextmanager
-    def begin(self, account_id: str, conversation_id: str | None, *, is_new: bool) -> Iterator[Answer]:
-        """An answer that can be found by its conversation until the block ends."""
-        answer = Answer(account_id, conversation_id, is_new=is_new)
+    def begin(self, account_id: str, conversation_id: str | None, *, is_new: bool) -> Iterator[RunningAnswer]:
+        """Register an answer until the block ends."""
+        answer = RunningAnswer(account_id, conversation_id, is_new=is_new)
         with self._lock:
             self._running.add(answer)
         try:
@@ -59,11 +59,11 @@ class Answers:
                 self._running.discard(answer)
 
     def delete(self, account_id: str, conversation_id: str) -> bool:
-        """Mark the running answers of a conversation as deleted; whether there were any."""
+        """Mark a conversation's running answers as deleted. Returns whether there were any."""
         asked_for = (account_id, conversation_id)
         with self._lock:
             found = [each for each in self._running if (each.account_id, each.conversation_id) == asked_for]
         for answer in found:
-            with answer.storing:  # one that is being stored just now is in the database when we look there
+            with answer.storing:  # waits for one that is being stored, so that the caller finds it in the database
                 answer.is_deleted = True
         return bool(found)

@@ -1,4 +1,4 @@
-"""From a caller's wishes to what a runner is told: defaults filled in, values that every runner can compute with.
+"""From a request's sampling parameters to a runner's: defaults filled in, values limited to what float32 can compute.
 
 Each value comes from the request, else from the model's own defaults (its ``generation_config.json``), else from the
 configuration. Knows nothing about HTTP or runners.
@@ -15,19 +15,19 @@ from chatsvc.engine.protocol import Sampling
 from chatsvc.errors import InvalidRequest
 from chatsvc.models.card import ModelCard, SamplingDefaults
 
-# Runners compute in float32, where much smaller numbers become 0, which they refuse, or make logits overflow. Below
-# these only the most probable token is ever chosen, so nothing is lost.
+# Runners compute in float32: much smaller values would become 0, which they refuse, or make logits overflow. Below
+# these values only the most probable token is ever chosen, so the limits change no answer.
 _LEAST_TEMPERATURE = 1e-4
 _LEAST_TOP_P = 1e-6
 _LEAST_REPETITION_PENALTY = 1e-3
-# What transformers takes where nothing is said. Candidates far down the list are never chosen, and cost time.
+# The default of transformers. Candidates further down the list are practically never chosen, and cost time.
 _TOP_K = 50
 
 Value = TypeVar("Value", int, float)
 
 
 def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDefaults) -> Sampling:
-    """How a runner chooses tokens; the ``defaults`` that come first count first."""
+    """A runner's parameters; earlier ``defaults`` win over later ones."""
     temperature = _first(1.0, wanted.temperature, *(one.temperature for one in defaults))
     return Sampling(
         max_tokens=max_tokens,
@@ -50,7 +50,7 @@ def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDef
 
 
 def sampling_of_choice(sampling: Sampling, index: int) -> Sampling:
-    """For one of several choices of a request: a seed counts on from choice to choice, modulo 2^64."""
+    """The parameters of choice ``index``: its seed is ``seed + index``, modulo 2^64."""
     if sampling.seed is None or index == 0:
         return sampling
     seed = (sampling.seed + index + 2**63) % 2**64 - 2**63
@@ -58,10 +58,10 @@ def sampling_of_choice(sampling: Sampling, index: int) -> Sampling:
 
 
 def check_supported(wanted: SamplingRequest, card: ModelCard, num_ids: int) -> None:
-    """Whether the model's runner can do it.
+    """Check that the model's runner supports the request.
 
     Raises:
-        InvalidRequest: it cannot, or a bias is for an id that the model does not have.
+        InvalidRequest: it does not, or a bias names an id that the model does not have.
     """
     asked = {"logit_bias": bool(wanted.logit_bias), "logprobs": wanted.num_logprobs is not None}
     for name in card.unsupported:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
-from chatsvc.chat.answering import Answer
-from chatsvc.chat.choices import Growing, grow
+from chatsvc.chat.abort_checks import AbortChecks
+from chatsvc.chat.choices import RunningChoice, advance_all
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Plan, Planner
+from chatsvc.chat.running_answers import RunningAnswer
 from chatsvc.chat.tool_turns import with_calls
 from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, Message, ScoredToken, Start, Usage, Waiting
-from chatsvc.chat.watch import Watch
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.engine.web_side.generation import Generation
 from chatsvc.errors import (
@@ -75,8 +75,8 @@ class _Progress:
     """How far a request is; what its records and counters are made from."""
 
     started_at: float
-    answer: Answer
-    choices: list[Growing]
+    answer: RunningAnswer
+    choices: list[RunningChoice]
     num_prompt_tokens: int
     first_token_at: float | None = None
     reason: str = "error"
@@ -133,7 +133,7 @@ class ChatService:
         The first event is Start, before a slot is waited for. Where a slot is free, everything that can be refused is
         refused before the second event.
         """
-        watch = Watch(
+        watch = AbortChecks(
             call.is_gone,
             call.admission.is_revoked,
             self.drain,
@@ -181,7 +181,7 @@ class ChatService:
             raise Draining if status.draining else EngineUnavailable
 
     def _recorded(
-        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: Watch
+        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: AbortChecks
     ) -> Iterator[Event]:
         """Generate between a ``begin`` and an ``end`` record; settle the quota by what was really used."""
         # (6) durable before the first token is asked for
@@ -216,7 +216,7 @@ class ChatService:
                 self._count(progress)
 
     def _generate(
-        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: Watch
+        self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: AbortChecks
     ) -> Iterator[Event]:
         """Steps 7 and 8. A model that changes while the submit is on its way costs one more try, not the request."""
         try:
@@ -229,7 +229,7 @@ class ChatService:
             progress.num_prompt_tokens = len(again.prompt_ids)
             yield from self._pieces(call, again, progress, watch)
 
-    def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: Watch) -> Iterator[Event]:
+    def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: AbortChecks) -> Iterator[Event]:
         if not plan.sampling.max_tokens:  # only the prompt is counted
             progress.reason = progress.choices[0].end = "length"
             return
@@ -245,7 +245,7 @@ class ChatService:
                 generation = self.engine.submit(plan.prompt_ids, sampling, call.account_id, plan.card, plan.num_public)
                 generations.append(generation)  # one by one: where the next is refused, this one is cancelled
             # (8) ids -> text -> stop strings -> delta
-            for event in grow(progress.choices, generations, self.options.poll_s, check):
+            for event in advance_all(progress.choices, generations, self.options.poll_s, check):
                 if progress.first_token_at is None and progress.num_completion_tokens:
                     progress.first_token_at = self.clock()
                 yield event

@@ -1,7 +1,7 @@
-"""Asks a model all that serving it will ask: its template, its weights, one token. Whoever passes will be served.
+"""Whether a model can be served: its template renders, a runner takes its weights, and it generates a token.
 
-:func:`examine` looks without loading the weights and takes a moment; :func:`try_out` loads them the way the engine
-does, so it belongs into a process of its own. Knows nothing about stores and processes.
+:func:`check_without_loading` is quick. :func:`check_by_loading` loads the weights as the engine does, so call it in a
+process of its own. Knows nothing about the model store.
 """
 
 from __future__ import annotations
@@ -24,44 +24,46 @@ _TURNS = (Message("user", "Hello"), Message("assistant", "Hello!"), Message("use
 _MAX_STEPS = 10_000
 
 
-def examine(card: ModelCard, weights: Path | None, model_format: str, runner: str, operators: str) -> None:
-    """Whether the template renders, and whether a runner serves the weights.
+def check_without_loading(
+    card: ModelCard, weights: Path | None, model_format: str, runner: str, operator_text: str
+) -> None:
+    """Check that the template renders and that a runner serves the weights.
 
     Args:
         card: what the model is.
-        weights: where a runner would open it; None where they are sealed, and nobody can look.
+        weights: the path that a runner would open; None if they are sealed and cannot be read here.
         model_format: ``gguf``, ``openvino`` or ``safetensors``.
         runner: ``engine.runner``.
-        operators: ``chat.system_prompt``.
+        operator_text: ``chat.system_prompt``.
 
     Raises:
-        OperatorError: it would not be served; the message says why.
+        OperatorError: it cannot be served; the message says why.
     """
-    _render(card, operators)
+    _render(card, operator_text)
     if weights is not None:
         choose(weights, model_format, runner)
 
 
-def try_out(model: Model, options: RunnerOptions, operators: str) -> None:
-    """Load the model and let it say one token to each conversation.
+def check_by_loading(model: Model, options: RunnerOptions, operator_text: str) -> None:
+    """Load the model and generate one token for each test conversation.
 
     Raises:
         OperatorError: it would not be served; the message says why.
     """
-    prompts = _render(model.card(), operators)
+    prompts = _render(model.card(), operator_text)
     runner = load(model, options)
     for number, prompt_ids in enumerate(prompts):
         _answer(runner, number, prompt_ids)
 
 
-def _render(card: ModelCard, operators: str) -> list[list[int]]:
-    """The prompts of conversations of one and of several turns, with a system message and without one.
+def _render(card: ModelCard, operator_text: str) -> list[list[int]]:
+    """Prompts of conversations with one and with several turns, with and without a system message.
 
-    A template may refuse system messages by ``raise_exception``: then callers are told so, and only an operator's own
-    system message makes the model useless.
+    A template may refuse system messages by ``raise_exception``. Then a caller who sends one gets a 400; the model is
+    unusable only if the operator has set a system prompt.
     """
     with closing(TemplateProcess()) as templates:
-        return _prompts(_renderer(card, templates), operators)
+        return _prompts(_renderer(card, templates), operator_text)
 
 
 def _renderer(card: ModelCard, templates: TemplateProcess) -> PromptRenderer:
@@ -71,10 +73,10 @@ def _renderer(card: ModelCard, templates: TemplateProcess) -> PromptRenderer:
         raise OperatorError(f"{error.message} Give it another chat_template.jinja.") from error
 
 
-def _prompts(renderer: PromptRenderer, operators: str) -> list[list[int]]:
-    conversations = [with_system(operators, _TURNS[:1]), with_system(operators, _TURNS)]
+def _prompts(renderer: PromptRenderer, operator_text: str) -> list[list[int]]:
+    conversations = [with_system(operator_text, _TURNS[:1]), with_system(operator_text, _TURNS)]
     prompts = [_prompt(renderer, conversation) for conversation in conversations]
-    if not operators:
+    if not operator_text:
         for turns in (_TURNS[:1], _TURNS):
             try:
                 prompts.append(renderer.prompt_ids(with_system("Answer briefly.", turns)))
@@ -105,6 +107,10 @@ def _answer(runner: Runner, number: int, prompt_ids: list[int]) -> None:
                     raise OperatorError(f"The model does not answer: {output.detail}.")
                 if output.finish_reason is not None:
                     return
-    except (ValueError, RuntimeError, TypeError) as error:  # what native libraries raise for what they cannot take
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+    ) as error:  # raised by inference libraries
         raise OperatorError(f"The model does not answer: {error}.") from error
     raise OperatorError("The model does not answer: its runner makes no progress.")

@@ -1,7 +1,7 @@
-"""Stop strings: found also where they lie across pieces, and never shown. Knows nothing about tokens.
+"""Finds stop strings in a text that arrives in pieces, and removes them. Knows nothing about tokens.
 
-What comes out does not depend on how the text was cut into pieces: the stop string that is complete first counts, of
-two that are complete at the same character the longer.
+The result does not depend on how the text was cut into pieces. The stop string that is completed first counts; of two
+that are completed by the same character, the longer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Watches one completion's text for its stop strings."""
+    """Searches one completion's text for its stop strings."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._searches = [_Search(text) for text in stop]
@@ -18,7 +18,7 @@ class StopMatcher:
         self.stopped = False
 
     def feed(self, piece: str) -> str:
-        """The text that can be shown; sets ``stopped`` when a stop string was completed."""
+        """Add a piece; returns the text that can be shown. Sets ``stopped`` when a stop string was completed."""
         if not self._searches:
             return piece
         text = self._held + piece
@@ -33,31 +33,31 @@ class StopMatcher:
         return text[: len(text) - num_held]
 
     def flush(self) -> str:
-        """What was held back, when the completion ended without the rest of a stop string."""
+        """At the end: the text that was held back as the possible beginning of a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 class _Search:
-    """One stop string, searched for by the algorithm of Knuth, Morris and Pratt.
+    """Searches for one stop string by the Knuth-Morris-Pratt algorithm.
 
-    Its time grows with the text plus the stop string, and not with their product: both may be a caller's, who can have
-    the model write what nearly matches a stop string of a thousand characters.
+    Its time is linear in text plus stop string, not in their product. That matters because a caller controls both: the
+    model can be told to write text that almost matches a stop string of a thousand characters.
     """
 
     def __init__(self, stop: str) -> None:
         self._stop = stop
         # _borders[n - 1]: length of the longest proper beginning of stop[:n] that is also its end.
         self._borders = [0]
-        # How many characters of the stop string the text ends with.
+        # How many first characters of the stop string the text ends with.
         self.num_matched = 0
 
     def step(self, character: str) -> int:
-        """Read one character more; the length of the stop string where it is complete now, else 0."""
+        """Read one more character. Returns the stop string's length if it is complete now, else 0."""
         self.num_matched = self._extended(self.num_matched, character)
         if self.num_matched == len(self._stop):
             return len(self._stop)
-        if self.num_matched > len(self._borders):  # computed no further than the text has come
+        if self.num_matched > len(self._borders):  # computed only as far as the text has matched
             self._borders.append(self._extended(self._borders[-1], self._stop[len(self._borders)]))
         return 0
 

@@ -1,7 +1,6 @@
-"""The bytes of single tokens, for reports of log-probabilities. Joined they are the text.
+"""The bytes of single tokens, for log-probabilities. All bytes joined are the text.
 
-A token of a byte-level vocabulary may hold a part of a character, so its text alone may show U+FFFD. Knows nothing
-about where ids come from.
+Bytes, because a token of a byte-level vocabulary may be a part of a character. Knows nothing about engines.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenTexts:
-    """Thread-safe; made once a model."""
+    """Looks up the bytes of tokens. Thread-safe; make one for each model."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -31,7 +30,7 @@ class TokenTexts:
         self._is_spaced = bool(kinds & {"Metaspace", "Replace", "ByteFallback"})
 
     def bytes_of(self, token_id: int) -> bytes:
-        """What the token adds to a text that goes on; empty for an id that stands for nothing."""
+        """What the token adds to a text after its first token; empty for an unknown id."""
         if token_id in self._added:
             return self._added[token_id].encode()
         token: str | None = self._tokenizer.id_to_token(token_id)
@@ -47,7 +46,7 @@ class TokenTexts:
         return text.encode()
 
     def scored(self, token_id: int, logprobs: TokenLogprobs) -> ScoredToken:
-        """The token as it is reported, with its alternatives."""
+        """The token with its log-probability and its alternatives."""
         alternatives = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
         return ScoredToken(
             self.bytes_of(token_id),
@@ -57,7 +56,7 @@ class TokenTexts:
 
 
 def _kinds(decoder: dict[str, Any]) -> set[str]:
-    """The types of a decoder and of those that it is a sequence of."""
+    """The types of a decoder and of the decoders inside it."""
     return {decoder["type"]}.union(*(_kinds(part) for part in decoder.get("decoders", [])))
 
 

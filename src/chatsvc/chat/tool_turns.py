@@ -1,7 +1,7 @@
-"""Turns as chat templates take them, those with tools included. Knows nothing about tokens or rendering.
+"""Turns in the form that chat templates take, with tool calls and their results. Knows nothing about rendering.
 
-A template that knows tools gets them as transformers passes them. For one that does not they become text, in the form
-that Hermes models brought up and many others read::
+A template that supports tools gets them as transformers passes them. For other templates they become text, in the form
+of the Hermes models, which many models understand::
 
     assistant: …<tool_call>{"name": …, "arguments": …}</tool_call>
     user:      <tool_response>…</tool_response>
@@ -20,9 +20,9 @@ _MAX_DEPTH = 64
 
 
 def for_template(message: Message, guard: Callable[[str], str]) -> dict[str, Any]:
-    """The message as transformers passes it to a template, with every text of a caller's guarded.
+    """The message as transformers passes it to a template; ``guard`` is applied to every text of the caller.
 
-    Arguments are an object where they are valid JSON.
+    Arguments are an object if they are valid JSON, else text.
     """
     given: dict[str, Any] = {"role": message.role, "content": guard(message.content)}
     if message.tool_calls:
@@ -42,9 +42,9 @@ def for_template(message: Message, guard: Callable[[str], str]) -> dict[str, Any
 
 
 def as_text(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without tools: calls and answers are text of an assistant and of a user.
+    """The conversation with tool calls as text of the assistant, and their results as text of the user.
 
-    What a user says after a tool's answer becomes part of that turn, as many templates want roles to take turns.
+    A user's message after a tool's result is joined to it, because many templates require alternating roles.
     """
     made: list[Message] = []
     follows_tool = False
@@ -65,7 +65,7 @@ def _text_turn(message: Message) -> Message:
 
 
 def with_calls(message: Message) -> str:
-    """What an assistant said and called, as text."""
+    """An assistant's message with its tool calls, as text."""
     calls = [_call_text(call) for call in message.tool_calls]
     return "\n".join([message.content, *calls] if message.content or not calls else calls)
 
@@ -84,7 +84,7 @@ def _arguments(call: ToolCall) -> Any:
 
 
 def _is_shallow(value: Any) -> bool:
-    """Whether what walks through it by recursion may do so; nobody's real arguments are deeper."""
+    """Whether recursion over the value is safe; real arguments are never deeper."""
     level = [value]
     for _ in range(_MAX_DEPTH):
         nested = [one for one in level if isinstance(one, dict | list)]
@@ -95,7 +95,7 @@ def _is_shallow(value: Any) -> bool:
 
 
 def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with every text in it changed, keys too."""
+    """The value with ``change`` applied to every text in it, also to keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The domain's nouns between the wire and the engine. Knows nothing about JSON or tokens' texts."""
+"""The values that the chat package takes and gives. Knows nothing about JSON or tokenizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a function that an assistant asked for; ``arguments`` is JSON as the model wrote it, not checked."""
+    """A tool call by the assistant; ``arguments`` is JSON as the model wrote it, not checked."""
 
     id: str
     name: str
@@ -25,9 +25,9 @@ class Message:
 
     Attributes:
         role: who speaks.
-        content: plain text; may be empty where there are ``tool_calls``.
+        content: plain text; may be empty if there are ``tool_calls``.
         tool_calls: only of an ``assistant``.
-        tool_call_id, name: only of a ``tool``: which call it answers, and of which function. Both may be unknown.
+        tool_call_id, name: only of a ``tool``: the call that it answers, and the function. Both may be None.
     """
 
     role: Role
@@ -41,18 +41,18 @@ class Message:
 class SamplingRequest:
     """How the caller wants tokens chosen; names and meanings are those of ``/v1``.
 
-    None in the first five: the model's own default, else the configured one.
+    None in the first five means the model's own default, else the configured one.
 
     Attributes:
         temperature: 0 always takes the most probable token.
-        top_p: in (0, 1], the probability that the candidates have together.
-        top_k: most candidates; 0 or less sets no bound.
-        min_p: in [0, 1], a candidate's least probability, as a share of the most probable one's.
-        repetition_penalty: above 0; above 1 makes tokens of the prompt and the completion less likely.
+        top_p: in (0, 1], the sum of the candidates' probabilities.
+        top_k: the largest number of candidates; 0 or less sets no limit.
+        min_p: in [0, 1], the least probability of a candidate, relative to the most probable one.
+        repetition_penalty: above 0; values above 1 make tokens of prompt and completion less likely.
         presence_penalty, frequency_penalty: -2 to 2, subtracted from the logits of tokens of the completion.
         logit_bias: token id to a number from -100 to 100 that is added to its logit.
         seed: the same seed gives the same answer; choice ``i`` of several uses ``seed + i``.
-        min_tokens: before so many tokens neither an end-of-sequence token nor a stop string ends the completion.
+        min_tokens: until so many tokens neither an end-of-sequence token nor a stop string ends the completion.
         ignore_eos: an end-of-sequence token does not end the completion.
         num_logprobs: alternatives to report for each token; 0 reports the chosen token alone, None nothing.
     """
@@ -73,20 +73,20 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A request that has passed the schema: every bound on size and range already holds.
+    """A request that passed the schema: all limits on size and range are already checked.
 
     Attributes:
         messages: the new turns.
-        prompt: a text or token ids to go on from, as they are: without messages, roles and a template.
-        max_tokens: of each choice; None: the configured default, or what the context has room for if that is less.
+        prompt: text or token ids to continue, instead of messages; no roles and no template.
+        max_tokens: for each choice; None: the configured default, or what the context leaves if that is less.
         sampling: how tokens are chosen.
-        stop: strings that end a completion and are not shown.
-        num_choices: how many completions of the same prompt (OpenAI's ``n``).
-        continues_final_message: the last message is the beginning of the answer, and stays open.
+        stop: strings that end a completion and are not part of it.
+        num_choices: number of completions of the same prompt (OpenAI's ``n``).
+        continues_final_message: the completion continues the last message.
         opens_answer: the prompt ends with the beginning of the assistant's turn (``add_generation_prompt``).
-        conversation_id: the caller's conversation that the turns belong to.
-        model: the name of the model that was asked for.
-        keep: the turn is stored in a conversation of the caller's.
+        conversation_id: the caller's conversation that the request continues.
+        model: the requested model's name.
+        keep: store the turns in a conversation.
     """
 
     messages: tuple[Message, ...] = ()
@@ -104,7 +104,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one completion; ``num_prompt_tokens`` counts the rendered template."""
+    """Token counts of one request; ``num_prompt_tokens`` counts the rendered prompt."""
 
     num_prompt_tokens: int
     num_completion_tokens: int
@@ -113,7 +113,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The request is admitted: the id of the answer, where it will be kept, and by which model it is made."""
+    """The request was admitted: the answer's id, the conversation that will store it, and the model."""
 
     id: str
     conversation_id: str | None
@@ -122,7 +122,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing new yet: a chance to keep the line alive. ``position`` counts from 1, and is 0 in the engine."""
+    """Nothing new yet, so that the caller can send a keep-alive. ``position`` in the queue from 1; 0: in the engine."""
 
     position: int = 0
     estimate_s: float | None = None
@@ -139,12 +139,12 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a completion; never ends inside a character.
+    """A piece of a completion's text; never ends inside a character.
 
     Attributes:
-        text: empty only where there are scored tokens at the end of a completion.
-        index: of which choice, where there are several.
-        scored: the tokens since the last piece, where log-probabilities were asked for.
+        text: empty only if the completion ends with scored tokens that add no text.
+        index: the choice that it belongs to.
+        scored: the tokens since the last delta, if log-probabilities were requested.
     """
 
     text: str
@@ -154,7 +154,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of all completions. ``reasons`` has one entry for each choice; ``reason`` is the first one's."""
+    """All completions have ended. ``reasons`` has one entry for each choice."""
 
     id: str
     reasons: tuple[Reason, ...]
@@ -164,7 +164,7 @@ class Finish:
 
     @property
     def reason(self) -> Reason:
-        """How the first, and mostly only, choice ended."""
+        """How the first choice ended."""
         return self.reasons[0]
 
 
@@ -172,8 +172,8 @@ Event = Start | Waiting | Delta | Finish
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What happens in one of several completions that are made at the same time; ``index`` counts from 0."""
+class IndexedEvent:
+    """An event of one of several parallel completions; ``index`` counts from 0."""
 
     index: int
     event: Event

@@ -24,7 +24,7 @@ _KILLED_FIRST = "1000"  # the highest oom_score_adj
 
 def main() -> int:
     """Run the test; returns the exit code."""
-    from chatsvc.chat.trial import try_out
+    from chatsvc.chat.smoke_test import check_by_loading
     from chatsvc.models.signing import SigningKeys
     from chatsvc.models.store import ModelFolder
 
@@ -35,7 +35,7 @@ def main() -> int:
     path, name = Path(sys.argv[1]), sys.argv[2]
     folder = ModelFolder(path, SigningKeys(settings.keys_directory), settings.models.kek_file, name)
     try:
-        try_out(folder, runner_options(settings), settings.chat.system_prompt)
+        check_by_loading(folder, runner_options(settings), settings.chat.system_prompt)
     except ChatsvcError as error:
         sys.stdout.write(f"{error.message}\n")
         return EXIT_COULD_NOT

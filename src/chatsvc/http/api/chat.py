@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from flask import Response, request
 
+from chatsvc.chat.parallel import in_parallel
 from chatsvc.chat.service import Call, ChatService, Whole
-from chatsvc.chat.several import together
-from chatsvc.chat.types import ChatRequest, Choice, Delta, Event, Finish, Reason, Start, Usage
+from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, IndexedEvent, Reason, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import scope
@@ -74,11 +74,11 @@ class ChatDesk:
         return wholes, finish, call.admission.limits_headers()
 
     def stream_all(
-        self, requests: Sequence[ChatRequest], encoder: sse.Encoder[Choice], headers: Mapping[str, str]
+        self, requests: Sequence[ChatRequest], encoder: sse.Encoder[IndexedEvent], headers: Mapping[str, str]
     ) -> Response:
         """A streaming answer of several completions; each is admitted, counted and recorded like any other."""
         told = dict(headers)
-        events = self._together(requests, told)
+        events = self._in_parallel(requests, told)
         answer = sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers={})
         answer.headers.update(told)
         return answer
@@ -88,14 +88,14 @@ class ChatDesk:
         told: dict[str, str] = {}
         wholes = [[Whole() for _ in range(one.num_choices)] for one in requests]
         ends: dict[int, Finish] = {}
-        for choice in self._together(requests, told):
+        for choice in self._in_parallel(requests, told):
             if isinstance(choice.event, Delta):
                 wholes[choice.index][choice.event.index].take(choice.event)
             elif isinstance(choice.event, Finish):
                 ends[choice.index] = choice.event
         return [(whole, ends[index]) for index, whole in enumerate(wholes)], told
 
-    def _together(self, requests: Sequence[ChatRequest], headers: dict[str, str]) -> Iterator[Choice]:
+    def _in_parallel(self, requests: Sequence[ChatRequest], headers: dict[str, str]) -> Iterator[IndexedEvent]:
         """What happens in each; when all have begun ``headers`` has those of the limits too."""
 
         def start(chat_request: ChatRequest) -> Iterator[Event]:
@@ -103,7 +103,7 @@ class ChatDesk:
             headers.update(call.admission.limits_headers())
             return self.service.stream(call, chat_request)
 
-        return together([partial(start, chat_request) for chat_request in requests])
+        return in_parallel([partial(start, chat_request) for chat_request in requests])
 
 
 class UsageAnswer(TypedDict):

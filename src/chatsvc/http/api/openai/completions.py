@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 from flask import Response
 
 from chatsvc.chat.service import Whole
-from chatsvc.chat.types import Choice, Delta, Finish, Reason, ScoredToken, Usage
+from chatsvc.chat.types import Delta, Finish, IndexedEvent, Reason, ScoredToken, Usage
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ChatsvcError
 from chatsvc.guard.principal import scope
@@ -161,7 +161,7 @@ class TextEncoder:
         self._usages: list[Usage] = []
         self._num_prompts = len(echoes)
 
-    def encode(self, choice: Choice) -> bytes:
+    def encode(self, choice: IndexedEvent) -> bytes:
         """Chunks for what happens to a prompt."""
         event, first = choice.event, choice.index * self._num_choices
         if isinstance(event, Delta):
