@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from chatsvc.cli.audit.show import show
+from chatsvc.settings.load import Settings, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from chatsvc.audit.verify.log import Trust
     from chatsvc.audit.verify.prune import Pruned
     from chatsvc.audit.verify.verdict import Verdict
-    from chatsvc.settings.load import Settings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -84,9 +84,8 @@ def verify(
 def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
     """First sealing keys that are still on this machine: with them, every record's MAC is checked by default."""
     from chatsvc.audit.keys import initial_seals
-    from chatsvc.settings import load as configuration
 
-    found = initial_seals(configuration.load().keys_directory) if file is None else []
+    found = initial_seals(load().keys_directory) if file is None else []
     return tuple(path for path in found if os.access(path, os.R_OK))
 
 
@@ -96,11 +95,10 @@ def _trust(witness: Path | None, keys: tuple[Path, ...], seal_keys: tuple[Path, 
     from chatsvc.audit.keys import vouched
     from chatsvc.audit.verify.log import Trust
     from chatsvc.audit.witness.seen import Seen
-    from chatsvc.settings import load as configuration
 
     return Trust(
         keys=tuple(key for path in keys for key in read_vkeys(path)),
-        home=frozenset() if keys else vouched(configuration.load().keys_directory),
+        home=frozenset() if keys else vouched(load().keys_directory),
         seal_keys=tuple(parse_seal_key(path.read_text(encoding="utf-8", errors="replace")) for path in seal_keys),
         witness=Seen.read(witness) if witness else None,
     )
@@ -111,13 +109,12 @@ def _verdicts(file: Path | None, trust: Trust) -> list[Verdict]:
     from chatsvc.audit.verify.export_check import is_export, verify_export
     from chatsvc.audit.verify.log import verify_segment, verify_tree
     from chatsvc.errors import OperatorError
-    from chatsvc.settings import load as configuration
 
     if file is not None and file.is_file():
         if is_export(file):
             return [verify_export(file, trust)]
-        return [verify_segment(file, configuration.load().audit_directory, trust)]
-    directory = file or configuration.load().audit_directory
+        return [verify_segment(file, load().audit_directory, trust)]
+    directory = file or load().audit_directory
     if not logs(directory) and trust.witness is None:
         raise OperatorError(f"There is no audit log in {directory}; set CHATSVC_HOME or name the log.")
     return verify_tree(directory, trust)
@@ -133,9 +130,8 @@ def export(start: str, end: str, output: Path) -> None:
     from chatsvc.audit.verify.export import Span
     from chatsvc.audit.verify.export import export as pieces_of
     from chatsvc.disk.durable import rename, sync_file
-    from chatsvc.settings import load as configuration
 
-    settings = configuration.load()
+    settings = load()
     span = Span(_microseconds(start), _microseconds(end), time.time_ns() // 1000)
     if span.start_us > span.end_us:
         raise click.UsageError("--from must not be later than --to.")
@@ -169,9 +165,8 @@ def prune(ctx: click.Context, *, dry_run: bool) -> None:
     from chatsvc.audit.verify.prune import NotPruned, prunable, read_policy
     from chatsvc.audit.verify.prune import prune as prune_log
     from chatsvc.resources import resource_path
-    from chatsvc.settings import load as configuration
 
-    settings = configuration.load()
+    settings = load()
     own = settings.home / "audit-policy.toml"
     days = read_policy(own if own.exists() else resource_path("config/audit-policy.toml"))
     now_us = time.time_ns() // 1000
@@ -214,11 +209,10 @@ def seal_key(output: Path | None, *, drop: bool) -> None:
     from chatsvc.audit import keys
     from chatsvc.cli.audit.recording import recorded
     from chatsvc.errors import OperatorError
-    from chatsvc.settings import load as configuration
 
     if (output is None) is not drop:
         raise click.UsageError("Give either --output or --drop.")
-    settings = configuration.load()
+    settings = load()
     if not keys.initial_seals(settings.keys_directory):
         raise OperatorError("There is no first sealing key here: it was removed already, or no log was begun.")
     with recorded(settings, "audit.seal_key", {"dropped": drop}) as details:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from chatsvc.settings.load import Settings, load
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from chatsvc.audit.format.record import Record
     from chatsvc.audit.verify.show import Filter
-    from chatsvc.settings.load import Settings
 
 _COLOURS = {"allowed": "green", "denied": "red", "error": "red", "aborted": "yellow"}
 _FOLLOW_S = 0.3
@@ -40,9 +41,8 @@ def show(last: int, follow: bool, as_json: bool, **wanted: Any) -> None:
     """
     from chatsvc.audit.format.layout import logs
     from chatsvc.audit.verify.show import Tail, merged
-    from chatsvc.settings import load as configuration
 
-    settings = configuration.load()
+    settings = load()
     directories = logs(settings.audit_directory)
     names = _account_names(settings) if wanted["actor"] or not as_json else {}
     chosen = _filter(directories, names, wanted)
