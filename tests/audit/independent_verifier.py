@@ -1,4 +1,7 @@
-"""A verifier written from docs/reference/audit-format.md. It imports nothing of chatsvc: python stranger.py DIRECTORY [SEAL_KEY]."""
+"""A verifier written from docs/reference/audit-format.md; it imports nothing of chatsvc.
+
+python independent_verifier.py DIRECTORY [SEAL_KEY]
+"""
 
 import base64
 import hashlib

@@ -20,8 +20,8 @@ from chatsvc.audit.verify.prune import prunable
 from chatsvc.audit.verify.verdict import CLEAN, TAMPERED
 from chatsvc.audit.write.timekeeping import Clock, system_clock
 from tests.audit.logs import DAY_US, Time, home_trust, last_segment, lines_of, write_segments, write_some
+from tests.audit.test_independent_verifier import independent_code
 from tests.audit.test_log import CHAT, found, wait_until
-from tests.audit.test_stranger import strange_code
 from tests.audit.test_verify import forged
 
 HOUR_US = 3_600_000_000
@@ -33,7 +33,7 @@ def is_clean(options: AuditOptions) -> bool:
     seals = tuple(parse_seal_key(path.read_text()) for path in initial_seals(options.keys))
     verdict = verify_log(options.directory, home_trust(options, seal_keys=seals))
     assert verdict.exit_code == CLEAN, verdict.message
-    assert strange_code(options) == 0
+    assert independent_code(options) == 0
     return True
 
 
@@ -142,7 +142,7 @@ def test_a_step_must_be_told_as_one(options: AuditOptions, time: Time, change: d
     (told,) = found(options, action="audit.clock")
     forged(options, lambda records: [{**each, **change} if each["seq"] == told["seq"] else each for each in records])
     assert verify_log(options.directory, home_trust(options)).exit_code == TAMPERED
-    assert strange_code(options) == 1
+    assert independent_code(options) == 1
 
 
 def test_an_old_time_without_a_step_is_still_tampered(options: AuditOptions, time: Time) -> None:

@@ -1,4 +1,4 @@
-"""What strangers are refused costs little, and the first of each is on record."""
+"""Refusals of unknown callers cost little, and the first of each kind is on record."""
 
 from __future__ import annotations
 

@@ -14,16 +14,16 @@ from chatsvc.audit.format import layout
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.prune import prune
 from chatsvc.audit.verify.verdict import CLEAN, TAMPERED
-from tests.audit import stranger
+from tests.audit import independent_verifier
 from tests.audit.logs import DAY_US, home_trust, last_segment, write_segments, write_some
 
-SOURCE = Path(stranger.__file__)
+SOURCE = Path(independent_verifier.__file__)
 
 
-def strange_code(options, seal_key=None) -> int:
+def independent_code(options, seal_key=None) -> int:
     try:
-        stranger.Log(options.directory, seal_key).verify()
-    except stranger.Bad as error:
+        independent_verifier.Log(options.directory, seal_key).verify()
+    except independent_verifier.Bad as error:
         return error.args[0]
     return 0
 
@@ -39,10 +39,10 @@ def test_it_imports_nothing_of_ours_and_is_short():
 def test_it_verifies_segments_epochs_seals_and_a_pruned_log(options, time):
     write_segments(options, time, 4, days_between=60)
     (seal_path,) = keys.initial_seals(options.keys)
-    assert strange_code(options, seal_path.read_text()) == 0
+    assert independent_code(options, seal_path.read_text()) == 0
     assert prune(options.directory, options.keys, 180, time.wall_us) is not None
     assert verify_log(options.directory, home_trust(options)).exit_code == CLEAN
-    assert strange_code(options, seal_path.read_text()) == 0
+    assert independent_code(options, seal_path.read_text()) == 0
 
 
 def test_it_finds_the_same_flips(options, time):
@@ -53,7 +53,7 @@ def test_it_finds_the_same_flips(options, time):
         changed = bytearray(data)
         changed[place] ^= 1 << place % 8
         segment.write_bytes(changed)
-        assert strange_code(options) == TAMPERED, place
+        assert independent_code(options) == TAMPERED, place
 
 
 def test_it_gives_the_same_exit_codes(options, time):
@@ -62,10 +62,10 @@ def test_it_gives_the_same_exit_codes(options, time):
     data = segment.read_bytes()
     for change in (data[:-5], data[: data.rindex(b"\n{") + 1], data + b'{"torn', data):
         segment.write_bytes(change)
-        assert strange_code(options) == verify_log(options.directory, home_trust(options)).exit_code
+        assert independent_code(options) == verify_log(options.directory, home_trust(options)).exit_code
     notes = layout.checkpoints_of(segment)
     notes.write_text(notes.read_text().replace("— chatsvc.local", "— elsewhere"))
-    assert strange_code(options) == verify_log(options.directory, home_trust(options)).exit_code == 6
+    assert independent_code(options) == verify_log(options.directory, home_trust(options)).exit_code == 6
 
 
 def test_it_finds_a_wrong_seal(options, time):
@@ -75,8 +75,8 @@ def test_it_finds_a_wrong_seal(options, time):
     write_some(long, time, 1)
     (seal_path,) = keys.initial_seals(options.keys)
     text = seal_path.read_text()
-    assert strange_code(options, text) == 0
-    assert strange_code(options, text[:-2] + ("0" if text[-2] != "0" else "1") + "\n") == TAMPERED
+    assert independent_code(options, text) == 0
+    assert independent_code(options, text[:-2] + ("0" if text[-2] != "0" else "1") + "\n") == TAMPERED
 
 
 def test_it_runs_alone(small_log):
