@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -24,28 +23,12 @@ GROUP_FOLDER = 0o2750  # setgid: new files belong to the folder's group
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total (0 when unknown)."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SPARSE_FROM_BYTES = 1 << 20
 _LEAST_STORED_SHARE = 4  # a compressing file system stores less than the size, but weights never compress to a quarter
-_RESERVED = frozenset({"current"})
 
 
 def no_progress(text: str, done: int, total: int) -> None:
     """For callers that show no progress."""
-
-
-def check_name(name: str) -> str:
-    """Return a name of a model, or of one of its files, that cannot lead out of its folder.
-
-    Raises:
-        OperatorError: it could, or the store uses this name itself.
-    """
-    if _NAME.fullmatch(name) is None or name in _RESERVED:
-        raise OperatorError(
-            f"{name!r} cannot be a model's name: use 1 to 100 letters, digits, dots, dashes and underscores, "
-            "beginning with a letter or digit, and not 'current'"
-        )
-    return name
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ from packaging.utils import parse_wheel_filename
 from chatsvc.disk.durable import copy_file, rename, sync_file
 from chatsvc.disk.files import (
     Progress,
-    check_name,
     make_private_folder,
     no_progress,
     open_regular,
@@ -32,6 +31,7 @@ from chatsvc.disk.files import (
 from chatsvc.errors import OperatorError
 from chatsvc.kit import install, sbom, verify
 from chatsvc.kit.sbom import Wheel
+from chatsvc.models.description import check_name
 from chatsvc.models.signing import SigningKeys
 from chatsvc.models.store import ModelFolder
 from chatsvc.models.supply.programs import run_module

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
-from chatsvc.errors import ModelRefused
+from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models.card import ModelCard, SamplingDefaults
 
 Format = Literal["gguf", "openvino", "safetensors"]
@@ -14,6 +15,7 @@ Format = Literal["gguf", "openvino", "safetensors"]
 DESCRIPTION_FILE = "model.json"
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class ModelDescription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,3 +74,17 @@ def decode(content: bytes) -> ModelDescription:
         return msgspec.json.decode(content, type=ModelDescription)
     except msgspec.DecodeError as error:
         raise ModelRefused from error
+
+
+def check_name(name: str) -> str:
+    """Return a name of a model, or of one of its files, that cannot lead out of its folder.
+
+    Raises:
+        OperatorError: it could, or the store uses this name itself.
+    """
+    if _NAME.fullmatch(name) is None or name == "current":
+        raise OperatorError(
+            f"{name!r} cannot be a model's name: use 1 to 100 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit, and not 'current'"
+        )
+    return name

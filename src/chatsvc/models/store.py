@@ -26,11 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatsvc.disk.durable import rename, swap_link
-from chatsvc.disk.files import Progress, check_name, make_private_folder, no_progress, temporary_folder
+from chatsvc.disk.files import Progress, make_private_folder, no_progress, temporary_folder
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import description, manifest, rollback
 from chatsvc.models.card import ModelCard
-from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription
+from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, ModelDescription, check_name
 from chatsvc.models.manifest import Manifest
 from chatsvc.models.seal.sealed import Owner, read_kek
 from chatsvc.models.seal.unsealing import Plain, copied, unsealed

@@ -14,9 +14,9 @@ from typing import Literal
 import msgspec
 
 from chatsvc.disk.durable import copy_file, write_file
-from chatsvc.disk.files import Progress, check_name, no_progress, temporary_folder
+from chatsvc.disk.files import Progress, no_progress, temporary_folder
 from chatsvc.errors import OperatorError
-from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, check_name
 from chatsvc.models.store import ModelFolder, ModelStore
 from chatsvc.models.supply.importing import OPENVINO_FILES
 from chatsvc.models.supply.programs import run_module

@@ -15,10 +15,17 @@ from pathlib import Path
 import msgspec
 
 from chatsvc.disk.durable import copy_file, write_file
-from chatsvc.disk.files import Progress, check_name, check_sizes, no_progress, sha256_of_all
+from chatsvc.disk.files import Progress, check_sizes, no_progress, sha256_of_all
 from chatsvc.errors import ModelRefused, OperatorError
 from chatsvc.models import description
-from chatsvc.models.description import DESCRIPTION_FILE, TEMPLATE_FILE, TOKENIZER_FILE, Format, ModelDescription
+from chatsvc.models.description import (
+    DESCRIPTION_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    Format,
+    ModelDescription,
+    check_name,
+)
 from chatsvc.models.formats import decoder, finite, gguf, requantise, safetensors
 from chatsvc.models.seal.sealed import SUFFIX
 from chatsvc.models.text import tokenizer
