@@ -17,12 +17,12 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions, Peer
 from chatsvc.errors import OperatorError
 from chatsvc.guard.accounts.passwords import PasswordOptions
+from chatsvc.guard.accounts.vouched import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.credentials.tokens import TokenOptions
 from chatsvc.guard.gate import GateOptions
 from chatsvc.guard.outbox import Recorder
 from chatsvc.guard.principal import Limits
-from chatsvc.guard.providers.directory import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.settings.load import WAITING_HASHES, Settings
 
 if TYPE_CHECKING:

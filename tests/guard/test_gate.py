@@ -14,12 +14,12 @@ from chatsvc.errors import (
     PermissionRefused,
     StoreUnavailable,
 )
+from chatsvc.guard.accounts.vouched import Vouched
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.guard.limits.admission import duration_text
 from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, Principal, scope
-from chatsvc.guard.providers.directory import Vouched
 from tests.tokens import sign, signed_pair
 
 PASSWORD = "correct horse battery"
@@ -209,7 +209,7 @@ def test_3_a_principal_without_the_scope_is_refused(gate, guard, pair):
     assert gate.authenticate(bearer(pair.access_token), ANY_PRINCIPAL).scopes == frozenset()
 
 
-def test_4_requests_a_minute_are_limited_and_the_refusal_says_all_about_it(gate, guard, ada):
+def test_5_requests_a_minute_are_limited_and_the_refusal_says_all_about_it(gate, guard, ada):
     guard.accounts.set_limits("ada", {"requests_per_minute": 3})
     pair = signed_pair(guard.sessions.start(ada["id"], "127.0.0.1")[1])
     principal = gate.authenticate(bearer(pair.access_token), CHAT)
@@ -223,7 +223,7 @@ def test_4_requests_a_minute_are_limited_and_the_refusal_says_all_about_it(gate,
     assert caught.value.headers["x-ratelimit-remaining-tokens"] == "1000"
 
 
-def test_4_a_key_that_is_used_up_does_not_use_up_its_account(gate, key, principal):
+def test_5_a_key_that_is_used_up_does_not_use_up_its_account(gate, key, principal):
     of_key = gate.authenticate(bearer(key), CHAT)
     for _ in range(2):
         gate.admit(of_key).release()
@@ -235,7 +235,7 @@ def test_4_a_key_that_is_used_up_does_not_use_up_its_account(gate, key, principa
     admission.release()
 
 
-def test_5_tokens_are_reserved_settled_and_limited(gate, principal):
+def test_6_tokens_are_reserved_settled_and_limited(gate, principal):
     admission = gate.admit(principal)
     admission.charge(600)
     assert admission.limits_headers()["x-ratelimit-remaining-tokens"] == "400"
@@ -251,7 +251,7 @@ def test_5_tokens_are_reserved_settled_and_limited(gate, principal):
         gate.admit(principal)
 
 
-def test_5_what_was_charged_and_never_used_comes_back_at_release(gate, principal):
+def test_6_what_was_charged_and_never_used_comes_back_at_release(gate, principal):
     admission = gate.admit(principal)
     admission.charge(600)
     admission.release()
@@ -259,7 +259,7 @@ def test_5_what_was_charged_and_never_used_comes_back_at_release(gate, principal
     assert gate.standing(principal)[1]["tokens_per_day"] == 1000
 
 
-def test_5_a_key_has_its_own_quota(gate, key):
+def test_6_a_key_has_its_own_quota(gate, key):
     admission = gate.admit(gate.authenticate(bearer(key), CHAT))
     with pytest.raises(LimitExceeded):
         admission.charge(51)
@@ -267,7 +267,7 @@ def test_5_a_key_has_its_own_quota(gate, key):
     admission.release()
 
 
-def test_6_one_principal_may_hold_so_many_places(gate, principal):
+def test_7_one_principal_may_hold_so_many_tickets(gate, principal):
     held = [gate.admit(principal) for _ in range(3)]
     with pytest.raises(LimitExceeded) as caught:
         gate.admit(principal)
@@ -279,7 +279,7 @@ def test_6_one_principal_may_hold_so_many_places(gate, principal):
         admission.release()
 
 
-def test_6_a_key_may_hold_fewer_places_than_its_account(gate, guard, ada, principal):
+def test_7_a_key_may_hold_fewer_tickets_than_its_account(gate, guard, ada, principal):
     new = NewKey("ada", "one at a time", ["chat"], max_concurrent=1)
     of_key = gate.authenticate(bearer(guard.api_keys.create(new)[0]), CHAT)
     assert gate.standing(of_key)[0]["concurrent_requests"] == 1
@@ -298,7 +298,7 @@ def test_6_a_key_may_hold_fewer_places_than_its_account(gate, guard, ada, princi
     gate.admit(of_key).release()
 
 
-def test_6_a_full_queue_is_overloaded_for_everybody(gate, guard, principal):
+def test_7_a_full_queue_is_overloaded_for_everybody(gate, guard, principal):
     held = []
     for name in ("bob", "eve", "joe"):
         guard.accounts.add(name, PASSWORD, ["user"])
@@ -311,7 +311,7 @@ def test_6_a_full_queue_is_overloaded_for_everybody(gate, guard, principal):
         admission.release()
 
 
-def test_6_turns_come_and_positions_are_told(gate, principal):
+def test_7_turns_come_and_positions_are_told(gate, principal):
     held = [gate.admit(principal) for _ in range(3)]
     assert held[0].wait_turn(10, 1)
     assert held[1].wait_turn(10, 1)

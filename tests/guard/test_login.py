@@ -14,8 +14,8 @@ from sqlalchemy import func, select, update
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, PermissionRefused
 from chatsvc.guard.accounts.login import LOGIN_REFUSED, Login
 from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
-from chatsvc.guard.accounts.throttle import place_of
-from chatsvc.guard.providers.directory import LoggedIn
+from chatsvc.guard.accounts.throttle import network_of
+from chatsvc.guard.accounts.vouched import LoggedIn
 from chatsvc.store.tables import Account, LoginFailure
 
 PASSWORD = "correct horse battery"
@@ -99,7 +99,7 @@ def test_a_hundred_failures_an_hour_close_an_account_to_new_addresses_but_not_to
 
 
 def test_an_ipv6_customer_is_one_address(guard, ada):
-    assert place_of(ip_address("2001:db8::1")) == place_of(ip_address("2001:db8::ffff")) == "2001:db8::/64"
+    assert network_of(ip_address("2001:db8::1")) == network_of(ip_address("2001:db8::ffff")) == "2001:db8::/64"
     for number in range(5):
         fail(guard, address=ip_address(f"2001:db8::{number}"))
     waits(guard, address=ip_address("2001:db8::99"))

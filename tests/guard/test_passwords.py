@@ -58,10 +58,10 @@ def test_who_finds_too_many_waiting_is_refused_at_once():
         waiting = threading.Thread(target=wait_for_a_turn)
         waiting.start()
         waits.wait()
-        while passwords._turns._places.acquire(blocking=False):  # until the other thread has its place
-            passwords._turns._places.release()
+        while passwords._turns._inside.acquire(blocking=False):  # until the other thread is inside
+            passwords._turns._inside.release()
         with pytest.raises(Overloaded), passwords.turn():
-            pytest.fail("no place")
+            pytest.fail("the other thread never came inside")
     waiting.join()
 
 

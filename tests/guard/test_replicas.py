@@ -15,6 +15,7 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
 
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, StoreUnavailable
+from chatsvc.guard.accounts.vouched import Person
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials
@@ -22,7 +23,6 @@ from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.limits.quotas import Bucket
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN, scope
-from chatsvc.guard.providers.directory import Person
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import is_current, migrate, migrate_back
 from chatsvc.store.tables import Base, RefreshToken

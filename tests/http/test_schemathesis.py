@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from chatsvc.guard.accounts.roles import ALL_SCOPES
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.credentials.api_keys import NewKey
+from chatsvc.guard.principal import ALL_SCOPES
 from chatsvc.wiring import guard_options
 
 # Rules that no schema can say: which of two times is the earlier, whether a signature is good, which token ids the model of the

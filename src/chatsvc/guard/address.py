@@ -1,15 +1,12 @@
-"""The client's address out of the peer and the forwarded chain. Pure; knows nothing about who is allowed.
+"""The client's address, from the peer and ``X-Forwarded-For``. Pure; knows nothing about who is allowed.
 
-The rules:
+1. A peer that is no trusted proxy is the client; its ``X-Forwarded-For`` is ignored.
+2. The peer of a unix socket (an empty string) is a trusted proxy.
+3. A trusted proxy must send exactly one ``X-Forwarded-For`` header, and every address in it must parse.
+4. The client is the rightmost address that is no trusted proxy, or the leftmost if all are.
 
-1. A peer that is not trusted is the client; whatever it forwards is ignored.
-2. The peer of a unix socket (an empty string) is the trusted proxy.
-3. A trusted peer must bring exactly one ``X-Forwarded-For`` header and every part of it must parse.
-4. The chain is walked from the right over trusted networks; the first address that is not trusted is the client's,
-   and where all are trusted it is the leftmost.
-
-Whatever does not parse is refused (403), never an error of ours. IPv4-mapped IPv6 addresses are unwrapped, so one
-address has one form. Leading zeros, ports, brackets and zones do not parse.
+An address that does not parse is 403, never 500. IPv4-mapped IPv6 addresses (RFC 4291 2.5.5.2) become IPv4 addresses,
+so each address has one form. Leading zeros, ports, brackets and zones do not parse.
 """
 
 from __future__ import annotations
@@ -22,7 +19,10 @@ from chatsvc.guard.principal import ClientAddress
 
 Network = IPv4Network | IPv6Network
 
-# Longer chains than any chain of real proxies; bounds the work an attacker can ask for.
+# Hosts whose connections need no encryption.
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+# More than any real chain of proxies; bounds the work that one header causes.
 _MAX_HOPS = 32
 _MAX_ADDRESS_LENGTH = 45
 
@@ -31,12 +31,12 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
     """The client's address.
 
     Args:
-        peer: the socket's other end; empty for a unix socket.
-        forwarded_for: the values of every ``X-Forwarded-For`` header.
+        peer: the address of the socket's other end; empty for a unix socket.
+        forwarded_for: the value of each ``X-Forwarded-For`` header.
         trusted: networks of our own proxies.
 
     Raises:
-        PermissionRefused: the chain does not say one address.
+        PermissionRefused: a trusted proxy sent no header, several, or one that does not parse.
     """
     if peer:
         client = parse_address(peer)
@@ -55,10 +55,10 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted: Sequence[Ne
 
 
 def parse_address(text: str) -> ClientAddress:
-    """One address in its one form.
+    """An IPv4 or IPv6 address; an IPv4-mapped one as IPv4.
 
     Raises:
-        PermissionRefused: it is none.
+        PermissionRefused: it does not parse.
     """
     if len(text) > _MAX_ADDRESS_LENGTH or "%" in text:
         raise PermissionRefused("an address does not parse")
@@ -72,19 +72,19 @@ def parse_address(text: str) -> ClientAddress:
 
 
 def contains(networks: Iterable[Network], address: ClientAddress) -> bool:
-    """Whether one of the networks holds the address."""
+    """Whether the address is in one of the networks."""
     return any(address in network for network in networks)
 
 
-def place_of(address: ClientAddress) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer is given."""
+def network_of(address: ClientAddress) -> str:
+    """What the throttle counts as one address: the IPv4 address, or the /64 that an IPv6 customer gets."""
     if address.version == 6:
         return str(IPv6Network((address, 64), strict=False))
     return str(address)
 
 
 def unwrap_network(network: Network) -> Network:
-    """An IPv4-mapped network (``::ffff:10.0.0.0/104``) as the IPv4 network that its addresses are compared with."""
+    """An IPv4-mapped network (``::ffff:10.0.0.0/104``) as IPv4, because :func:`parse_address` unwraps addresses too."""
     if network.version == 6 and network.prefixlen >= 96:
         mapped = network.network_address.ipv4_mapped
         if mapped is not None:

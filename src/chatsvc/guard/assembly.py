@@ -1,4 +1,4 @@
-"""Puts the guard together out of plain values: the web process and the command line have the same one.
+"""Builds the guard from plain values, for the web process and the command line alike.
 
 Knows nothing about where the values come from.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatsvc.guard.accounts.accounts import Accounts
-from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
 from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
 from chatsvc.guard.accounts.roles import DEFAULT_ROLES, Roles
 from chatsvc.guard.accounts.throttle import LoginThrottle
+from chatsvc.guard.accounts.vouched import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.credentials.api_keys import ApiKeys
 from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.credentials.sessions import Sessions
@@ -24,15 +24,14 @@ from chatsvc.guard.gate import Gate, GateOptions, GateParts
 from chatsvc.guard.limits.queue import Queue
 from chatsvc.guard.limits.quotas import Quotas
 from chatsvc.guard.limits.rates import Rates
-from chatsvc.guard.outbox import Outbox, Recorder, put_into_outbox
-from chatsvc.guard.providers.directory import Directory, TrustedIssuer, VouchedAccounts
+from chatsvc.guard.outbox import Change, OnChange, Outbox, Recorder, note_nothing, put_into_outbox
 from chatsvc.store.database import Database
 from chatsvc.store.migrate import migrate
 
 
 @dataclass(frozen=True, slots=True)
 class GuardOptions:
-    """Everything the guard is told."""
+    """The guard's settings."""
 
     store_url: str
     keys_directory: Path
@@ -47,7 +46,7 @@ class GuardOptions:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """The parts, ready."""
+    """The guard's parts on an open database."""
 
     database: Database
     ring: KeyRing
@@ -67,7 +66,7 @@ class Guard:
     def gate(
         self, options: GuardOptions, queue: Queue, record: Recorder, *, issuer: TrustedIssuer | None = None
     ) -> Gate:
-        """The gate in front of them. ``record`` makes an administrative record durable in the audit log."""
+        """A gate on these parts. ``record`` makes an administrative record durable in the audit log."""
         parts = GateParts(
             tokens=self.tokens,
             sessions=self.sessions,
@@ -83,7 +82,7 @@ class Guard:
         return Gate(parts, options.gate)
 
     def rotate_signing_key(self) -> str:
-        """Sign with a new key from now on; returns its name. The act is noted like every other."""
+        """Make a new signing key that signs from now on; returns its ``kid``. Recorded as an administrative act."""
         kid = self.ring.rotate()
         with self.database.session() as session:
             self.on_change(session, "admin.signing_key.rotate", Change(None, {"kid": kid}))
@@ -101,10 +100,17 @@ def assemble(
     on_change: OnChange = note_nothing,
     clock: Callable[[], float] = time.time,
 ) -> Guard:
-    """Open the database (its tables are brought up to date first), the ring, and everything on top.
+    """Open the database, migrate it, read the keys, and build the parts.
+
+    Args:
+        options: the settings.
+        directory: makes the LDAP directory, if there is one.
+        on_change: called with every administrative change.
+        clock: Unix seconds.
 
     Raises:
         StoreUnavailable: the database cannot be reached.
+        OperatorError: a key file is unusable.
     """
     database = Database(options.store_url)
     migrate(database)
@@ -115,7 +121,7 @@ def assemble(
     passwords = Passwords(options.passwords)
     throttle = LoginThrottle(database, read_or_make_secret(options.keys_directory / "throttle.key"), clock=clock)
     accounts = Accounts(database, passwords, roles, on_change=on_change, clock=clock)
-    # A login records itself; that it made an account or changed its roles is a record of its own.
+    # The login is recorded by itself; creating an account or changing its roles needs a record of its own.
     vouched = VouchedAccounts(database, accounts, roles, on_change=put_into_outbox("directory", clock=clock))
     return Guard(
         database=database,

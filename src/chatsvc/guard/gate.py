@@ -1,13 +1,15 @@
-"""The gate: who comes in. Decides by numbered steps; knows nothing about HTTP, routes or the model.
+"""The gate: authenticates, authorises and admits requests. Knows nothing about HTTP, routes or the model.
 
-1. Address: the client's address is on the allow-list.                  403
-2. Token: exactly one credential, and it is good and not revoked.       401; 503 where the store cannot say
-3. Scope: the principal has what the route asks for.                    403
-4. Rate: requests a minute of the principal, and of its key.            429
-5. Quota: tokens of today are left; :meth:`Admission.charge` takes them. 429
-6. Queue: a ticket, to run or to wait for a slot.                        429; 503 when the queue is full
+Its steps have the numbers of a request's way (``docs/explanation/request-path.md``); step 4, the body, is HTTP's.
 
-Steps 1–3 are asked of every request, 4–6 (:meth:`Gate.admit`) of those that want the model.
+1. Address: the client's address is on the allow-list.                   403
+2. Token: exactly one credential; it is valid and not revoked.           401; 503 if the store cannot say
+3. Scope: the principal has the scope that the route requires.           403
+5. Rate: requests a minute, of the API key and of the account.           429
+6. Quota: tokens of today are left; :meth:`Admission.charge` takes them. 429
+7. Queue: a ticket, to run or to wait for a slot.                        429 own limit; 503 queue full
+
+Every request takes steps 1 to 3, those that use the model also 5 to 7 (:meth:`Gate.admit`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
 from chatsvc.guard.accounts.roles import Roles, parse_names
 from chatsvc.guard.accounts.throttle import LoginThrottle
+from chatsvc.guard.accounts.vouched import TrustedIssuer, Vouched
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
 from chatsvc.guard.credentials.api_keys import PREFIX, ApiKeys
 from chatsvc.guard.credentials.sessions import Sessions
@@ -30,7 +33,6 @@ from chatsvc.guard.limits.quotas import Bucket, QuotaOf, Quotas
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox
 from chatsvc.guard.principal import ClientAddress, KeyLimits, Limits, Principal, Requirement
-from chatsvc.guard.providers.directory import TrustedIssuer, Vouched
 from chatsvc.store.database import AnyRow
 
 __all__ = ["Admission", "Credentials", "Gate", "GateOptions", "GateParts"]
@@ -40,7 +42,7 @@ _PURGE_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a request brought: the values of every header of that name."""
+    """What a request sent: the value of each ``Authorization`` and each ``X-Api-Key`` header."""
 
     authorization: Sequence[str] = ()
     api_key: Sequence[str] = ()
@@ -50,7 +52,11 @@ class Credentials:
 class GateOptions:
     """Networks and limits.
 
-    ``role_limits`` holds, by role, limits that replace the defaults; of several roles the most generous counts.
+    Attributes:
+        limits: the defaults.
+        allowed_networks: clients outside of them are refused.
+        trusted_proxies: peers whose ``X-Forwarded-For`` is believed.
+        role_limits: by role, limits that replace defaults; of an account's roles the most generous counts.
     """
 
     limits: Limits
@@ -61,7 +67,7 @@ class GateOptions:
 
 @dataclass(frozen=True, slots=True)
 class GateParts:
-    """Everyone the gate asks."""
+    """What the gate needs."""
 
     tokens: Tokens
     sessions: Sessions
@@ -76,7 +82,7 @@ class GateParts:
 
 
 class Gate:
-    """Asks the parts, in the order of the steps."""
+    """Takes the steps in order; the first that fails refuses the request."""
 
     def __init__(self, parts: GateParts, options: GateOptions, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._parts = parts
@@ -88,14 +94,14 @@ class Gate:
 
     @property
     def queue(self) -> Queue:
-        """Where requests wait and run."""
+        """The queue of step 7."""
         return self._parts.queue
 
     def admit_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
         """Step 1.
 
         Raises:
-            PermissionRefused: the address cannot be told or is not on the list.
+            PermissionRefused: the address is unknown or not on the allow-list.
         """
         address = self.tell_address(peer, forwarded_for)
         if not contains(self._allowed, address):
@@ -103,20 +109,20 @@ class Gate:
         return address
 
     def tell_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
-        """Whose request it is, listed or not: what the log says of a refusal.
+        """The client's address, allowed or not, for the log.
 
         Raises:
-            PermissionRefused: it cannot be told.
+            PermissionRefused: see :func:`chatsvc.guard.address.client_address`.
         """
         return client_address(peer, forwarded_for, self._trusted)
 
     def authenticate(self, credentials: Credentials, requirement: Requirement) -> Principal | None:
-        """Steps 2 and 3. None for a public route, whose credentials are not looked at.
+        """Steps 2 and 3. None for a public route: its credentials are not looked at.
 
         Raises:
-            AuthenticationFailed: no good credential.
-            PermissionRefused: a good one without the scope.
-            StoreUnavailable: nobody can say whether it was revoked.
+            AuthenticationFailed: no credential, several, or an invalid one.
+            PermissionRefused: the scope is missing.
+            StoreUnavailable: it is unknown whether the credential was revoked.
         """
         if requirement.kind == "public":
             return None
@@ -128,27 +134,27 @@ class Gate:
         return principal
 
     def admit(self, principal: Principal) -> Admission:
-        """Steps 4 to 6.
+        """Steps 5 to 7.
 
         Raises:
-            LimitExceeded: over one's own rate, quota or concurrency.
+            LimitExceeded: the account's or the key's rate, quota or number of requests at a time is used up.
             Overloaded: the queue is full.
-            StoreUnavailable: rate or quota cannot be told.
+            StoreUnavailable: rate or quota are unknown.
         """
         limits = self._limits_of(principal)
         try:
-            rate = self._parts.rates.hit(_rates(principal, limits))  # (4)
+            rate = self._parts.rates.hit(_rates(principal, limits))  # (5)
         except LimitExceeded as error:
             error.headers.update(limits_headers(self._standing(principal)))
             raise
-        quota = self._quota_of(principal, limits)  # (5)
+        quota = self._quota_of(principal, limits)  # (6)
         standing = Standing(rate, quota.state())
         if standing.quota.remaining <= 0:
             refused = self._parts.quotas.exceeded()
             refused.headers.update(limits_headers(standing))
             raise refused
         try:
-            ticket = self._parts.queue.enter(  # (6)
+            ticket = self._parts.queue.enter(  # (7)
                 principal.account_id,
                 max_own=limits.max_concurrent,
                 key_id=principal.key_id,
@@ -160,10 +166,10 @@ class Gate:
         return Admission(principal, ticket, quota, standing, self.is_revoked)
 
     def is_revoked(self, principal: Principal) -> bool:
-        """Whether what a running request came in with has died since.
+        """Whether a running request's credential was revoked, or its account disabled, since step 2.
 
         Raises:
-            StoreUnavailable: nobody can say.
+            StoreUnavailable: it is unknown.
         """
         if principal.key_id is not None:
             key = self._parts.api_keys.state(principal.key_id)
@@ -175,7 +181,7 @@ class Gate:
         return session is None or session.revoked_at is not None or session.disabled_at is not None
 
     def standing(self, principal: Principal) -> tuple[dict[str, int], dict[str, int]]:
-        """A principal's limits, and what is left of each, for ``/me``."""
+        """A principal's limits, and what is left of each, as ``/me`` shows them."""
         standing = self._standing(principal)
         max_concurrent, num_free = self._places_left(principal)
         limits = {
@@ -198,7 +204,7 @@ class Gate:
             return self._principal_of_key(given[0])
         scheme, _, token = given[0].partition(" ")
         token = token.strip(" ")
-        if scheme.lower() != "bearer":  # RFC 9110 11.1: a scheme's case does not matter
+        if scheme.lower() != "bearer":  # RFC 9110 11.1: schemes are case-insensitive
             raise AuthenticationFailed("not a bearer token")
         if token.startswith(PREFIX) and kind == "access":
             return self._principal_of_key(token)
@@ -235,7 +241,7 @@ class Gate:
         )
 
     def _account_of(self, row: AnyRow) -> Principal:
-        """The account behind any good credential; what is the credential's own is put in by who calls."""
+        """The principal of an account; callers add the credential's own fields."""
         roles = parse_names(row.roles)
         return Principal(
             account_id=row.account_id,
@@ -246,7 +252,7 @@ class Gate:
         )
 
     def _limits(self, row: AnyRow, roles: Sequence[str]) -> Limits:
-        """The account's own limit, else its roles', else the default."""
+        """Each limit: the account's own, else the highest of its roles', else the default."""
         by_role = [self._options.role_limits[role] for role in roles if role in self._options.role_limits]
 
         def one(name: str) -> int:
@@ -267,7 +273,7 @@ class Gate:
         return Standing(rate, self._quota_of(principal, limits).state())
 
     def _places_left(self, principal: Principal) -> tuple[int, int]:
-        """The tighter one of the account's and the key's limit of requests at a time, and what is left of it."""
+        """The limit of requests at a time (the account's or the key's) with fewer left, and how many are left."""
         tickets, of_key = self.queue.tickets_of(principal.account_id), principal.key_limits.max_concurrent
         counts = [(self._limits_of(principal).max_concurrent, len(tickets))]
         if of_key is not None:
@@ -281,8 +287,8 @@ class Gate:
         return QuotaOf(self._parts.quotas, [*of_key, Bucket(f"account:{principal.account_id}", limits.tokens_per_day)])
 
     def housekeep(self) -> None:
-        """Move administrative records into the log, and forget old rows now and then; called with verified requests."""
-        # What cannot be done now is done with a later request; this one is not refused for it.
+        """Drain the outbox and, once a minute, delete old rows. Runs with authenticated requests."""
+        # A failure does not refuse this request; a later one tries again.
         with suppress(AuditUnavailable, StoreUnavailable):
             self._parts.outbox.drain_if_due()
             if self._clock() >= self._purge_at:
@@ -293,7 +299,7 @@ class Gate:
 
 
 def _rates(principal: Principal, limits: Limits) -> list[tuple[str, int]]:
-    """The key's own limit first: a key that is used up does not use up its account."""
+    """The key's limit first: requests that it refuses do not count for the account."""
     own = principal.key_limits.requests_per_minute
     of_key = [(f"key:{principal.key_id}", own)] if own is not None else []
     return [*of_key, (f"account:{principal.account_id}", limits.requests_per_minute)]

@@ -1,16 +1,22 @@
-"""Who a verified caller is. Knows nothing about how it was verified."""
+"""Who a verified caller is, which scopes there are, and what a route requires. Knows nothing about verification."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from typing import Literal, get_args
 
 ClientAddress = IPv4Address | IPv6Address
+
+Scope = Literal["chat", "metrics", "audit", "admin", "witness"]
+"""A permission. This is the only list of them."""
+
+ALL_SCOPES = frozenset[Scope](get_args(Scope))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one principal may use."""
+    """The limits of one account; ``tokens_per_day`` counts prompt and completion tokens of a UTC day."""
 
     requests_per_minute: int
     tokens_per_day: int
@@ -19,7 +25,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """What one API key may use, beyond which it also counts for its account. None: no limit of its own."""
+    """An API key's own limits, besides those of its account. None: no limit of its own."""
 
     requests_per_minute: int | None = None
     tokens_per_day: int | None = None
@@ -32,13 +38,13 @@ class Principal:
 
     Attributes:
         account_id: the account everything is charged to.
-        name: the account's name, as given at login.
-        roles, scopes: what it may do; scopes decide, roles are shown.
-        sid: the token family (session), None for an API key.
-        jti: the access token's id, None for an API key.
-        key_id: the API key's id, None for a token.
-        expires_at: when the credential ends, Unix seconds; None for a key without expiry.
-        limits: the account's limits; None only where nothing is limited by principal.
+        name: the account's name.
+        roles, scopes: scopes decide what it may do; roles are only shown.
+        sid: the session; None for an API key or another issuer's token.
+        jti: the access token's id; None for an API key or another issuer's token.
+        key_id: the API key's id; None for a token.
+        expires_at: when the credential expires, Unix seconds; None for a key without expiry.
+        limits: the account's limits; None: the configured defaults.
         key_limits: the key's own limits.
     """
 
@@ -56,15 +62,19 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What a route asks for: ``public``, ``token`` (any principal) or a scope's name. Every route declares one.
+    """What a route requires; every route declares one.
 
-    ``other_scope``: one that opens the route as well.
+    Attributes:
+        kind: ``public``, ``token`` (any principal) or ``scope``.
+        scope: the scope of a route of kind ``scope``.
+        other_scope: a second scope that opens the route as well.
+        refresh: the token must be a refresh token.
     """
 
-    kind: str
-    scope: str | None = None
-    other_scope: str | None = None
-    refresh: bool = field(default=False)
+    kind: Literal["public", "token", "scope"]
+    scope: Scope | None = None
+    other_scope: Scope | None = None
+    refresh: bool = False
 
 
 PUBLIC = Requirement("public")
@@ -72,6 +82,6 @@ ANY_PRINCIPAL = Requirement("token")
 REFRESH_TOKEN = Requirement("token", refresh=True)
 
 
-def scope(name: str, *, or_scope: str | None = None) -> Requirement:
-    """The requirement of a scope, e.g. ``scope("chat")``, or of one of two."""
+def scope(name: Scope, *, or_scope: Scope | None = None) -> Requirement:
+    """The requirement of a scope, such as ``scope("chat")``, or of either of two."""
     return Requirement("scope", scope=name, other_scope=or_scope)

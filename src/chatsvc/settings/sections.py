@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from chatsvc.guard.accounts.roles import DEFAULT_ROLES
+from chatsvc.guard.principal import Scope
 from chatsvc.settings.sources import (
     Network,
     parse_list,
@@ -83,14 +85,7 @@ class AccountsSection(Section):
     argon2_time_cost: Count = 3
     argon2_parallelism: Count = 1
     max_parallel_hashes: Count = 2
-    roles: dict[str, list[Literal["chat", "metrics", "audit", "admin", "witness"]]] = {
-        "viewer": ["metrics"],
-        "user": ["chat"],
-        "operator": ["chat", "metrics"],
-        "auditor": ["audit"],
-        "witness": ["witness"],
-        "admin": ["admin", "audit", "chat", "metrics"],
-    }
+    roles: dict[str, list[Scope]] = {role: list(scopes) for role, scopes in DEFAULT_ROLES.items()}
 
 
 class RoleLimits(Section):

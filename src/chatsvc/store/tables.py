@@ -48,7 +48,7 @@ class Account(Base):
 class Session(Base):
     """A token family: one login and everything that was refreshed out of it. It is dead once ``revoked_at`` is set.
 
-    ``place`` is the address as the login throttle counts it: a network of 64 bits for IPv6.
+    ``network`` (column ``place``) is the address as the login throttle counts it: a /64 for IPv6.
     """
 
     __tablename__ = "sessions"
@@ -62,7 +62,7 @@ class Session(Base):
     ends_at: Mapped[float] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
     revoked_why: Mapped[str | None] = mapped_column(_ID)
-    place: Mapped[str | None] = mapped_column(_ID)
+    network: Mapped[str | None] = mapped_column("place", _ID)
 
 
 class RefreshToken(Base):

@@ -1,6 +1,6 @@
-"""Accounts: who there is, with which roles and limits. Knows nothing about tokens or HTTP.
+"""Accounts with their roles, limits and passwords. Knows nothing about tokens or HTTP.
 
-Every change says what was before and after, for the audit log; a change by command writes that into the outbox.
+Every change returns the account before and after, for the audit log.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
-from chatsvc.guard.accounts.finding import find_named, pass_key_on
+from chatsvc.guard.accounts.lookup import find_named, pass_key_on
 from chatsvc.guard.accounts.names import name_key, normal_name
 from chatsvc.guard.accounts.passwords import Passwords, check_password_rules
 from chatsvc.guard.accounts.roles import Roles, format_names, parse_names
+from chatsvc.guard.outbox import Change, OnChange, note_nothing
 from chatsvc.store.database import Database
 from chatsvc.store.tables import Account, Session
 
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """What may be shown of an account: everything but the hash."""
+    """An account without its password hash."""
 
     id: str
     name: str
@@ -41,13 +41,13 @@ class AccountView:
     max_concurrent: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As JSON."""
         return {**asdict(self), "roles": list(self.roles)}
 
 
 @dataclass(frozen=True, slots=True)
 class AccountUpdate:
-    """What is to be changed of an account; None stays as it is."""
+    """Changes of an account; None leaves a value as it is."""
 
     roles: Sequence[str] | None = None
     disabled: bool | None = None
@@ -73,11 +73,12 @@ class Accounts:
         self._clock = clock
 
     def add(self, name: str, password: str, roles: Sequence[str]) -> Change:
-        """Make an account.
+        """Create a local account.
 
         Raises:
-            InvalidRequest: the name, the password or a role cannot be.
+            InvalidRequest: the name, the password or a role is not allowed.
             Conflict: the name is taken, perhaps in another spelling.
+            Overloaded: too many passwords are being hashed.
         """
         wanted = self._checked_name(name)
         self._check_roles(roles)
@@ -96,7 +97,7 @@ class Accounts:
         return change
 
     def new_row(self, name: str, password_hash: str, roles: Sequence[str], source: str = "local") -> Account:
-        """A row that is not in the database yet."""
+        """A new row, not yet in the database."""
         now = self._clock()
         return Account(
             id=uuid.uuid4().hex,
@@ -110,9 +111,9 @@ class Accounts:
         )
 
     def list_doubled(self) -> list[list[AccountView]]:
-        """Accounts whose names differ in case or width alone, those of one name together, the oldest first.
+        """Groups of accounts whose names differ in case or width alone, each with the oldest account first.
 
-        Earlier versions made such accounts; this one makes none.
+        Only earlier versions created such accounts.
         """
         groups: defaultdict[str, list[AccountView]] = defaultdict(list)
         with self._database.reading() as session:
@@ -121,27 +122,27 @@ class Accounts:
         return [group for _, group in sorted(groups.items()) if len(group) > 1]
 
     def list_accounts(self, *, after: str = "", max_accounts: int = 1000) -> list[AccountView]:
-        """Accounts by name, those behind ``after``."""
+        """Accounts sorted by name, starting behind ``after``."""
         query = select(Account).where(Account.name > after).order_by(Account.name).limit(max_accounts)
         with self._database.reading() as session:
             return [view(row) for row in session.scalars(query)]
 
     def count(self) -> int:
-        """How many there are."""
+        """Number of accounts."""
         with self._database.reading() as session:
             return session.scalar(select(func.count()).select_from(Account)) or 0
 
     def get(self, name: str) -> AccountView:
-        """One account.
+        """The account of that name, in any spelling.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is none.
         """
         with self._database.reading() as session:
             return view(_find(session, name))
 
     def list_with_own_limits(self) -> list[AccountView]:
-        """Accounts whose limits are not the default's or their roles'."""
+        """Accounts with limits of their own, sorted by name."""
         own = or_(
             Account.requests_per_minute.is_not(None),
             Account.tokens_per_day.is_not(None),
@@ -151,16 +152,17 @@ class Accounts:
             return [view(row) for row in session.scalars(select(Account).where(own).order_by(Account.name))]
 
     def set_password(self, name: str, password: str, *, but_sid: str | None = None) -> Change:
-        """Give an account a new password; every session of it is dead at once, perhaps but the calling one.
+        """Set a new password and end all sessions of the account, except ``but_sid``.
 
         Raises:
-            InvalidRequest: the password cannot be.
-            Conflict: a directory holds the account's password.
+            InvalidRequest: the password breaks a rule.
+            NotFound: there is no such account.
+            Conflict: a directory keeps the account's password.
         """
         return self._change(name, "password", self._password_setter(password, but_sid))
 
     def set_disabled(self, name: str, *, disabled: bool) -> Change:
-        """Disable an account (everything of it is dead at once), or enable it; its sessions stay dead then."""
+        """Disable an account, which ends its sessions and suspends its keys at once; or enable it again."""
 
         def act(session: StoreSession, row: Account) -> None:
             self._set_disabled(session, row, disabled=disabled)
@@ -168,7 +170,7 @@ class Accounts:
         return self._change(name, "disable" if disabled else "enable", act)
 
     def set_roles(self, name: str, roles: Sequence[str]) -> Change:
-        """Replace the roles; tokens that are out have the new scopes at once."""
+        """Replace the roles. Tokens and keys in use have the new scopes at once."""
         self._check_roles(roles)
 
         def act(_session: StoreSession, row: Account) -> None:
@@ -177,7 +179,7 @@ class Accounts:
         return self._change(name, "roles", act)
 
     def set_limits(self, name: str, limits: dict[str, int | None]) -> Change:
-        """Set own limits; None goes back to the role's or the default."""
+        """Set the account's own limits; None returns to its roles' or the default."""
 
         def act(_session: StoreSession, row: Account) -> None:
             for key, value in limits.items():
@@ -186,7 +188,7 @@ class Accounts:
         return self._change(name, "limits", act)
 
     def change(self, name: str, wanted: AccountUpdate) -> Change:
-        """Several changes in one transaction: all of them or none."""
+        """Make several changes in one transaction."""
         self._check_roles(wanted.roles or ())
         set_password = self._password_setter(wanted.password) if wanted.password is not None else None
 
@@ -221,7 +223,7 @@ class Accounts:
         return change
 
     def _password_setter(self, password: str, but_sid: str | None = None) -> Callable[[StoreSession, Account], None]:
-        """Hash first, outside of the transaction: it takes long."""
+        """Hash the password before the transaction begins: hashing takes long and the transaction holds a lock."""
         check_password_rules(password, "password")
         with self._passwords.turn():
             password_hash = self._passwords.hash(password)
@@ -260,7 +262,7 @@ class Accounts:
 
 
 def view(row: Account) -> AccountView:
-    """What may be shown of a row."""
+    """A row without its password hash."""
     return AccountView(
         id=row.id,
         name=row.name,

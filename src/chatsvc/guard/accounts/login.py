@@ -1,16 +1,16 @@
-"""A name and a password to an account. Knows nothing about tokens or HTTP.
+"""Checks a name and a password, here or at the directory. Knows nothing about tokens or HTTP.
 
-1. Throttle: while the (name, address) has to wait, refuse without hashing.
-2. A slot for one hash; few may be made at once.
-3. Throttle again: what failed while we waited for the slot counts, so parallel guesses gain nothing.
-4. Look the account up and verify; for an unknown one the same work is done on a dummy.
-5. Renew the hash when its cost was changed. Count the failure or forget the failures, still in the slot.
+1. Throttle: refuse during a wait, without hashing.
+2. Take a slot for hashing; there are few.
+3. Throttle again: failures counted during the wait for the slot apply, so parallel guesses gain nothing.
+4. Look up the account and verify the password; for an unknown account, hash a dummy.
+5. If the cost parameters have changed, rehash. Count the failure or reset the count, while still holding the slot.
 
-Who is no local account is asked of the directory, if there is one, in a slot of another kind and with (3) again: a
-directory that hangs must not take the slots that the local administrator needs. The directory says whom a name means
-before it tries the password, and that person is throttled as well, however the name is written.
+A name without a local account is passed to the directory, if there is one. That takes a slot of another kind, so a
+hanging directory cannot use up the slots a local administrator needs; step 3 is repeated in it. The directory finds
+the person before it tries the password, and the person is throttled as well, however the name was written.
 
-Unknown account, wrong password and disabled account are one outcome.
+Unknown account, wrong password and disabled account have the same outcome.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from sqlalchemy import update
 
 from chatsvc.errors import AuthenticationFailed, PermissionRefused
-from chatsvc.guard.accounts.finding import find_named
+from chatsvc.guard.accounts.lookup import find_named
 from chatsvc.guard.accounts.names import MAX_TYPED_NAME
 from chatsvc.guard.accounts.passwords import Passwords, Turns
 from chatsvc.guard.accounts.throttle import LoginThrottle
+from chatsvc.guard.accounts.vouched import Directory, LoggedIn, Person
 from chatsvc.guard.principal import ClientAddress
-from chatsvc.guard.providers.directory import Directory, LoggedIn, Person
 from chatsvc.store.database import Database
 from chatsvc.store.tables import Account
 
@@ -37,7 +37,7 @@ _MAX_DIRECTORY_WAIT_S = 10.0
 
 
 class Login:
-    """Checks passwords."""
+    """Checks passwords of local accounts and, if given, of a directory."""
 
     def __init__(
         self, database: Database, passwords: Passwords, throttle: LoginThrottle, directory: Directory | None = None
@@ -49,12 +49,13 @@ class Login:
         self._directory_turns = Turns(_MAX_DIRECTORY_PARALLEL, _MAX_DIRECTORY_WAITING, _MAX_DIRECTORY_WAIT_S)
 
     def verify(self, name: str, password: str, address: ClientAddress) -> LoggedIn:
-        """Whose password it is.
+        """The account of that name and password.
 
         Raises:
-            AuthenticationFailed: nobody's.
-            LimitExceeded: the name has to wait.
+            AuthenticationFailed: unknown account, wrong password or disabled account.
+            LimitExceeded: the login is throttled.
             Overloaded: too many logins at once.
+            IdentityUnavailable: the directory cannot be reached.
         """
         counted = [name]
         self._throttle.check(name, address)  # (1)
@@ -81,18 +82,19 @@ class Login:
             return self._counted(found, counted, address, refusal)
 
     def check_throttle(self, name: str, address: ClientAddress) -> None:
-        """Step 1 alone, for who wants to know before anything is recorded.
+        """Step 1 alone, for callers that need the answer before they write a record.
 
         Raises:
-            LimitExceeded: the name has to wait.
+            LimitExceeded: the login is throttled.
         """
         self._throttle.check(name, address)
 
     def verify_current(self, account_name: str, password: str, address: ClientAddress) -> None:
-        """Check the password of a caller who is logged in already, with the same throttle.
+        """Check the password of a caller who is logged in, under the same throttle.
 
         Raises:
-            PermissionRefused: it is not the password. The session lives on.
+            PermissionRefused: the password is wrong; the session continues.
+            LimitExceeded, Overloaded, IdentityUnavailable: see :meth:`verify`.
         """
         try:
             self.verify(account_name, password, address)
@@ -113,7 +115,7 @@ class Login:
     def _counted(
         self, found: LoggedIn | None, counted: Sequence[str], address: ClientAddress, refusal: str | None = None
     ) -> LoggedIn:
-        """Count a failure, or forget the failures, under every name that the login has."""
+        """Count a failure or reset the count, under each name of the person who logs in."""
         if found is None:
             for name in counted:
                 self._throttle.failed(name, address)
@@ -131,5 +133,5 @@ class Login:
 
 
 def _can_be_a_name(name: str) -> bool:
-    """Whether a directory is asked for it: short, and nothing that is no text."""
+    """Whether the directory is asked about it: printable and short."""
     return 0 < len(name) <= MAX_TYPED_NAME and name.isprintable()

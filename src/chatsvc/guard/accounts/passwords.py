@@ -1,7 +1,7 @@
-"""Hashes passwords with argon2id, a bounded number at a time. Knows nothing about accounts.
+"""Hashes passwords with argon2id (RFC 9106), a bounded number at a time. Knows nothing about accounts.
 
-One hash takes 19 MiB and tens of milliseconds; sixteen at once would take the container's memory. So callers take one
-of few slots; who waits too long, or finds too many waiting, is refused instead of piling up.
+One hash takes 19 MiB and tens of milliseconds; sixteen at once would exhaust the container's memory. So few callers
+hash at once and a bounded number waits for a bounded time; the rest is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MMAP_FROM_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PasswordOptions:
-    """Cost of one hash, and how many may be made at once."""
+    """The cost of a hash, and how many callers may hash and wait at once."""
 
     memory_kib: int = 19_456
     time_cost: int = 3
@@ -37,21 +37,21 @@ class PasswordOptions:
 
 
 class Turns:
-    """So many at once, so many waiting, and none longer than so long."""
+    """Limits how many callers work at once, how many wait, and for how long."""
 
     def __init__(self, max_parallel: int, max_waiting: int, max_wait_s: float) -> None:
         self._slots = threading.BoundedSemaphore(max_parallel)
-        self._places = threading.BoundedSemaphore(max_parallel + max_waiting)
+        self._inside = threading.BoundedSemaphore(max_parallel + max_waiting)
         self._max_wait_s = max_wait_s
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """One of the few slots.
+        """Hold one of the slots.
 
         Raises:
-            Overloaded: too many are waiting already, or the wait was too long.
+            Overloaded: too many callers wait already, or the wait took longer than ``max_wait_s``.
         """
-        if not self._places.acquire(blocking=False):
+        if not self._inside.acquire(blocking=False):
             raise Overloaded("Too many logins at once; try again after the time in Retry-After.")
         try:
             if not self._slots.acquire(timeout=self._max_wait_s):
@@ -61,11 +61,11 @@ class Turns:
             finally:
                 self._slots.release()
         finally:
-            self._places.release()
+            self._inside.release()
 
 
 class Passwords:
-    """Makes and checks hashes. Take a slot with :meth:`turn` around every call of the other methods."""
+    """Makes and checks hashes. Every call of the other methods belongs inside :meth:`turn`."""
 
     def __init__(self, options: PasswordOptions | None = None) -> None:
         self._options = options or PasswordOptions()
@@ -80,19 +80,15 @@ class Passwords:
         self._dummy_hash = self._hasher.hash("what an unknown account is compared with")
 
     def turn(self) -> AbstractContextManager[None]:
-        """One of the few slots.
-
-        Raises:
-            Overloaded: too many are waiting already, or the wait was too long.
-        """
+        """See :meth:`Turns.turn`."""
         return self._turns.turn()
 
     def hash(self, password: str) -> str:
-        """The PHC string to store."""
+        """The hash as a PHC string, with its parameters and salt."""
         return self._hasher.hash(password)
 
     def matches(self, password: str, stored_hash: str | None) -> bool:
-        """Whether it is the password. Without a hash (unknown account) the same work is done for nothing."""
+        """Whether it is the password. Without a hash (unknown account) a dummy takes the same time; then False."""
         try:
             self._hasher.verify(stored_hash or self._dummy_hash, password)
         except (VerificationError, InvalidHashError):
@@ -100,25 +96,25 @@ class Passwords:
         return bool(stored_hash)
 
     def is_outdated(self, stored_hash: str) -> bool:
-        """Whether the cost was changed since it was made."""
+        """Whether the hash was made with other cost parameters."""
         return self._hasher.check_needs_rehash(stored_hash)
 
 
 def _give_memory_back() -> None:
-    """Have glibc map the memory of each hash on its own, so that it is returned with the hash.
+    """Have glibc mmap the memory of each hash, so that it goes back to the system when the hash is done.
 
-    By default its threshold for that grows with what is freed, up to 32 MiB; then every thread that has ever hashed
-    keeps 19 MiB in its arena (measured: 420 MB after fifty logins, 40 MB with this).
+    By default the mmap threshold grows with freed blocks, up to 32 MiB; then each thread that ever hashed keeps 19 MiB
+    in its arena (measured after fifty logins: 420 MB by default, 40 MB with a fixed threshold).
     """
-    with suppress(AttributeError, OSError):  # another C library manages without
+    with suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM_BYTES)
 
 
 def check_password_rules(password: str, param: str = "new") -> None:
-    """15 to 128 characters as sent; nothing is trimmed, folded or composed (NIST SP 800-63B 3.1.1.2).
+    """15 to 128 characters (NIST SP 800-63B-4 3.1.1.2), used as sent: not trimmed, folded or normalised.
 
     Raises:
-        InvalidRequest: naming the rule.
+        InvalidRequest: the password breaks a rule; the message names it.
     """
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise InvalidRequest(f"A password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters.", param=param)
@@ -127,5 +123,5 @@ def check_password_rules(password: str, param: str = "new") -> None:
 
 
 def is_scalar_text(text: str) -> bool:
-    """Whether it is made of Unicode scalar values other than NUL: no lone surrogate, which cannot be encoded."""
+    """Whether the text has no NUL and no surrogate, which UTF-8 cannot encode."""
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)

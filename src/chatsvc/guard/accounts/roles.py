@@ -1,12 +1,12 @@
-"""Roles are named sets of scopes; scopes decide. Pure; knows nothing about accounts."""
+"""Roles: named sets of scopes. Pure; knows nothing about accounts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-ALL_SCOPES = frozenset({"chat", "metrics", "audit", "admin", "witness"})
+from chatsvc.guard.principal import Scope
 
-DEFAULT_ROLES: Mapping[str, tuple[str, ...]] = {
+DEFAULT_ROLES: Mapping[str, tuple[Scope, ...]] = {
     "viewer": ("metrics",),
     "user": ("chat",),
     "operator": ("chat", "metrics"),
@@ -17,7 +17,7 @@ DEFAULT_ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 class Roles:
-    """Which scopes each role has. A role that the configuration has lost gives none."""
+    """The scopes of each role. A role that is no longer configured has none."""
 
     def __init__(self, scopes_by_role: Mapping[str, Iterable[str]] = DEFAULT_ROLES) -> None:
         self._scopes = {role: frozenset(scopes) for role, scopes in scopes_by_role.items()}
@@ -26,20 +26,20 @@ class Roles:
         return role in self._scopes
 
     def names(self) -> list[str]:
-        """Every role there is."""
+        """The configured roles, sorted."""
         return sorted(self._scopes)
 
     def scopes_of(self, roles: Iterable[str]) -> frozenset[str]:
-        """Everything that these roles may do together."""
+        """The union of these roles' scopes."""
         empty: frozenset[str] = frozenset()
         return empty.union(*(self._scopes.get(role, empty) for role in roles))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names with spaces between, as the database holds them."""
+    """Role or scope names from their stored form, separated by spaces."""
     return tuple(text.split())
 
 
 def format_names(names: Iterable[str]) -> str:
-    """The opposite of :func:`parse_names`; sorted, each once."""
+    """The stored form that :func:`parse_names` reads: sorted, without duplicates."""
     return " ".join(sorted(set(names)))

@@ -1,17 +1,19 @@
-"""Slows down who guesses passwords, without locking the owner out. Knows nothing about passwords.
+"""Login throttle: slows down password guessing without locking the owner out. Knows nothing about passwords.
 
-1. Per (attempted name, address): 5 failures are free; then a wait of 1 s, doubled by each failure up to 15 min.
-   While it waits even the right password is refused, unhashed. An hour without a failure, or a success, forgets.
-2. Per attempted name from anywhere: 100 failures an hour. An address from which this account has logged in before is
-   exempt, so that a crowd of guessers cannot lock the owner out.
+1. Per (attempted name, network): the fifth failure causes a wait of 1 s, each further one twice the last, up to 15 min.
+   During a wait even the right password is refused, without hashing. A success, or an hour without a failure, resets
+   the count.
+2. Per attempted name from anywhere: 100 failures an hour. Networks from which the account has a session are exempt, so
+   many guessers together cannot lock the owner out.
 
-A name is counted in every spelling as one (:func:`chatsvc.guard.accounts.names.name_key`). Whom a directory knows by
-several names is counted by what the directory cannot change as well, so that no way to write a name gives more
-guesses. Names that do not exist are counted like those that do. Counts are in the database: a restart or another
-replica does not forget them. A name is stored as a keyed hash, because people type passwords into the wrong field.
+A network is an IPv4 address or an IPv6 /64. All spellings of a name share one count
+(:func:`chatsvc.guard.accounts.names.name_key`). A person of a directory is also counted by the directory's unchanging
+id, so writing a name in another way gives no more guesses. Names without an account are counted as well. Counts are in
+the database, so they survive a restart and hold for all replicas. Names are stored as HMACs, because people sometimes
+type a password into the name field.
 
-Moments in the database are of a clock that may have been wrong. One that lies in the future was stored by a clock that
-has been put right since: no wait follows from it, and the count goes on from now.
+Stored times come from a clock that may have been wrong. A time in the future was stored by a clock that has been set
+back since: it causes no wait, and counting continues from now.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from sqlalchemy import ColumnElement, Row, delete, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import LimitExceeded
-from chatsvc.guard.accounts.finding import is_named
+from chatsvc.guard.accounts.lookup import is_named
 from chatsvc.guard.accounts.names import name_key
-from chatsvc.guard.address import place_of
+from chatsvc.guard.address import network_of
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.store.database import Database, insert_if_missing
 from chatsvc.store.tables import Account, LoginFailure, Session
@@ -37,19 +39,19 @@ _MAX_WAIT_S = 900
 _FORGET_AFTER_S = 3600
 _MAX_FAILURES_PER_HOUR = 100
 _ANYWHERE = "*"
-# How far the clocks of replicas may differ: what is stored less far ahead was stored by one of them.
+# How far the clocks of replicas may differ: a stored time that is less far ahead counts as correct.
 _SKEW_S = 60
 
-# address, num_failures, first_at, last_at, wait_until
+# network, num_failures, first_at, last_at, wait_until
 _Failures = Row[tuple[str, int, float, float, float]]
 
 
 class LoginThrottle:
-    """Counts failures.
+    """Counts failed logins.
 
     Args:
-        database: where the counts are.
-        key: of the hash of names.
+        database: holds the counts.
+        key: the HMAC key for names.
         clock: Unix seconds.
     """
 
@@ -59,17 +61,17 @@ class LoginThrottle:
         self._clock = clock
 
     def check(self, name: str, address: ClientAddress) -> None:
-        """Refuse while the name has to wait.
+        """Refuse a login during a wait.
 
         Raises:
-            LimitExceeded: with the seconds to wait.
+            LimitExceeded: ``retry_after_s`` is the rest of the wait.
         """
-        name_hmac, place, now = self._hmac(name), place_of(address), self._clock()
+        name_hmac, network, now = self._hmac(name), network_of(address), self._clock()
         with self._database.reading() as session:
-            rows = {row.address: row for row in self._rows(session, name_hmac, place)}
-            wait_s = _wait_s(rows.get(place), now)  # (1)
+            rows = {row.address: row for row in self._rows(session, name_hmac, network)}
+            wait_s = _wait_s(rows.get(network), now)  # (1)
             anywhere_s = _wait_s(rows.get(_ANYWHERE), now)
-            if anywhere_s > wait_s and not self._is_known(session, name, place):
+            if anywhere_s > wait_s and not self._is_known(session, name, network):
                 wait_s = anywhere_s  # (2)
         if wait_s > 0:
             raise LimitExceeded(
@@ -79,22 +81,22 @@ class LoginThrottle:
             )
 
     def failed(self, name: str, address: ClientAddress) -> None:
-        """Count a failure."""
+        """Count a failed login."""
         now = self._clock()
         name_hmac = self._hmac(name)
         with self._database.session() as session:
-            for place in (place_of(address), _ANYWHERE):
+            for network in (network_of(address), _ANYWHERE):
                 insert_if_missing(
                     session.connection(),
                     LoginFailure,
                     name_hmac=name_hmac,
-                    address=place,
+                    address=network,
                     num_failures=0,
                     first_at=now,
                     last_at=now,
                     wait_until=0,
                 )
-            for row in self._rows(session, name_hmac, place_of(address), for_update=True):
+            for row in self._rows(session, name_hmac, network_of(address), for_update=True):
                 session.execute(
                     update(LoginFailure)
                     .where(LoginFailure.name_hmac == name_hmac, LoginFailure.address == row.address)
@@ -102,28 +104,28 @@ class LoginThrottle:
                 )
 
     def succeeded(self, name: str, address: ClientAddress) -> None:
-        """Forget the failures of this name from this address."""
-        name_hmac, place = self._hmac(name), place_of(address)
+        """Reset the count of this name from this address's network."""
+        name_hmac, network = self._hmac(name), network_of(address)
         with self._database.reading() as session:
-            if not any(row.address == place for row in self._rows(session, name_hmac, place)):
+            if not any(row.address == network for row in self._rows(session, name_hmac, network)):
                 return
         with self._database.session() as session:
             session.execute(
-                delete(LoginFailure).where(LoginFailure.name_hmac == name_hmac, LoginFailure.address == place)
+                delete(LoginFailure).where(LoginFailure.name_hmac == name_hmac, LoginFailure.address == network)
             )
 
     def forget(self, name: str) -> None:
-        """Forget the failures of a name from anywhere: an administrator has seen to it."""
+        """Reset all counts of a name, after an administrator has set a new password."""
         with self._database.session() as session:
             session.execute(delete(LoginFailure).where(LoginFailure.name_hmac == self._hmac(name)))
 
     def purge(self) -> None:
-        """Forget what no longer matters."""
+        """Delete counts without a failure in the last hour."""
         with self._database.session() as session:
             session.execute(delete(LoginFailure).where(LoginFailure.last_at < self._clock() - _FORGET_AFTER_S))
 
     @staticmethod
-    def _rows(session: StoreSession, name_hmac: str, place: str, *, for_update: bool = False) -> list[_Failures]:
+    def _rows(session: StoreSession, name_hmac: str, network: str, *, for_update: bool = False) -> list[_Failures]:
         query = (
             select(
                 LoginFailure.address,
@@ -132,18 +134,18 @@ class LoginThrottle:
                 LoginFailure.last_at,
                 LoginFailure.wait_until,
             )
-            .where(LoginFailure.name_hmac == name_hmac, LoginFailure.address.in_((place, _ANYWHERE)))
+            .where(LoginFailure.name_hmac == name_hmac, LoginFailure.address.in_((network, _ANYWHERE)))
             .order_by(LoginFailure.address)
         )
         return list(session.execute(query.with_for_update() if for_update else query))
 
     @staticmethod
-    def _is_known(session: StoreSession, name: str, place: str) -> bool:
-        """Whether this account has a session that began at that address."""
+    def _is_known(session: StoreSession, name: str, network: str) -> bool:
+        """Whether the account has a session that began in that network."""
         query = (
             select(Session.sid)
             .join(Account, Account.id == Session.account_id)
-            .where(_is_account_of(name), Session.place == place)
+            .where(_is_account_of(name), Session.network == network)
             .limit(1)
         )
         return session.scalar(query) is not None
@@ -153,7 +155,7 @@ class LoginThrottle:
 
 
 def _is_account_of(name: str) -> ColumnElement[bool]:
-    """The condition of the account that is counted under a name, or under a directory's authority and subject."""
+    """The SQL condition for the account counted under ``name``: a name, or a :attr:`Person.key` of a directory."""
     authority, separator, subject = name.partition("\0")
     if separator:
         return (Account.authority == authority) & (Account.subject == subject)
@@ -161,7 +163,7 @@ def _is_account_of(name: str) -> ColumnElement[bool]:
 
 
 def _wait_s(row: _Failures | None, now: float) -> float:
-    """What is left of a wait, at most its cap; nothing of one that was stored by a clock that was ahead."""
+    """Seconds left of a wait, at most its cap; 0 if it was stored by a clock that was ahead."""
     if row is None:
         return 0.0
     began_at, cap_s = (row.first_at, _FORGET_AFTER_S) if row.address == _ANYWHERE else (row.last_at, _MAX_WAIT_S)
@@ -176,6 +178,6 @@ def _next_count(row: _Failures, now: float) -> dict[str, float]:
         wait_until = first_at + _FORGET_AFTER_S if num_failures >= _MAX_FAILURES_PER_HOUR else 0.0
         return {"num_failures": num_failures, "first_at": first_at, "last_at": now, "wait_until": wait_until}
     num_failures = 1 if now - row.last_at > _FORGET_AFTER_S else row.num_failures + 1
-    # 2 ** 10 is over 15 min already; the exponent is bounded so that the number is, too.
+    # 2 ** 10 s is more than 15 min already; a larger exponent would only make a huge number.
     wait_s = 0.0 if num_failures < _FREE_FAILURES else min(2.0 ** min(num_failures - _FREE_FAILURES, 10), _MAX_WAIT_S)
     return {"num_failures": num_failures, "last_at": now, "wait_until": now + wait_s}

@@ -1,7 +1,7 @@
 """API keys for tools: ``csk_<id>_<secret>``. Knows the table, not HTTP.
 
-Only the SHA-256 of a secret is stored; the secret has 256 random bits, so nothing slower is needed. A key never does
-more than its account may: its scopes are those it was given and the account still has. The whole key is shown once.
+Only the SHA-256 of the secret is stored; with 256 random bits it needs no slower hash. A key may do no more than its
+account: its scopes are those it was created with that the account still has. The key is shown once, when it is created.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
-from chatsvc.guard.accounts.finding import find_named, is_named
-from chatsvc.guard.accounts.roles import ALL_SCOPES, Roles, format_names, parse_names
+from chatsvc.guard.accounts.lookup import find_named, is_named
+from chatsvc.guard.accounts.roles import Roles, format_names, parse_names
+from chatsvc.guard.outbox import Change, OnChange, note_nothing
+from chatsvc.guard.principal import ALL_SCOPES
 from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, ApiKey
 
@@ -30,7 +31,7 @@ LIMITS = frozenset({"expires_at", "requests_per_minute", "tokens_per_day", "max_
 _KEY = re.compile(r"csk_([a-z0-9]{1,32})_([A-Za-z0-9_-]{20,128})")
 _MAX_NAME_LENGTH = 128
 _NOTE_USE_EVERY_S = 60.0
-# The longest that the old secret of a rotated key may work on.
+# Longest grace period of a rotated key's old secret.
 MAX_GRACE_S = 90 * 86_400
 
 _LOOK_UP = Statement(
@@ -61,7 +62,7 @@ _LOOK_UP = Statement(
 
 @dataclass(frozen=True, slots=True)
 class KeyView:
-    """What may be shown of a key: everything but the secret."""
+    """A key without its secret. Times are Unix seconds; a limit of None: only the account's applies."""
 
     id: str
     account: str
@@ -76,13 +77,13 @@ class KeyView:
     max_concurrent: int | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As JSON."""
         return {**asdict(self), "scopes": list(self.scopes)}
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """What a key is to be."""
+    """A key to create; see :class:`KeyView`."""
 
     account: str
     name: str
@@ -94,7 +95,7 @@ class NewKey:
 
 
 class ApiKeys:
-    """Makes, checks, changes, rotates and revokes keys."""
+    """Creates, checks, changes, rotates and revokes keys."""
 
     def __init__(
         self,
@@ -110,11 +111,12 @@ class ApiKeys:
         self._clock = clock
 
     def create(self, new: NewKey) -> tuple[str, Change]:
-        """Make a key; returns its text, which is not to be had again.
+        """Create a key; returns its text, which is shown only now.
 
         Raises:
-            InvalidRequest: the name or a scope cannot be.
+            InvalidRequest: the name or a scope is not allowed.
             NotFound: there is no such account.
+            Conflict: the account itself lacks a scope.
         """
         if not 1 <= len(new.name) <= _MAX_NAME_LENGTH or not new.name.isprintable():
             raise InvalidRequest(f"A key's name has 1 to {_MAX_NAME_LENGTH} printable characters.", param="name")
@@ -143,10 +145,10 @@ class ApiKeys:
         return f"{PREFIX}{row.id}_{secret}", change
 
     def check(self, text: str) -> AnyRow:
-        """The row behind a good key.
+        """The row of a valid key; notes its use.
 
         Raises:
-            AuthenticationFailed: for any flaw.
+            AuthenticationFailed: the key is malformed, unknown, expired or revoked, or its account is disabled.
         """
         matched = _KEY.fullmatch(text)
         row = self.state(matched[1]) if matched else None
@@ -154,7 +156,7 @@ class ApiKeys:
             raise AuthenticationFailed("no such API key")
         digest = _digest(matched[2])
         is_current = hmac.compare_digest(digest, row.secret_sha256)
-        # Further ahead than any grace: it was stored by a clock that was ahead, and must not keep the old secret alive.
+        # Further ahead than the longest grace: stored by a clock that was ahead. It must not keep the old secret valid.
         is_in_grace = 0 < (row.old_secret_until or 0) - self._clock() <= MAX_GRACE_S
         is_old = hmac.compare_digest(digest, row.old_secret_sha256 or "") and is_in_grace
         if not is_current and not is_old:
@@ -165,20 +167,20 @@ class ApiKeys:
         return row
 
     def state(self, key_id: str) -> AnyRow | None:
-        """The row behind a key, or None where there is none."""
+        """The row of a key with its account's state, or None."""
         return self._database.first(_LOOK_UP, {"id": key_id})
 
     def is_alive(self, row: AnyRow) -> bool:
-        """Neither revoked nor expired, and the account not disabled."""
+        """Whether the key is neither revoked nor expired, and its account not disabled."""
         expired = row.expires_at is not None and row.expires_at <= self._clock()
         return row.revoked_at is None and row.disabled_at is None and not expired
 
     def scopes_of(self, row: AnyRow) -> frozenset[str]:
-        """What the key was given and its account still has."""
+        """The key's scopes that its account still has."""
         return frozenset(parse_names(row.scopes)) & self._roles.scopes_of(parse_names(row.roles))
 
     def list_keys(self, account: str | None = None) -> list[KeyView]:
-        """Every key, or those of one account."""
+        """Up to 1000 keys, the oldest first: all, or one account's."""
         query = select(ApiKey, Account.name).join(Account, Account.id == ApiKey.account_id).order_by(ApiKey.created_at)
         if account is not None:
             query = query.where(is_named(account))
@@ -186,7 +188,11 @@ class ApiKeys:
             return [_view(row, name) for row, name in session.execute(query.limit(1000))]
 
     def set_limits(self, key_id: str, limits: Mapping[str, float | None]) -> Change:
-        """Change limits out of ``LIMITS``, at once also for who has the key: what is left out stays, None goes away."""
+        """Set or, with None, remove limits named in :data:`LIMITS`; the others stay. Applies from the next request on.
+
+        Raises:
+            NotFound: there is no such key.
+        """
         assert limits.keys() <= LIMITS, "only limits are changed"
 
         def change(row: ApiKey) -> None:
@@ -196,7 +202,11 @@ class ApiKeys:
         return self._change(key_id, "limits", change)
 
     def rotate(self, key_id: str, *, grace_s: float) -> tuple[str, Change]:
-        """Give a key a new secret; the old one works for ``grace_s`` more."""
+        """Replace the secret; the old one stays valid for ``grace_s`` seconds. Returns the new text.
+
+        Raises:
+            NotFound: there is no such key.
+        """
         secret = secrets.token_urlsafe(32)
 
         def change(row: ApiKey) -> None:
@@ -207,7 +217,11 @@ class ApiKeys:
         return f"{PREFIX}{key_id}_{secret}", self._change(key_id, "rotate", change)
 
     def revoke(self, key_id: str) -> Change:
-        """End a key; streams that run with it end too."""
+        """Revoke a key; running streams that use it end too.
+
+        Raises:
+            NotFound: there is no such key.
+        """
 
         def change(row: ApiKey) -> None:
             row.revoked_at = row.revoked_at or self._clock()
@@ -240,7 +254,7 @@ class ApiKeys:
             raise Conflict(f"The account itself has no scope {', '.join(beyond)}; give it a role that has.")
 
     def _note_use(self, row: AnyRow) -> None:
-        """Remember when it was last used, to the minute: a write with every request would be too many."""
+        """Store when the key was last used, at most once a minute to save writes."""
         now = self._clock()
         if row.last_used_at is None or abs(now - row.last_used_at) >= _NOTE_USE_EVERY_S:
             with self._database.session() as session:

@@ -1,9 +1,9 @@
-"""The ring of signing keys: files in a directory, the newest signs, older ones verify until no token can need them.
+"""The signing keys: files in a directory. The newest signs; older ones verify as long as tokens may need them.
 
-A key is one file ``signing-<kid>.<algorithm>``, mode 0600: 32 random bytes for HS256, a PKCS 8 PEM for EdDSA. A ``kid``
-is the second it was made and eight random characters, so names sort by age, also when the clock was set back: a new key
-is never named older than what is there. A key is only ever looked up in the map of
-files read before: no ``kid`` from the wire becomes a path. Knows nothing about tokens.
+A key is a file ``signing-<kid>.<algorithm>`` of mode 0600: 32 random bytes for HS256, a PKCS 8 PEM for EdDSA. A ``kid``
+is the Unix second of its creation and eight random hex digits. A new ``kid`` is always larger than the existing ones,
+even if the clock was set back, so keys sort by age. A ``kid`` from a token is only looked up among the files read
+before; it never becomes a path. Knows nothing about tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RESCAN_UNKNOWN_EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """One key. For HS256 both halves are the same bytes."""
+    """A key; ``made_at`` is in Unix seconds. For HS256 both halves are the same bytes."""
 
     kid: str
     made_at: int
@@ -48,10 +48,13 @@ class KeyRing:
     """The keys of one directory and one algorithm.
 
     Args:
-        directory: where the files are; made with mode 0700 when missing, and the first key too.
-        algorithm: ``HS256`` or ``EdDSA``; files of the other are not looked at.
-        keep_s: how long a superseded key can still be needed: the longest lifetime of a token, and the leeway.
-        clock: Unix seconds; which key signs does not go by it.
+        directory: holds the files; created with mode 0700, and with a first key, if missing.
+        algorithm: ``HS256`` or ``EdDSA``; files of the other are ignored.
+        keep_s: how long a replaced key is kept: the longest lifetime of a token, plus the leeway.
+        clock: Unix seconds; it does not decide which key signs.
+
+    Raises:
+        OperatorError: a file is not a key of that algorithm.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class KeyRing:
         return max(self._keys.values(), key=lambda key: key.kid)
 
     def find(self, kid: str) -> SigningKey | None:
-        """The key of that name, or None. One that another process has just made is found too."""
+        """The key with that ``kid``, or None. Also finds a key that another process has just made."""
         if kid not in self._keys:
             self._rescan_if_older_than(_RESCAN_UNKNOWN_EVERY_S)
         else:
@@ -89,7 +92,7 @@ class KeyRing:
         return self._keys.get(kid)
 
     def rotate(self) -> str:
-        """Make a new key that signs from now on, drop those nobody can need; returns the new ``kid``."""
+        """Make a new key that signs from now on and delete keys no token needs; returns the new ``kid``."""
         with self._directory_lock():
             kid = self._write_new()
             self._scan()
@@ -97,7 +100,7 @@ class KeyRing:
         return kid
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """The public keys as a JSON Web Key Set (RFC 7517, RFC 8037); empty for HS256, whose keys are all secret."""
+        """The public keys as a JSON Web Key Set (RFC 7517, RFC 8037); empty for HS256, which has no public keys."""
         self._rescan_if_older_than(_RESCAN_EVERY_S)
         return {
             "keys": [
@@ -112,13 +115,13 @@ class KeyRing:
         return f".{self.algorithm.lower()}"
 
     def _rescan_if_older_than(self, age_s: float) -> None:
-        # Two threads that find it due both look: that is cheaper than to wait for each other.
-        # A clock that was put right may be years away in either direction.
+        # Without a lock: two threads may both rescan, which costs less than waiting for each other.
+        # abs(): the clock may have been set by years in either direction.
         if abs(self._clock() - self._scanned_at) >= age_s:
             self._scan()
 
     def _scan(self) -> None:
-        """Read files that are new, forget those that are gone. A key once read is not read again."""
+        """Read new files, forget deleted ones. A file is read only once."""
         self._scanned_at = self._clock()
         found: dict[str, SigningKey] = {}
         for path in sorted(self._directory.glob(f"signing-*{self._suffix}")):
@@ -127,13 +130,13 @@ class KeyRing:
                 found[kid] = self._keys.get(kid) or _read(path, kid)
             except (OperatorError, OSError):
                 if not self._keys:
-                    raise  # at the start: nothing runs on half a ring
-                # Put there while we run: what is no key does not end the sessions of all the others.
-        if found or not self._keys:  # an emptied directory must not end every session while we run
+                    raise  # at start: do not run with only a part of the keys
+                # At run time, a broken file must not end the sessions of the other keys.
+        if found or not self._keys:  # at run time, an emptied directory must not end every session
             self._keys = found
 
     def _write_new(self) -> str:
-        # Never older than what is there, even when the clock went back: the newest must sign.
+        # Newer than all others even if the clock was set back: the newest key signs.
         newest = max((key.made_at + 1 for key in self._keys.values()), default=0)
         kid = f"{max(int(self._clock()), newest):010d}-{secrets.token_hex(4)}"
         data = secrets.token_bytes(32) if self.algorithm == "HS256" else _new_ed25519()
@@ -141,10 +144,11 @@ class KeyRing:
         return kid
 
     def _drop_old(self) -> None:
-        """A key is needed until the lifetime after its successor began to sign has passed.
+        """Delete each key whose successor has signed for longer than ``keep_s``.
 
-        A name from the future is of a clock that was ahead, or follows such a name; then the file tells its age.
-        Where that is in the future as well, nobody knows, and a key that was replaced must not verify for years.
+        If the successor's ``kid`` lies in the future, because a clock was ahead, its file's mtime counts instead. If
+        that lies in the future too, its age is unknown: the key is deleted once the two differ by more than ``keep_s``,
+        so that a replaced key does not verify for years.
         """
         ordered = sorted(self._keys.values(), key=lambda key: key.kid)
         for key, successor in itertools.pairwise(ordered):
@@ -163,7 +167,7 @@ class KeyRing:
 
 
 def read_or_make_secret(path: Path) -> bytes:
-    """32 random bytes of an installation, made on first use."""
+    """A file's secret: 32 random bytes, made on first use."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Lock(path.with_name(".lock")):
         if not path.exists():

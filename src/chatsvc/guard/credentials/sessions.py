@@ -1,10 +1,10 @@
-"""Sessions (token families): start, refresh, end. Knows the tables and the tokens, not HTTP.
+"""Sessions: start, refresh and end them. Knows the tables and what tokens hold, not HTTP.
 
-Refreshing (RFC 9700 4.14.2):
+A session is a token family: one login, and all tokens refreshed from it. Refreshing (RFC 9700 4.14.2):
 
-1. A refresh token is spent by compare-and-swap: of any number of parallel tries one writes the successor.
-2. A try that comes second, from the same address within the grace, gets that same successor: its answer was lost.
-3. Any other second try means that somebody has a copy: the whole family is dead, access tokens included.
+1. A refresh token is spent by compare-and-swap: of any number of parallel attempts, one writes the successor.
+2. A second attempt from the same address within 10 s gets the same successor: the first answer was probably lost.
+3. Any other second attempt means that the token was copied: the whole session ends, access tokens included.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, NotFound
-from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
-from chatsvc.guard.accounts.finding import is_named
-from chatsvc.guard.address import parse_address, place_of
+from chatsvc.guard.accounts.lookup import is_named
+from chatsvc.guard.address import network_of, parse_address
 from chatsvc.guard.credentials.tokens import Claims, TokenPair, Tokens
+from chatsvc.guard.outbox import Change, OnChange, note_nothing
 from chatsvc.store.database import AnyRow, Database, Statement
 from chatsvc.store.tables import Account, RefreshToken, Session
 
 _GRACE_S = 10.0
 _PURGED_AT_ONCE = 1000
 
-# What every request with a token asks: one indexed lookup, whatever the number of sessions.
+# Runs with every request that has a token: one lookup by primary key.
 _STATE = (
     select(
         Session.account_id,
@@ -47,7 +47,7 @@ _STATE = (
 )
 _LOOK_UP = Statement(_STATE)
 
-# What a request with another issuer's token asks: there is no session behind it.
+# Runs with every request that has another issuer's token, which belongs to no session.
 _ACCOUNT_STATE = select(
     Account.id.label("account_id"),
     Account.name,
@@ -61,17 +61,17 @@ _LOOK_UP_ACCOUNT = Statement(_ACCOUNT_STATE)
 
 
 class RefreshTokenReused(AuthenticationFailed):
-    """A spent refresh token came again; its family has just been ended. 401 like any other failure, and audited."""
+    """A spent refresh token was used again, so its session has just been ended. 401, and audited."""
 
     def __init__(self, sid: str, account_id: str) -> None:
-        super().__init__("refresh token reused; family ended")
+        super().__init__("refresh token reused; session ended")
         self.sid = sid
         self.account_id = account_id
 
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """What may be shown of a session."""
+    """A session as listed. Times are Unix seconds."""
 
     sid: str
     account: str
@@ -81,7 +81,7 @@ class SessionView:
     ends_at: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """As JSON."""
         return asdict(self)
 
 
@@ -114,10 +114,10 @@ class Sessions:
         self._clock = clock
 
     def start(self, account_id: str, address: str) -> tuple[str, TokenPair]:
-        """A new family; returns its ``sid`` and the first tokens.
+        """Start a session; returns its ``sid`` and the first tokens.
 
         Raises:
-            AuthenticationFailed: the account was disabled or removed since its password was checked.
+            AuthenticationFailed: the account was disabled or removed since its credentials were checked.
         """
         now = self._clock()
         sid = uuid.uuid4().hex
@@ -130,7 +130,7 @@ class Sessions:
                     sid=sid,
                     account_id=account_id,
                     address=address,
-                    place=place_of(parse_address(address)),
+                    network=network_of(parse_address(address)),
                     created_at=now,
                     last_used_at=now,
                     ends_at=now + self._absolute_s,
@@ -140,11 +140,11 @@ class Sessions:
         return sid, self._pair(successor)
 
     def refresh(self, claims: Claims, address: str) -> TokenPair:
-        """Spend a refresh token that passed every check of its own.
+        """Spend a refresh token whose text was checked.
 
         Raises:
-            AuthenticationFailed: it or its family is dead.
-            RefreshTokenReused: it was spent before, so the family is dead now.
+            AuthenticationFailed: the session has ended or the account is disabled.
+            RefreshTokenReused: the token was spent before, so the session has been ended now.
         """
         with self._database.session() as session:
             family = self._alive_family(session, claims)
@@ -158,18 +158,18 @@ class Sessions:
         return self._pair(successor)
 
     def state(self, sid: str) -> AnyRow | None:
-        """The row behind a session, or None where there is none."""
+        """The row of a session with its account's state, or None."""
         return self._database.first(_LOOK_UP, {"sid": sid})
 
     def account_state(self, account_id: str) -> AnyRow | None:
-        """The row of an account, or None where there is none."""
+        """The row of an account, or None."""
         return self._database.first(_LOOK_UP_ACCOUNT, {"account_id": account_id})
 
     def end(self, sid: str, why: str) -> Change:
-        """End one session: every token of it is dead at once, on every replica.
+        """End a session: all its tokens are refused at once, on every replica.
 
         Raises:
-            NotFound: there is no such session, or it is over.
+            NotFound: there is no such session, or it has ended already.
         """
         with self._database.session() as session:
             found = self._views(session, Session.sid == sid)
@@ -189,18 +189,18 @@ class Sessions:
         return num_ended
 
     def list_sessions(self, account_name: str | None = None) -> list[SessionView]:
-        """Who is in."""
+        """Up to 1000 sessions that have not ended, the oldest first: all, or one account's."""
         with self._database.reading() as session:
             return self._views(session, is_named(account_name) if account_name else Session.sid != "")
 
     def sid_of(self, token_id: str) -> str:
-        """The family that a token of that id would belong to, whether there is one or not."""
+        """The session that a token with this ``jti`` would belong to; it may not exist."""
         with self._database.reading() as session:
             of_refresh_token = session.scalar(select(RefreshToken.sid).where(RefreshToken.jti == token_id))
         return of_refresh_token or token_id.partition("-")[0]
 
     def purge(self) -> None:
-        """Forget sessions that no token can belong to any more, so many at once that nobody waits for it."""
+        """Delete sessions whose tokens have all expired, up to 1000 at once so that no writer waits long."""
         over = self._clock() - self._tokens.options.leeway_s
         some = select(Session.sid).where(Session.ends_at < over).limit(_PURGED_AT_ONCE)
         with self._database.session() as session:
@@ -215,7 +215,7 @@ class Sessions:
         return family
 
     def _spend(self, session: StoreSession, claims: Claims, family: AnyRow, address: str) -> _Successor | None:
-        """(1) Compare-and-swap: only a token not yet spent gets a successor."""
+        """(1) The successor if the token was unspent, else None."""
         now = self._clock()
         jti = uuid.uuid4().hex
         unspent = (RefreshToken.jti == claims.jti) & (RefreshToken.sid == claims.sid) & RefreshToken.spent_at.is_(None)
@@ -231,7 +231,7 @@ class Sessions:
         return self._write_refresh_token(session, claims.sid, claims.sub, family.ends_at, jti)
 
     def _within_grace(self, session: StoreSession, claims: Claims, family: AnyRow, address: str) -> _Successor | None:
-        """(2) The same successor for the same address, shortly after."""
+        """(2) The existing successor if the token was spent from this address at most 10 s ago, else None."""
         spent = session.execute(
             select(RefreshToken.spent_at, RefreshToken.spent_from, RefreshToken.successor).where(
                 RefreshToken.jti == claims.jti, RefreshToken.sid == claims.sid
@@ -239,7 +239,7 @@ class Sessions:
         ).first()
         if spent is None or spent.spent_at is None:
             return None
-        # A moment in the future was stored by a clock that has been put right since: the grace is not lengthened by it.
+        # abs(): a time in the future, stored by a clock that was ahead, must not lengthen the grace.
         if spent.spent_from != address or abs(self._clock() - spent.spent_at) > _GRACE_S:
             return None
         row = session.execute(
@@ -261,10 +261,10 @@ class Sessions:
         return successor
 
     def _pair(self, successor: _Successor) -> TokenPair:
-        # All of it follows from the successor, so that a retry gets the very same pair.
+        # Everything is derived from the successor, so that a retry gets the same tokens.
         now = successor.issued_at
         lifetime_s = max(1, min(self._tokens.options.access_lifetime_s, int(successor.ends_at) - now))
-        # It begins with the session's id: nothing is stored of an access token, and yet it can be revoked by its id.
+        # The jti begins with the sid: access tokens are not stored, but an operator can revoke one by its jti.
         access_jti = f"{successor.sid}-{uuid.uuid5(uuid.UUID(hex=successor.jti), 'access').hex[:16]}"
         access = Claims(successor.account_id, successor.sid, access_jti, now, now + lifetime_s)
         refresh = Claims(successor.account_id, successor.sid, successor.jti, successor.issued_at, successor.expires_at)

@@ -1,4 +1,4 @@
-"""Reads what a provider says about a person, leniently: providers differ in how they write groups. Pure."""
+"""Reads claims of an identity provider, leniently: providers differ in how they write groups. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 
 def claim_at(claims: object, path: str) -> object:
-    """The claim of that name, or None.
+    """The claim at a path, or None.
 
-    ``realm_access.roles`` is the claim of that very name, else ``roles`` inside ``realm_access``. A part of a path may
-    hold dots itself (``resource_access.my.client.roles``): the longest name that is there is tried first.
+    ``realm_access.roles`` is the claim of exactly that name, else ``roles`` inside ``realm_access``. Parts of a path
+    may contain dots themselves (``resource_access.my.client.roles``): the longest existing name is tried first.
     """
     if not path or not isinstance(claims, Mapping):
         return None
@@ -28,10 +28,10 @@ def claim_at(claims: object, path: str) -> object:
 
 
 def groups_in(claim: object) -> list[str]:
-    """The names of groups in a claim of any shape.
+    """The group names in a claim of any type.
 
-    A text is one group. Of a list, texts are groups, and objects are those that their ``name`` says. Of an object,
-    the keys are groups, except those whose value is ``false`` or ``null``. Anything else names none.
+    A string is one group. In a list, strings are groups, and an object is the group in its ``name``. In an object, the
+    keys are groups, except those whose value is ``false`` or ``null``. Any other value names no group.
     """
     if isinstance(claim, str):
         return [claim]
@@ -44,7 +44,7 @@ def groups_in(claim: object) -> list[str]:
 
 
 def unverified_issuer(token: str, max_length: int) -> object:
-    """Whose a token says it is, before anything is checked; None where it is no token or is longer than that."""
+    """The ``iss`` claim of a token, unverified; None if it is no token or is longer than ``max_length``."""
     parts = token.split(".")
     if len(token) > max_length or len(parts) != 3:
         return None

@@ -1,4 +1,4 @@
-"""The keys of a provider that verify its signatures. What else a key set holds is ignored (RFC 7517 section 5)."""
+"""Reads a provider's JSON Web Key Set and keeps the usable keys. Ignores all others (RFC 7517 section 5)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _log = logging.getLogger(__name__)
 
 
 def usable_keys(document: Mapping[str, Any], algorithms: Collection[str]) -> KeySet:
-    """The keys of a JWK set that verify signatures of these algorithms.
+    """The keys of a JWK set that can verify signatures of these algorithms.
 
-    Left out: keys of an unknown kind or curve, for encryption, for another algorithm, and those that are malformed.
+    Skips keys of an unknown type or curve, for encryption, for another algorithm, and malformed ones.
     """
     found = document.get("keys")
     entries = found if isinstance(found, list) else []
     keys = [key for entry in entries if (key := _imported(entry, algorithms)) is not None]
     if len(keys) < len(entries) or not keys:
-        _log.info("of %d keys of the identity provider, %d can verify its tokens", len(entries), len(keys))
+        _log.info("%d of the identity provider's %d keys can verify its tokens", len(keys), len(entries))
     return KeySet(keys)
 
 

@@ -1,16 +1,15 @@
-"""Accounts of an LDAP directory: it keeps the passwords and the groups, we keep an account that everything counts for.
+"""Checks passwords against an LDAP directory, which also decides names and groups. Knows nothing about tokens or HTTP.
 
-1. Find the one entry of that name, as the service's own entry or anonymously. What was typed is only looked for: who
-   it is, and how the name is spelled, the entry says.
-2. Whoever has to wait for failed logins is refused.
-3. Bind as that entry with the password that was given. An empty password never gets here: a bind without one succeeds
-   (RFC 4513 5.1.2).
-4. Its groups become roles by the configured mapping, anew at every login. No group, no role, no scope.
-5. The account is made at its first login, for the entry's ``entryUUID`` (RFC 4530) or ``objectGUID``; where a directory
-   has neither, for its DN. A local account of the same name is asked instead of the directory.
+1. Search for the one entry of the typed name, bound as the service or anonymously. The entry, not what was typed, says
+   who the person is and how the name is spelled.
+2. Throttle the person.
+3. Bind as the entry with the typed password. An empty password is refused before: a bind without one succeeds as
+   unauthenticated (RFC 4513 5.1.2).
+4. Map the entry's groups to roles, anew at every login. Without a mapped group there is no role and no scope.
+5. Find or create the account by the entry's ``entryUUID`` (RFC 4530) or ``objectGUID``, or by its DN if the directory
+   has neither. Names of local accounts never get here.
 
-A directory that is silent is waited for by one login at a time; the others are refused at once. Knows nothing about
-tokens or HTTP.
+While the directory does not answer, one login at a time waits for it; the others are refused at once.
 """
 
 from __future__ import annotations
@@ -33,21 +32,28 @@ from ldap3.utils.dn import parse_dn
 
 from chatsvc.errors import IdentityUnavailable, OperatorError
 from chatsvc.guard.accounts.names import name_key
-from chatsvc.guard.providers.directory import LoggedIn, Person, VouchedAccounts, admit_all, bounded
+from chatsvc.guard.accounts.vouched import LoggedIn, Person, VouchedAccounts, admit_all, bounded
+from chatsvc.guard.address import LOOPBACK_HOSTS
 from chatsvc.store.breaker import Breaker
 
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _MAX_GROUPS = 1000
-# The library's own errors, and what its decoder raises for an answer that is no LDAP.
+# The library's own errors, and what its decoder raises if an answer is not LDAP.
 _FAILURES = (LDAPException, LookupError, ValueError, TypeError, AttributeError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
 class LdapOptions:
-    """Where the directory is and how it is laid out.
+    """Where the directory is and how to search it.
 
-    ``user_filter`` holds ``{name}``, ``group_filter`` holds ``{dn}``; both are put in escaped. ``roles`` maps the name
-    (``cn``) or the DN of a group to a role.
+    Attributes:
+        url: ``ldaps://…``, or ``ldap://…`` with ``start_tls`` or on this machine.
+        user_base, user_filter: where and how entries are found; ``{name}`` is replaced by the escaped name.
+        group_base, group_filter: the same for groups, with the entry's ``{dn}``; no ``group_base``: no groups.
+        bind_dn, bind_password: the service's own entry; empty: anonymous.
+        start_tls: encrypt by StartTLS.
+        ca_file: certificates to verify the server with; None: the system's.
+        roles: role by a group's ``cn`` or DN.
+        timeout_s: for connecting and for each answer.
     """
 
     url: str
@@ -70,11 +76,11 @@ class _Entry:
 
 
 class LdapDirectory:
-    """Checks passwords against the directory; a connection a login, none is kept."""
+    """Checks passwords against the directory, with a new connection for each login."""
 
     def __init__(self, options: LdapOptions, accounts: VouchedAccounts) -> None:
-        place = urlsplit(options.url)
-        if place.scheme != "ldaps" and not options.start_tls and place.hostname not in _LOOPBACK:
+        url = urlsplit(options.url)
+        if url.scheme != "ldaps" and not options.start_tls and url.hostname not in LOOPBACK_HOSTS:
             raise OperatorError("Passwords go to ldap.url: make it ldaps://…, or set ldap.start_tls.")
         self._options = options
         self._accounts = accounts
@@ -84,12 +90,7 @@ class LdapDirectory:
         self._server = ldap3.Server(options.url, tls=tls, connect_timeout=options.timeout_s, get_info=ldap3.NONE)
 
     def verify(self, name: str, password: str, admit: Callable[[Person], None] = admit_all) -> LoggedIn | None:
-        """The account behind the name when the directory takes the password. ``admit`` is step 2.
-
-        Raises:
-            IdentityUnavailable: the directory cannot be asked.
-            AuthenticationFailed: the password is right, and the account may not be used.
-        """
+        """See :meth:`chatsvc.guard.accounts.vouched.Directory.verify`; ``admit`` is step 2."""
         if not password:
             return None
         try:
@@ -100,10 +101,10 @@ class LdapDirectory:
         return self._accounts.take(*proved) if proved is not None else None  # (5)
 
     def _proved(self, name: str, password: str, admit: Callable[[Person], None]) -> tuple[Person, Sequence[str]] | None:
-        """Steps 1 to 4: who it is, and the roles; None where the password is not that person's."""
+        """Steps 1 to 4: the person and the roles; None if there is no such person or the password is wrong."""
         with self._bound(self._options.bind_dn, self._options.bind_password) as service:
             if service is None:
-                raise IdentityUnavailable("The directory does not take the service's own password.")
+                raise IdentityUnavailable("The directory refuses the service's own password.")
             entry = self._find(service, name)  # (1)
             if entry is not None:
                 admit(entry.person)  # (2)
@@ -114,14 +115,14 @@ class LdapDirectory:
 
     @contextmanager
     def _bound(self, dn: str, password: str) -> Iterator[Any]:
-        """A connection bound as an entry, or None where the directory refuses the password."""
+        """A connection bound as an entry; None if the directory refuses the password."""
         connection = ldap3.Connection(
             self._server,
             user=dn or None,
             password=password or None,
             authentication=ldap3.SIMPLE if dn else ldap3.ANONYMOUS,
             client_strategy=ldap3.SAFE_SYNC,
-            receive_timeout=math.ceil(self._options.timeout_s),  # packed into a C struct: whole seconds only
+            receive_timeout=math.ceil(self._options.timeout_s),  # ldap3 packs it into a C struct of whole seconds
             auto_referrals=False,
         )
         try:
@@ -131,7 +132,7 @@ class LdapDirectory:
             bound, *_ = connection.bind()
             yield connection if bound else None
         finally:
-            left_open = connection.socket  # the library forgets to close the socket of an attempt that failed
+            left_open = connection.socket  # ldap3 leaves the socket of a failed attempt open
             connection.unbind()
             if left_open is not None:
                 left_open.close()
@@ -158,14 +159,14 @@ class LdapDirectory:
 
 
 def _compared(user_filter: str) -> list[str]:
-    """The attributes that a filter compares with the name: ``(uid={name})``, ``(sAMAccountName:1.2.3:={name})``."""
+    """The attributes that a filter compares with ``{name}``, as in ``(uid={name})`` or ``(cn:1.2.3:={name})``."""
     items = [text.rpartition("(")[2] for text in user_filter.split("{name}")[:-1]]
     attributes = [item.partition("=")[0].partition(":")[0].strip(" ~<>") for item in items]
     return [attribute for attribute in attributes if attribute]
 
 
 def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
-    """What the directory cannot change about an entry; where it tells nothing of the kind, where the entry stands."""
+    """An entry's unchanging id, or its DN if the directory gives none."""
     for unique_id in values.get("entryuuid", ()):
         return f"entryUUID:{unique_id.decode('ascii', 'replace').lower()}"
     for unique_id in values.get("objectguid", ()):
@@ -175,17 +176,17 @@ def _subject(dn: str, values: Mapping[str, Sequence[bytes]]) -> str:
 
 
 def _normal_dn(dn: str) -> str:
-    """One form of all spellings of a DN: without regard to case, width and spaces."""
+    """A DN in the form in which DNs are compared: without regard to case, width and spaces."""
     return ",".join(f"{attribute.lower()}={name_key(value)}" for attribute, value in _parts(dn))
 
 
 def _group_key(name: str) -> str:
-    """What the configuration's name of a group and the directory's are compared by: a DN, or a ``cn``."""
+    """A group's DN or ``cn`` in the form in which configured and found groups are compared."""
     return _normal_dn(name) if "=" in name else name_key(name)
 
 
 def _spelled(dn: str, values: Mapping[str, Sequence[bytes]], attributes: Sequence[str]) -> str:
-    """The entry's own spelling of its name: of several values the one that the DN begins with, else the least."""
+    """The entry's spelling of its name: of several values the one in the DN's first part, else the smallest."""
     leading_attribute, leading_value = _parts(dn)[0]
     for attribute in attributes:
         texts = [value.decode("utf-8", "replace") for value in values.get(attribute.lower(), ())]
@@ -196,7 +197,7 @@ def _spelled(dn: str, values: Mapping[str, Sequence[bytes]], attributes: Sequenc
 
 
 def _parts(dn: str) -> list[tuple[str, str]]:
-    """The attributes of a DN and their values; a DN that does not parse is one value."""
+    """The (attribute, value) pairs of a DN; one that does not parse is a single value."""
     try:
         return [(attribute, value) for attribute, value, _ in parse_dn(dn, strip=True)]
     except LDAPInvalidDnError:

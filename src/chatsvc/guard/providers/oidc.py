@@ -1,17 +1,18 @@
-"""People and tools that an OpenID provider vouches for. Knows the provider, not HTTP's side of our own routes.
+"""Logins and bearer tokens of an OpenID provider. Knows the provider's protocol, not our own routes.
 
-For a page (OpenID Connect Core 3.1, RFC 7636): authorization code with PKCE.
+People log in on a page by authorization code with PKCE (OpenID Connect Core 3.1, RFC 7636):
 
-1. :meth:`OidcProvider.start`: a fresh state, nonce and code verifier; the browser carries them back, signed.
-2. :meth:`OidcProvider.finish`: the code and the verifier for an ID token at the provider's own endpoint.
-3. The ID token: signature by a published key and a pinned kind of algorithm, ``iss``, ``aud``, ``azp``, ``exp``,
-   ``iat``, ``nonce``, ``sub``.
+1. :meth:`OidcProvider.start` makes a new state, nonce and code verifier; the browser brings them back in a signed
+   cookie.
+2. :meth:`OidcProvider.finish` exchanges code and verifier for an ID token at the provider.
+3. The ID token is checked: signature by a published key with a public-key algorithm, ``iss``, ``aud``, ``azp``,
+   ``exp``, ``iat``, ``nonce``, ``sub``.
 
-For a tool: :meth:`OidcProvider.check_bearer`, the same checks with an audience of its own and no nonce. That audience
-must not be the client's id, or an ID token would do as an access token.
+Tools send the provider's access tokens: :meth:`OidcProvider.check_bearer` makes the same checks, with an audience of
+its own and without a nonce. That audience must not be the client id, or an ID token would pass as an access token.
 
-Who somebody is, ``iss`` and ``sub`` say together (Core 5.7); the name is for show. A provider that is silent is waited
-for by one caller at a time; the others are refused at once.
+``iss`` and ``sub`` together identify a person (Core 5.7); the name is only shown. While the provider does not answer,
+one caller at a time waits for it; the others are refused at once.
 """
 
 from __future__ import annotations
@@ -35,30 +36,35 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 from chatsvc.errors import AuthenticationFailed, IdentityUnavailable, OperatorError
+from chatsvc.guard.accounts.vouched import Person, Vouched, VouchedAccounts, bounded
+from chatsvc.guard.address import LOOPBACK_HOSTS
 from chatsvc.guard.providers.claims import claim_at, groups_in, unverified_issuer
-from chatsvc.guard.providers.directory import Person, Vouched, VouchedAccounts, bounded
 from chatsvc.guard.providers.jwks import usable_keys
 from chatsvc.store.breaker import Breaker
 
-# Public-key signatures only: with a shared secret, who can verify could also sign.
+# Public-key signatures only: whoever can verify a shared-secret signature can also forge one.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 _METADATA_FOR_S = 3600.0
 _KEYS_FOR_S = 3600.0
 _KEYS_AGAIN_AFTER_S = 10.0
 _LEEWAY_S = 30
-# How long a caller waits while another one asks for the same; shorter than what trips the breaker.
+# How long a caller waits while another one fetches the same; shorter than a time-out that trips the breaker.
 _WAIT_FOR_ANOTHER_S = 0.9
 _MAX_TOKEN_LENGTH = 16_384
-_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class OidcOptions:
-    """What was agreed with the provider.
+    """The client's registration at the provider.
 
-    ``name_claim`` becomes the account's name, which is for show. ``roles`` maps a group in ``groups_claim`` to a role;
-    both claims may be paths, see :func:`chatsvc.guard.providers.claims.claim_at`. ``api_audience`` empty: no bearer of
-    the provider is taken. ``ca_file``: who signed the provider's certificate; None for the system's list.
+    Attributes:
+        issuer, client_id, client_secret, redirect_url, scopes: as registered; no secret: a public client.
+        name_claim: becomes the account's name; may be a path, see :func:`chatsvc.guard.providers.claims.claim_at`.
+        groups_claim: holds the groups; may be a path too.
+        roles: role by group.
+        api_audience: the audience of tools' access tokens; empty: they are not accepted.
+        ca_file: certificates to verify the provider with; None: the system's.
+        timeout_s: for each answer of the provider.
     """
 
     issuer: str
@@ -76,7 +82,7 @@ class OidcOptions:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One login on its way through the provider."""
+    """A login in progress at the provider."""
 
     state: str
     nonce: str
@@ -85,7 +91,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom the provider vouches for. ``name`` is None where its claim holds no text."""
+    """A person from a verified token. ``name`` is None if its claim is no string; ``expires_at`` is in Unix seconds."""
 
     issuer: str
     subject: str
@@ -95,30 +101,34 @@ class Identity:
 
     @property
     def person(self) -> Person:
-        """Who it is."""
+        """The person as the owner of an account."""
         return Person("oidc", bounded(self.issuer), bounded(self.subject), self.name)
 
 
 class OidcProvider:
-    """Talks to one provider; its metadata and keys are kept for an hour."""
+    """A client of one provider; caches its metadata and keys for an hour."""
 
     def __init__(self, options: OidcOptions, *, clock: Callable[[], float] = time.time) -> None:
         if options.api_audience == options.client_id:
             raise OperatorError("oidc.api_audience must not be oidc.client_id: an ID token is no access token.")
         if not _is_safe(options.issuer):
-            raise OperatorError("oidc.issuer must be https://…: who is who is decided by what it says.")
+            raise OperatorError("oidc.issuer must be https://…: it decides who is logged in.")
         self.options = options
         self._clock = clock
         self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
         self._lock = threading.Lock()
-        # Ages are of the monotonic clock: the other one may be put right.
+        # Monotonic seconds, because the system clock may be set.
         self._metadata: dict[str, Any] = {}
         self._metadata_at = float("-inf")
         self._keys = KeySet([])
         self._keys_at = float("-inf")
 
     def start(self) -> tuple[str, Flow]:
-        """(1) The address to send the browser to, and what has to come back with it."""
+        """Step 1: the URL to redirect the browser to, and the flow to pass to :meth:`finish`.
+
+        Raises:
+            IdentityUnavailable: the provider cannot be reached.
+        """
         flow = Flow(secrets.token_urlsafe(32), secrets.token_urlsafe(32), secrets.token_urlsafe(64))
         with self._client() as client:
             url, _ = client.create_authorization_url(
@@ -127,7 +137,7 @@ class OidcProvider:
         return str(url), flow
 
     def finish(self, code: str, flow: Flow) -> Identity:
-        """(2) and (3).
+        """Steps 2 and 3.
 
         Raises:
             AuthenticationFailed: the provider refuses the code, or its ID token has a flaw.
@@ -145,32 +155,28 @@ class OidcProvider:
                 )
         except OAuthError as error:
             raise AuthenticationFailed(f"the provider refuses the code: {error.error}") from None
-        except (
-            OSError,
-            ValueError,
-            TypeError,
-        ) as error:  # OSError: all of requests' errors, and a ca_file that is not there
+        except (OSError, ValueError, TypeError) as error:  # OSError: every error of requests, or a missing ca_file
             raise IdentityUnavailable from error
         token = answer.get("id_token") if isinstance(answer, dict) else None
         if not isinstance(token, str):
             raise AuthenticationFailed("the provider gave no ID token")
         claims = self._checked(token, self.options.client_id)
         if claims.get("nonce") != flow.nonce or claims.get("azp", self.options.client_id) != self.options.client_id:
-            raise AuthenticationFailed("an ID token of another login")
+            raise AuthenticationFailed("ID token of another login")
         return self._identity(claims)
 
     def check_bearer(self, token: str) -> Identity:
-        """Whom a tool's token is for.
+        """The person whom a tool's access token is for.
 
         Raises:
-            AuthenticationFailed: it is not the provider's, not for us, or has a flaw.
-            IdentityUnavailable: the provider's keys cannot be had.
+            AuthenticationFailed: the token is not the provider's, not for us, or has a flaw.
+            IdentityUnavailable: the provider's keys cannot be fetched.
         """
         if not self.options.api_audience:
-            raise AuthenticationFailed("no bearer of the provider is taken")
-        # Nobody is asked for keys because of a token that does not even say that it is the provider's.
+            raise AuthenticationFailed("oidc.api_audience is not set, so bearers of the provider are refused")
+        # Keys are not fetched for a token that does not even claim to be the provider's.
         if unverified_issuer(token, _MAX_TOKEN_LENGTH) != self.options.issuer:
-            raise AuthenticationFailed("a token of nobody we know")
+            raise AuthenticationFailed("token of an unknown issuer")
         return self._identity(self._checked(token, self.options.api_audience))
 
     def _checked(self, token: str, audience: str) -> dict[str, Any]:
@@ -193,7 +199,7 @@ class OidcProvider:
         return dict(claims)
 
     def _decoded(self, token: str) -> jwt.Token:
-        """A key that is not known may be new: ask for the keys again, though not more often than now and then."""
+        """Decode; for an unknown key, fetch the keys again (at most every 10 s): the provider may have a new one."""
         try:
             return jwt.decode(token, self._key_set(_KEYS_FOR_S), algorithms=_ALGORITHMS)
         except InvalidKeyIdError:
@@ -202,7 +208,7 @@ class OidcProvider:
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         subject, name = claims["sub"], claim_at(claims, self.options.name_claim)
         if not isinstance(subject, str) or not subject:
-            raise AuthenticationFailed("the claim sub of the provider's token is not a text")
+            raise AuthenticationFailed("the claim sub of the provider's token is no string")
         groups = groups_in(claim_at(claims, self.options.groups_claim))
         roles = tuple(self.options.roles[group] for group in groups if group in self.options.roles)
         shown_name = name if isinstance(name, str) else None
@@ -211,33 +217,31 @@ class OidcProvider:
     def _key_set(self, at_most_s: float) -> KeySet:
         if time.monotonic() - self._keys_at >= at_most_s:
             url = self._endpoint("jwks_uri")
-            with self._asking():
-                if time.monotonic() - self._keys_at >= at_most_s:  # nobody else was quicker
+            with self._fetching():
+                if time.monotonic() - self._keys_at >= at_most_s:  # no other caller has fetched them meanwhile
                     self._keys = usable_keys(self._get(url), _ALGORITHMS)
                     self._keys_at = time.monotonic()
         return self._keys
 
     def _endpoint(self, name: str) -> str:
         if time.monotonic() - self._metadata_at >= _METADATA_FOR_S:
-            with self._asking():
+            with self._fetching():
                 if time.monotonic() - self._metadata_at >= _METADATA_FOR_S:
                     found = self._get(self.options.issuer.rstrip("/") + "/.well-known/openid-configuration")
                     if found.get("issuer") != self.options.issuer:  # OpenID Connect Discovery 4.3
-                        raise IdentityUnavailable(
-                            "The identity provider calls itself by another name than oidc.issuer."
-                        )
+                        raise IdentityUnavailable("The identity provider's metadata names another issuer.")
                     self._metadata, self._metadata_at = found, time.monotonic()
         url = self._metadata.get(name)
         if not isinstance(url, str) or not _is_safe(url):
-            raise IdentityUnavailable(f"The identity provider publishes no {name} that can be believed.")
+            raise IdentityUnavailable(f"The identity provider publishes no usable {name}.")
         return url
 
     @contextmanager
-    def _asking(self) -> Iterator[None]:
-        """One caller asks, others wait a moment for its answer; what is kept already is read without this.
+    def _fetching(self) -> Iterator[None]:
+        """One caller fetches; others wait briefly for its result. Cached values are read without this.
 
         Raises:
-            IdentityUnavailable: there is no answer, or the other caller has none yet.
+            IdentityUnavailable: the provider does not answer, or the other caller has no answer yet.
         """
         with self._breaker.watch(IdentityUnavailable):
             if not self._lock.acquire(timeout=_WAIT_FOR_ANOTHER_S):
@@ -252,7 +256,7 @@ class OidcProvider:
             answer = requests.get(url, timeout=self.options.timeout_s, allow_redirects=False, verify=self._verify)
             answer.raise_for_status()
             value = answer.json()
-        except (OSError, ValueError, RecursionError) as error:  # OSError: as above
+        except (OSError, ValueError, RecursionError) as error:  # OSError: as in finish()
             raise IdentityUnavailable from error
         if not isinstance(value, dict):
             raise IdentityUnavailable
@@ -274,23 +278,23 @@ class OidcProvider:
 
 
 def _is_safe(url: str) -> bool:
-    """Whether what comes from there can be believed: https, or this machine."""
+    """Whether a URL's answers can be trusted: https, or this machine."""
     try:
-        place = urlsplit(url)
+        parts = urlsplit(url)
     except ValueError:
         return False
-    return place.scheme == "https" or place.hostname in _LOOPBACK
+    return parts.scheme == "https" or parts.hostname in LOOPBACK_HOSTS
 
 
 class OidcBearer:
-    """Takes the provider's tokens for tools, each for its account."""
+    """Maps a tool's access token of the provider to its account."""
 
     def __init__(self, provider: OidcProvider, accounts: VouchedAccounts) -> None:
         self._provider = provider
         self._accounts = accounts
 
     def check_bearer(self, token: str) -> Vouched:
-        """See :class:`chatsvc.guard.providers.directory.TrustedIssuer`."""
+        """See :meth:`chatsvc.guard.accounts.vouched.TrustedIssuer.check_bearer`."""
         identity = self._provider.check_bearer(token)
         found = self._accounts.take(identity.person, identity.roles)
         return Vouched(found.account_id, identity.expires_at)

@@ -20,12 +20,12 @@ from chatsvc.errors import LimitExceeded, NotFound, PermissionRefused
 from chatsvc.guard.accounts.accounts import Accounts
 from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.accounts.passwords import check_password_rules
+from chatsvc.guard.accounts.vouched import LoggedIn
 from chatsvc.guard.credentials.keyring import KeyRing
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import Claims, TokenPair
 from chatsvc.guard.gate import Gate
 from chatsvc.guard.principal import ANY_PRINCIPAL, PUBLIC, REFRESH_TOKEN, ClientAddress
-from chatsvc.guard.providers.directory import LoggedIn
 from chatsvc.http.api.recording import recorded, recorded_attempt
 from chatsvc.http.wire import context, tokens
 from chatsvc.http.wire.routing import Operation, like, requires, route

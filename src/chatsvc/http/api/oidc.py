@@ -18,10 +18,10 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.errors import AuthenticationFailed, InvalidRequest
+from chatsvc.guard.accounts.vouched import LoggedIn, VouchedAccounts
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import TokenPair
 from chatsvc.guard.principal import PUBLIC
-from chatsvc.guard.providers.directory import LoggedIn, VouchedAccounts
 from chatsvc.guard.providers.oidc import Flow, OidcProvider
 from chatsvc.http.api.auth import TokenAnswer, token_answer
 from chatsvc.http.api.recording import recorded, recorded_attempt

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.errors import AuditUnavailable, ChatsvcError, RequestError
-from chatsvc.guard.accounts.changes import Change
 from chatsvc.guard.credentials.sessions import RefreshTokenReused
+from chatsvc.guard.outbox import Change
 from chatsvc.http.wire import context, problems
 
 Done = TypeVar("Done")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from flask import Response, request
 from pydantic import Field
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.guard.accounts.changes import Change
 from chatsvc.guard.assembly import Guard
 from chatsvc.guard.credentials.api_keys import NewKey
-from chatsvc.guard.principal import scope
+from chatsvc.guard.outbox import Change
+from chatsvc.guard.principal import Scope, scope
 from chatsvc.http.api.admin.limits import LimitsBody, OwnLimits
 from chatsvc.http.api.recording import recorded_change, recorded_key
 from chatsvc.http.wire.routing import Operation, like, requires, route
@@ -26,7 +26,6 @@ _ID = "7kq2m9xw4t"
 _EXAMPLE = {"key_id": _ID}
 _DAY_S = 86_400
 
-Scope = Literal["chat", "metrics", "audit", "admin", "witness"]
 # What the document says of a rule that guard/ holds.
 KeyName = Annotated[
     Text, Field(examples=["report tool"], json_schema_extra={"pattern": r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]{1,128}$"})

@@ -1,14 +1,14 @@
-"""Accounts that somebody else vouches for: a directory or an OpenID provider. Knows neither of them.
+"""Accounts of people whom an authority vouches for: an LDAP directory or an OpenID provider. Knows neither protocol.
 
-We keep an account for each person, made at the first login, so that limits, keys and conversations have an owner. It is
-found by what its authority cannot change (a directory's ``entryUUID``, a provider's ``sub``), never by a name:
+Each person gets an account at the first login, so that limits, keys and conversations have an owner. It is found by an
+id that the authority never changes (a directory's ``entryUUID``, a provider's ``sub``), never by a name:
 
-1. The account of that authority and subject.
-2. Else one of an earlier version, which knew names only: of the same source and name, and nobody's yet. It is adopted.
-3. Else a new one.
+1. The account with that authority and subject.
+2. Else an account that an earlier version created by name, with the same source and name and no subject: adopt it.
+3. Else a new account.
 
-Its name is the authority's spelling, as :func:`chatsvc.guard.accounts.names.mapped_name` writes it. Where another
-person of that authority has the name already, it gets a digest behind it.
+Its name is the authority's name for the person, converted by :func:`chatsvc.guard.accounts.names.mapped_name`. If
+another person of the authority has that name, a digest is appended.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed
 from chatsvc.guard.accounts.accounts import Accounts, view
-from chatsvc.guard.accounts.changes import Change, OnChange, note_nothing
-from chatsvc.guard.accounts.finding import doubles_of
+from chatsvc.guard.accounts.lookup import doubles_of
 from chatsvc.guard.accounts.names import mapped_name, name_key, with_digest
 from chatsvc.guard.accounts.roles import Roles, format_names
+from chatsvc.guard.outbox import Change, OnChange, note_nothing
 from chatsvc.store.database import Database, insert_if_missing
 from chatsvc.store.tables import Account
 
@@ -37,7 +37,7 @@ _MAX_ID_LENGTH = 255
 
 @dataclass(frozen=True, slots=True)
 class LoggedIn:
-    """Whose credentials they were."""
+    """The account behind verified credentials."""
 
     account_id: str
     name: str
@@ -45,13 +45,13 @@ class LoggedIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody at an authority.
+    """A person at an authority.
 
     Attributes:
         source: ``ldap`` or ``oidc``.
-        authority: who vouches: ``ldap``, or the issuer's URL. At most 255 characters, like ``subject``.
-        subject: what the authority cannot change, unique there.
-        name: the authority's spelling of the name; None where it gives none.
+        authority: ``ldap``, or the issuer's URL; at most 255 characters.
+        subject: the person's unchanging id at the authority; at most 255 characters.
+        name: the authority's name for the person; None if it gives none.
     """
 
     source: str
@@ -61,48 +61,50 @@ class Person:
 
     @property
     def key(self) -> str:
-        """The person as one text, for counting."""
+        """The person's key in the login throttle."""
         return f"{self.authority}\0{self.subject}"
 
 
 @dataclass(frozen=True, slots=True)
 class Vouched:
-    """The account that a token of another issuer is for."""
+    """The account of a verified token of another issuer, and the token's expiry in Unix seconds."""
 
     account_id: str
     expires_at: int
 
 
 def admit_all(_person: Person) -> None:
-    """Refuses nobody."""
+    """Let everybody in."""
 
 
 class Directory(Protocol):
-    """Where accounts that are not local prove themselves."""
+    """Checks the passwords of accounts that are not local."""
 
     def verify(self, name: str, password: str, admit: Callable[[Person], None] = admit_all) -> LoggedIn | None:
-        """The account behind the name when the directory takes the password; None when it does not.
+        """The account of that name and password, or None.
 
-        ``admit`` is told who the name means before the password is tried; what it raises ends the login.
+        ``admit`` is called with the person found, before the password is tried; an error it raises ends the login.
 
         Raises:
-            AuthenticationFailed: the password is right, and the account may not be used.
+            AuthenticationFailed: the password is right, but the account must not be used.
+            IdentityUnavailable: the directory cannot be reached.
         """
 
 
 class TrustedIssuer(Protocol):
-    """Somebody else whose tokens for tools are taken."""
+    """Another issuer whose bearer tokens are accepted."""
 
     def check_bearer(self, token: str) -> Vouched:
-        """The account a good token is for.
+        """The account of a valid token.
 
         Raises:
             AuthenticationFailed: for any flaw.
+            IdentityUnavailable: the issuer's keys cannot be fetched.
         """
 
 
 class VouchedAccounts:
-    """Finds or makes the account of somebody who was vouched for."""
+    """Finds or creates the account of a person."""
 
     def __init__(
         self, database: Database, accounts: Accounts, roles: Roles, *, on_change: OnChange = note_nothing
@@ -113,11 +115,11 @@ class VouchedAccounts:
         self._on_change = on_change
 
     def take(self, person: Person, roles: Sequence[str]) -> LoggedIn:
-        """The account of a person, with its roles and its name renewed.
+        """The account of a person, with roles and name updated.
 
         Raises:
-            AuthenticationFailed: it is disabled, the name belongs to somebody else, or there is no name to call it by;
-                the reason is for the log.
+            AuthenticationFailed: the account is disabled, its name belongs to another account, or there is no usable
+                name. The reason goes to the log only.
         """
         known_roles = format_names([role for role in roles if role in self._roles])
         unchanged = self._unchanged(person, known_roles)
@@ -135,7 +137,7 @@ class VouchedAccounts:
             return LoggedIn(row.id, row.name)
 
     def _unchanged(self, person: Person, roles: str) -> LoggedIn | None:
-        """The account when there is nothing to write: the usual case, and all that a tool's every request costs."""
+        """The account if nothing has to be written: the usual case, with a single query for a tool's request."""
         query = select(Account).where(_is_of(person), Account.roles == roles, Account.disabled_at.is_(None))
         with self._database.reading() as session:
             row = session.scalar(query)
@@ -144,7 +146,7 @@ class VouchedAccounts:
             return LoggedIn(row.id, row.name)
 
     def _found(self, session: StoreSession, person: Person) -> tuple[Account, dict[str, object] | None]:
-        """The account's row, locked, and what it was before; None for one that has just been made."""
+        """The account's row, locked, and its state before; that is None if it was just created."""
         row = session.scalar(select(Account).where(_is_of(person)).with_for_update())
         if row is not None:
             return row, view(row).as_dict()
@@ -169,13 +171,13 @@ class VouchedAccounts:
             values = {column.name: getattr(fresh, column.name) for column in Account.__table__.columns}
             insert_if_missing(session.connection(), Account, **values)
             row = session.scalar(select(Account).where(_is_of(person)).with_for_update())
-            if row is not None:  # None: somebody else has the name
+            if row is not None:  # None: another account has the name
                 return row
         raise AuthenticationFailed(f"the names {' and '.join(names)} belong to other accounts")
 
 
 def bounded(text: str) -> str:
-    """An identifier as it is stored: one that is too long for its column is its SHA-256."""
+    """An identifier as stored: itself, or its SHA-256 if it is longer than the column."""
     if len(text) <= _MAX_ID_LENGTH:
         return text
     return "sha256:" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -186,13 +188,13 @@ def _is_of(person: Person) -> ColumnElement[bool]:
 
 
 def _possible_names(person: Person) -> list[str]:
-    """The name that a person's account should have, and the one it gets where that is taken."""
+    """The name a person's account should have, and the alternative if that is taken."""
     name = mapped_name(person.name) if person.name is not None else None
     return [] if name is None else [name, with_digest(name, person.key)]
 
 
 def _check_namesakes(person: Person, name: str, namesakes: Sequence[Account]) -> None:
-    """A name elsewhere opens no account of another source, and a new entry of the same name none that was disabled."""
+    """Refuse if another source, or a disabled account of this source, already has the name."""
     for row in namesakes:
         if row.source != person.source:
             raise AuthenticationFailed(f"the name {name} belongs to an account of another source ({row.source})")
@@ -201,7 +203,7 @@ def _check_namesakes(person: Person, name: str, namesakes: Sequence[Account]) ->
 
 
 def _better_name(session: StoreSession, row: Account, person: Person, *, for_update: bool) -> str | None:
-    """The authority's spelling where it is another one than the account's, and free."""
+    """The authority's name for the person, if it differs from the account's and is free; else None."""
     names = _possible_names(person)
     if not names or row.name in names:
         return None
@@ -212,5 +214,5 @@ def _better_name(session: StoreSession, row: Account, person: Person, *, for_upd
 def _follow_name(session: StoreSession, row: Account, person: Person) -> None:
     name = _better_name(session, row, person, for_update=True)
     if name is not None:
-        with suppress(IntegrityError), session.begin_nested():  # taken at this very moment: the next login sees it
+        with suppress(IntegrityError), session.begin_nested():  # taken meanwhile: the next login tries again
             row.name, row.name_key = name, name_key(name)
