@@ -1,18 +1,17 @@
 """Every error that chatsvc raises on purpose.
 
-An error carries what the caller may see: a stable ``code`` and a public ``message`` that names the remedy and never
-holds a secret, a prompt or a traceback. Which HTTP status a class becomes is written once, in
-:mod:`chatsvc.http.wire.problems`.
+An error carries what the caller may see: a stable ``code``, and a public ``message`` that names the remedy and never
+contains a secret, a prompt or a traceback. :mod:`chatsvc.http.wire.problems` maps each class to its HTTP status.
 
 ::
 
     ChatsvcError
-    ├── RequestError                    the caller can mend it
+    ├── RequestError                    the caller can fix it
     │   ├── InvalidRequest              400, `param` names the field
     │   │   └── ContextLengthExceeded   400, code context_length_exceeded
     │   ├── AuthenticationFailed        401, one message for every cause
     │   ├── PermissionRefused           403
-    │   ├── NotFound                    404, not there or not yours
+    │   ├── NotFound                    404, does not exist or is not the caller's
     │   │   ├── ModelNotFound           404, code model_not_found
     │   │   └── ConversationDeleted     404, code conversation_deleted
     │   ├── MethodNotAllowed            405
@@ -20,18 +19,19 @@ holds a secret, a prompt or a traceback. Which HTTP status a class becomes is wr
     │   ├── BodyTooLarge                413
     │   ├── UnsupportedMediaType        415
     │   ├── LimitExceeded               429, has retry_after_s and the x-ratelimit values
-    │   └── ClientGone                  499, nobody reads the answer; it is for the log
+    │   └── ClientGone                  499, seen in the log only
     ├── Unavailable                     503, has retry_after_s
     │   ├── Overloaded                  the queue is full (type overloaded_error)
-    │   ├── Draining                    going down, or the model is being changed
-    │   ├── EngineUnavailable           no model is ready: starting, died, stalled
-    │   ├── AuditUnavailable            a record cannot be made durable, so nothing that needs one is done
+    │   ├── Draining                    shutting down, or changing the model
+    │   ├── EngineUnavailable           no model is ready: starting, crashed or stalled
+    │   ├── AuditUnavailable            audit records cannot be made durable
     │   ├── StoreUnavailable            database or Redis down
     │   │   └── IdentityUnavailable     directory or identity provider down
-    │   └── DeadlineExceeded            the generation ran into its wall-clock limit
+    │   └── DeadlineExceeded            the generation reached its wall-clock limit
+    ├── ModelFailed                     500, the model's numbers are not finite
     └── OperatorError                   exit code 3 on the command line
-        ├── ConfigurationInvalid        every problem of a configuration at once
-        └── ModelRefused                weights that do not verify are not loaded
+        ├── ConfigurationInvalid        all problems of a configuration at once
+        └── ModelRefused                the model's files do not verify
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from collections.abc import Mapping, Sequence
 
 
 class ChatsvcError(Exception):
-    """Base of all. ``message`` is public."""
+    """Base class. ``message`` is public."""
 
     code: str | None = None
     message: str = "Something went wrong."
@@ -52,11 +52,11 @@ class ChatsvcError(Exception):
 
 
 class RequestError(ChatsvcError):
-    """The caller can mend it."""
+    """An error that the caller can fix."""
 
 
 class InvalidRequest(RequestError):
-    """400. ``param`` is a path such as ``messages[0].role``; None where the text is not JSON."""
+    """400. ``param`` is a path such as ``messages[0].role``; None if the body is not JSON."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -70,7 +70,7 @@ class ContextLengthExceeded(InvalidRequest):
 
 
 class AuthenticationFailed(RequestError):
-    """401. The public message is the same for every cause; ``reason`` goes to the log only."""
+    """401. The public message is the same for all causes; ``reason`` goes to the log only."""
 
     code = "invalid_token"
     message = "Authentication failed: send a valid access token or API key as 'Authorization: Bearer …'."
@@ -81,10 +81,10 @@ class AuthenticationFailed(RequestError):
 
 
 class PermissionRefused(RequestError):
-    """403: the address is not on the list, or the scope is missing. ``reason`` goes to the log only."""
+    """403: the address is not on the allow-list, or a scope is missing. ``reason`` goes to the log only."""
 
     code = "permission_denied"
-    message = "You may not do this from here."
+    message = "You may not do this: your address is not on the list, or your account lacks the scope."
 
     def __init__(self, reason: str, *, message: str | None = None, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -92,22 +92,22 @@ class PermissionRefused(RequestError):
 
 
 class NotFound(RequestError):
-    """404: not there, or not yours; the caller cannot tell which."""
+    """404: it does not exist, or it is not the caller's; the answer does not tell which."""
 
     code = "not_found"
-    message = "There is nothing here; look at /openapi.json for what there is."
+    message = "There is nothing here; /openapi.json lists all paths."
 
 
 class ModelNotFound(NotFound):
-    """404: another model than the one that is served was asked for."""
+    """404: the request names a model that is not served."""
 
     code = "model_not_found"
-    message = "There is no such model here; GET /v1/models lists what there is, and 'model' may be left out."
+    message = "There is no such model here; GET /v1/models lists the models, and 'model' may be left out."
     param = "model"
 
 
 class ConversationDeleted(NotFound):
-    """404: the caller deleted the conversation while an answer was being generated for it."""
+    """404: the conversation was deleted while an answer was generated for it."""
 
     code = "conversation_deleted"
     message = "The conversation was deleted while this answer was running; ask again without conversation_id."
@@ -117,11 +117,11 @@ class MethodNotAllowed(RequestError):
     """405."""
 
     code = "method_not_allowed"
-    message = "This path does not take that method; the Allow header lists what it takes."
+    message = "This path does not support that method; the Allow header lists those it supports."
 
 
 class Conflict(RequestError):
-    """409: it exists already, or it changed meanwhile."""
+    """409: it exists already, or it was changed meanwhile."""
 
     code = "conflict"
 
@@ -141,9 +141,9 @@ class UnsupportedMediaType(RequestError):
 
 
 class LimitExceeded(RequestError):
-    """429: over one's own rate, quota or concurrency.
+    """429: the caller's rate, quota or number of requests at a time is used up.
 
-    ``headers`` holds the ``x-ratelimit-*`` values; ``retry_after_s`` is clamped to 1–120 on the wire.
+    ``headers`` holds the ``x-ratelimit-*`` values; ``Retry-After`` is ``retry_after_s``, clamped to 1 to 120.
     """
 
     code = "rate_limit_exceeded"
@@ -162,17 +162,17 @@ class LimitExceeded(RequestError):
 
 
 class ClientGone(RequestError):
-    """499: the client closed the connection; the status is seen in the log only."""
+    """499: the client closed the connection. The status appears in the log only."""
 
     code = "client_gone"
     message = "The client closed the connection."
 
 
 class Unavailable(ChatsvcError):
-    """503. ``retry_after_s`` is clamped to 1–120 on the wire."""
+    """503. ``Retry-After`` is ``retry_after_s``, clamped to 1 to 120."""
 
     code = "service_unavailable"
-    message = "The service cannot answer just now; try again."
+    message = "The service cannot answer at the moment; try again."
 
     def __init__(self, message: str | None = None, *, retry_after_s: float = 5, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -180,14 +180,14 @@ class Unavailable(ChatsvcError):
 
 
 class Overloaded(Unavailable):
-    """503 overloaded_error: the queue is full."""
+    """503 of type overloaded_error: the queue is full."""
 
     code = "queue_full"
     message = "Too many requests are waiting; try again after the time in Retry-After."
 
 
 class Draining(Unavailable):
-    """503: going down, or the model is being changed."""
+    """503: shutting down, or changing the model."""
 
     code = "draining"
     message = "The service is shutting down or changing its model; try again."
@@ -201,10 +201,10 @@ class EngineUnavailable(Unavailable):
 
 
 class AuditUnavailable(Unavailable):
-    """503: no record, no work."""
+    """503: audit records cannot be made durable, so acts that need one are refused."""
 
     code = "audit_unavailable"
-    message = "The audit log cannot be written, so nothing that must be recorded is done."
+    message = "The audit log cannot be written, so acts that must be recorded are refused; try again later."
 
 
 class StoreUnavailable(Unavailable):
@@ -222,7 +222,7 @@ class IdentityUnavailable(StoreUnavailable):
 
 
 class ModelFailed(ChatsvcError):
-    """500: the model's numbers were not finite; no other request is touched."""
+    """500: the model computed NaN or infinity for this request; no other request is affected."""
 
     code = "model_failed"
     message = (
@@ -232,18 +232,18 @@ class ModelFailed(ChatsvcError):
 
 
 class DeadlineExceeded(Unavailable):
-    """503: the generation ran into its wall-clock limit."""
+    """503: the generation reached its wall-clock limit."""
 
     code = "deadline_exceeded"
     message = "The answer took longer than the configured deadline; ask for fewer tokens or try again later."
 
 
 class OperatorError(ChatsvcError):
-    """Something an operator must mend; exit code 3 on the command line."""
+    """Something an operator must fix; exit code 3 on the command line."""
 
 
 class ConfigurationInvalid(OperatorError):
-    """Every problem of a configuration at once, one line each."""
+    """All problems of a configuration at once, one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("The configuration has problems:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -251,7 +251,7 @@ class ConfigurationInvalid(OperatorError):
 
 
 class ModelRefused(OperatorError):
-    """The one sentence for every failure of weights to verify; the cause is in no message."""
+    """The model's files do not verify. The message is the same for all causes."""
 
     code = "model_refused"
     message = "The model's files do not match their signed manifest or key, so they are not loaded."

@@ -1,9 +1,9 @@
-"""The operational log: one JSON object a line on standard error, with anything that looks like a secret masked.
+"""The operational log: one JSON object per line on standard error, with secrets masked.
 
-Prompts, passwords, tokens and keys are never handed to a logger in the first place; masking is the second line. What
-libraries raise is a way in all the same: their messages quote parameters of a statement, lines of a request, values
-that do not fit. So a traceback has every exception's type and place, and the message only of those that are known to
-quote nothing. Knows nothing about what is logged.
+Our code never passes prompts, passwords, tokens or keys to a logger; masking is a second defence. Exceptions of
+libraries are another way in: their messages quote statement parameters, request lines and invalid values. So a
+traceback shows each exception's type and location, but its message only if that is known to quote no input. Knows
+nothing about what is logged.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _SECRET_NAMES = re.compile(r"password|secret|token$|authorization|api_key|prompt
 
 
 def configure(level: str, stream: IO[str] | None = None) -> None:
-    """Send everything that is logged in this process to ``stream`` (standard error) as JSON lines."""
+    """Log to ``stream`` (default: standard error) as JSON lines, in this whole process."""
     handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Libraries tell of requests, connections and statements below that; the access line is ours.
+    # Below WARNING, libraries log requests, connections and statements. The access log is ours.
     root.setLevel(logging.WARNING)
     logging.getLogger("chatsvc").setLevel(level)
-    # A line that cannot be formatted would be printed with its arguments, and an error nobody caught with its message.
+    # By default, logging prints the arguments of a line that it cannot format, and Python the message of an uncaught
+    # exception: both may quote input.
     logging.raiseExceptions = False
     threading.excepthook = lambda caught: _log_uncaught("a thread ended by an error", caught.exc_value)
     sys.unraisablehook = lambda caught: _log_uncaught("an error could not be raised", caught.exc_value)
@@ -54,22 +55,22 @@ def _log_uncaught(message: str, error: BaseException | None) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in a line: its type, and its message where that never quotes what somebody sent.
+    """An exception in one line: its type, and its message if that never quotes input.
 
-    An error of a database also says which one it is by its standard code, and what constraint it is about.
+    A database error also shows its standard code and the constraint it is about.
     """
     kind = type(error).__name__
     if isinstance(error, ChatsvcError):
         return f"{kind}: {error.message}"
     if isinstance(error, OSError) and isinstance(error.errno, int) and error.errno > 0:
         return f"{kind}: {os.strerror(error.errno)}" + (f": {error.filename}" if error.filename else "")
-    if isinstance(error, NameError | AttributeError | ImportError):  # names in code
+    if isinstance(error, NameError | AttributeError | ImportError):  # they quote only names in code
         return f"{kind}: {error}"
     return f"{kind}{_database_code(error)}"
 
 
 def _database_code(error: BaseException) -> str:
-    """What a database says of itself: its code and the constraint; empty for errors of anything else."""
+    """A database error's code and constraint; empty for any other error."""
     cause = getattr(error, "orig", None)  # SQLAlchemy's errors wrap a driver's
     if isinstance(cause, BaseException):
         return f": {describe(cause)}"
@@ -83,24 +84,24 @@ def _database_code(error: BaseException) -> str:
 
 
 def _in_a_sentence(value: object) -> object:
-    """An exception as a part of a message: our own are sentences; whatever else it is stays."""
+    """An argument of a log message: an exception as :func:`describe` shows it, ours as its message; else unchanged."""
     if isinstance(value, ChatsvcError):
         return value.message
     return describe(value) if isinstance(value, BaseException) else value
 
 
 def _traceback(error: BaseException, num_left: int = 8) -> str:
-    """As Python prints it, from the first cause on, with :func:`describe` in place of every message."""
+    """A traceback as Python prints it, the first cause first, with :func:`describe` in place of messages."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     text = f"{_traceback(before, num_left - 1)}\n\nthen:\n\n" if before is not None and num_left else ""
     return f"{text}{''.join(traceback.format_tb(error.__traceback__))}{describe(error)}"
 
 
 class JsonLines(logging.Formatter):
-    """``{"ts", "level", "logger", "message", …}``; what a call gives as ``extra={"fields": {…}}`` stands beside it."""
+    """Formats ``{"ts", "level", "logger", "message", …}``, plus the fields of a call's ``extra={"fields": {…}}``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, newlines inside values escaped: a request cannot forge a line of its own."""
+        """The record as one line. Newlines in values are escaped, so a request cannot forge a line."""
         fields: dict[str, Any] = {
             "ts": _timestamp(record.created),
             "level": record.levelname.lower(),
@@ -125,7 +126,7 @@ class JsonLines(logging.Formatter):
 
 
 def redact(name: str, value: Any) -> Any:
-    """The value, with secrets masked by its name or by its looks."""
+    """The value with secrets masked: all of it if the field's name says so, else what looks like a secret."""
     if _SECRET_NAMES.search(name) and value is not None:
         return MASK
     if isinstance(value, str):

@@ -18,7 +18,7 @@ HOME = ip_address("127.0.0.1")
 
 
 class Clock:
-    """Time that only moves when told to; starts at the real time, which PyJWT looks at."""
+    """A clock that moves only by :meth:`advance`. It starts at the real time, because PyJWT reads the system clock."""
 
     def __init__(self, now):
         self.now = now

@@ -1,4 +1,4 @@
-"""Accounts: names, roles, passwords and limits; every change says what was before and after."""
+"""Accounts: names, roles, passwords and limits; every change is returned before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client's address: from the right over trusted networks; whatever does not parse is refused, never an error."""
+"""The client's address: the rightmost that is no trusted proxy; what does not parse is 403, never 500."""
 
 from __future__ import annotations
 

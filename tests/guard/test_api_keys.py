@@ -1,4 +1,4 @@
-"""API keys: shown once, hashed, scoped by what the account still may, rotated with a grace, revoked at once."""
+"""API keys: shown once, hashed, limited to the account's scopes, rotated with a grace period, revoked at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_key_has_the_agreed_form_and_only_its_hash_is_stored(guard, key):
     assert key.split("_", 2)[2] not in str(vars(row))
 
 
-def test_a_good_key_is_its_accounts(guard, key):
+def test_a_valid_key_belongs_to_its_account(guard, key):
     row = guard.api_keys.check(key)
     assert row.name == "ada"
     assert guard.api_keys.scopes_of(row) == {"chat"}
@@ -62,7 +62,7 @@ def test_a_key_that_cannot_be_is_refused(guard, ada, name, scopes):
         guard.api_keys.create(NewKey("ada", name, scopes))
 
 
-def test_a_key_of_nobody_is_refused(guard):
+def test_an_unknown_key_is_refused(guard):
     with pytest.raises(NotFound):
         guard.api_keys.create(NewKey("nobody", "ci", ["chat"]))
 
@@ -111,7 +111,7 @@ def test_a_clock_that_was_years_ahead_keeps_no_old_secret_alive(guard, key, cloc
     assert guard.api_keys.check(key)
     clock.advance(-126_144_000)
     refused(guard, key)
-    assert guard.api_keys.check(new)  # and its use is noted from now on
+    assert guard.api_keys.check(new)  # last_used_at is stored again from now on
     with guard.database.reading() as session:
         assert session.scalar(select(ApiKey.last_used_at)) == clock()
 

@@ -1,4 +1,4 @@
-"""Deficit round robin: nobody is kept waiting by another's hundred, and tokens are shared evenly."""
+"""Deficit round robin: a principal with a hundred requests does not delay others, and tokens are shared evenly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def taken(rotation: Rotation[tuple[str, int]]) -> list[tuple[str, int]]:
     return items
 
 
-def test_nobody_waits_and_nothing_is_taken():
+def test_an_empty_ring_gives_nothing():
     rotation: Rotation[str] = Rotation()
     assert rotation.take() is None
     assert rotation.order() == []
@@ -109,7 +109,7 @@ def test_idle_time_pays_a_debt_but_earns_no_credit():
     assert order[:10].count("big") == 5
 
 
-def test_debts_are_forgotten_when_nobody_waits():
+def test_debts_are_forgotten_when_the_ring_is_empty():
     rotation: Rotation[str] = Rotation(QUANTUM)
     rotation.add("a", "a", QUANTUM * 100)
     rotation.take()

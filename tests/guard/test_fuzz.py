@@ -1,4 +1,4 @@
-"""Whatever is sent as a credential, the answer is a refusal and never an error of ours."""
+"""Any input as a credential is refused; none causes an internal error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chatsvc.guard.gate import Credentials
 from chatsvc.guard.principal import ANY_PRINCIPAL, REFRESH_TOKEN
 from tests.tokens import signed_pair
 
-# The fixtures are read only: no example changes what the next one sees.
+# The examples share fixtures, which they only read.
 QUICK = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 HEADER_TEXT = st.text(st.characters(max_codepoint=255), max_size=300)
 JSON_VALUES = st.recursive(
@@ -58,13 +58,13 @@ def test_any_json_in_the_shape_of_a_token_is_refused(gate, header, claims, signa
 
 @QUICK
 @given(st.data())
-def test_a_good_credential_with_any_character_changed_is_another_ones(gate, guard, ada, data):
+def test_a_valid_credential_with_any_character_changed_is_refused(gate, guard, ada, data):
     pair = signed_pair(guard.sessions.start(ada["id"], "127.0.0.1")[1])
     key = guard.api_keys.create(NewKey("ada", "ci", ["chat"]))[0]
     text = data.draw(st.sampled_from([pair.access_token, key]))
     place = data.draw(st.integers(0, len(text) - 1))
     changed = text[:place] + data.draw(st.characters(max_codepoint=255)) + text[place + 1 :]
-    # The last character of a base64url text may hold bits that mean nothing: such a text is the same token.
+    # The last base64url character may have unused bits, so a change of it may give the same token.
     with suppress(AuthenticationFailed):
         principal = gate.authenticate(Credentials((f"Bearer {changed}",)), ANY_PRINCIPAL)
         assert changed == text or (principal.name == "ada" and place == len(text) - 1)

@@ -75,7 +75,7 @@ def test_2_a_public_route_looks_at_no_credentials(gate):
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
-def test_2_a_good_token_is_its_account_whatever_the_schemes_case(gate, pair, ada, scheme):
+def test_2_a_valid_token_gives_its_account_whatever_the_schemes_case(gate, pair, ada, scheme):
     principal = gate.authenticate(bearer(pair.access_token, scheme), CHAT)
     assert (principal.account_id, principal.name, principal.scopes) == (ada["id"], "ada", {"chat"})
     assert principal.limits.tokens_per_day == 1000
@@ -110,7 +110,7 @@ def test_2_a_key_comes_as_bearer_or_in_its_own_header(gate, key):
         lambda token, key: Credentials(api_key=(f"Bearer {key}",)),
     ],
 )
-def test_2_anything_but_exactly_one_good_credential_is_refused(gate, pair, key, credentials):
+def test_2_anything_but_exactly_one_valid_credential_is_refused(gate, pair, key, credentials):
     with pytest.raises(AuthenticationFailed) as caught:
         gate.authenticate(credentials(pair.access_token, key), ANY_PRINCIPAL)
     assert caught.value.message == AuthenticationFailed.message
@@ -171,11 +171,11 @@ def test_2_a_store_that_cannot_say_is_503_never_not_revoked(gate, guard, pair, k
         with pytest.raises(StoreUnavailable):
             gate.authenticate(bearer(token), ANY_PRINCIPAL)
     with pytest.raises(AuthenticationFailed):
-        gate.authenticate(bearer("a.b.c"), ANY_PRINCIPAL)  # a denial stays a denial
+        gate.authenticate(bearer("a.b.c"), ANY_PRINCIPAL)  # an invalid token is 401 even while the store is down
 
 
 class Issuer:
-    """Vouches for an account, whatever it is shown."""
+    """Accepts any token, for one account."""
 
     def __init__(self, account_id):
         self.vouched = Vouched(account_id, 2**40)
@@ -311,7 +311,7 @@ def test_7_a_full_queue_is_overloaded_for_everybody(gate, guard, principal):
         admission.release()
 
 
-def test_7_turns_come_and_positions_are_told(gate, principal):
+def test_7_slots_are_given_in_turn_and_positions_are_known(gate, principal):
     held = [gate.admit(principal) for _ in range(3)]
     assert held[0].wait_turn(10, 1)
     assert held[1].wait_turn(10, 1)
@@ -338,7 +338,7 @@ def test_a_principal_can_see_where_it_stands(gate, principal):
     assert gate.standing(Principal("nobody", "nobody", (), frozenset()))[0] == limits
 
 
-def test_a_running_stream_of_a_revoked_key_is_told_so(gate, guard, key):
+def test_a_running_stream_learns_that_its_key_was_revoked(gate, guard, key):
     admission = gate.admit(gate.authenticate(bearer(key), CHAT))
     assert not admission.is_revoked()
     guard.api_keys.revoke(key.split("_")[1])

@@ -1,4 +1,4 @@
-"""The ring of signing keys: made on first use, rotated live, old ones dropped when nobody can need them."""
+"""The ring of signing keys: made on first use, rotated at run time, deleted when no token can need them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_clock_that_was_years_ahead_hides_no_rotation_and_keeps_no_old_key(tmp
     here, there = a_ring(tmp_path, clock), a_ring(tmp_path, clock)
     first = here.current().kid
     clock.advance(126_144_000)
-    there.find("another")  # it has looked at the directory, in the future
+    there.find("another")  # the last scan is now in the future
     ahead = here.rotate()
     in_the_future = clock()
     os.utime(tmp_path / "keys" / f"signing-{ahead}.hs256", (in_the_future, in_the_future))
@@ -88,7 +88,7 @@ def test_a_clock_that_was_years_ahead_hides_no_rotation_and_keeps_no_old_key(tmp
     clock.advance(1)
     assert there.current().kid == here.current().kid == newest
     assert there.find(first) is None
-    assert there.find(ahead) is not None  # it was replaced a second ago
+    assert there.find(ahead) is not None  # replaced a second ago
     clock.advance(KEEP_S + 10)
     here.rotate()
     assert here.find(ahead) is None
@@ -156,14 +156,14 @@ def a_foreign_key():
         ("signing-0000000001-aa.eddsa", a_foreign_key()),
     ],
 )
-def test_a_file_that_is_no_good_key_is_named_and_nothing_starts(tmp_path, clock, name, content):
+def test_a_broken_key_file_is_named_and_prevents_the_start(tmp_path, clock, name, content):
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / name).write_bytes(content)
     with pytest.raises(OperatorError, match=name):
         a_ring(tmp_path, clock, "HS256" if name.endswith("hs256") else "EdDSA")
 
 
-def test_a_file_that_is_no_good_key_and_is_put_there_later_is_passed_over(tmp_path, clock):
+def test_a_broken_key_file_that_appears_at_run_time_is_ignored(tmp_path, clock):
     ring = a_ring(tmp_path, clock)
     kid = ring.current().kid
     (tmp_path / "keys" / "signing-9999999999-aa.hs256").write_bytes(b"short")

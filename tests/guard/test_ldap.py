@@ -1,4 +1,4 @@
-"""Logging in against a real slapd: bind, groups to roles, and nothing that a directory's quirks could open."""
+"""Logins against a real slapd: bind, groups to roles, and a directory's quirks that must not let anybody in."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_a_directory_that_does_not_know_us_is_an_outage(layout, guard):
         LdapDirectory(replace(layout, bind_password="wrong"), guard.vouched).verify("carol", PASSWORD)
 
 
-def test_an_anonymous_search_that_may_see_nothing_finds_nobody(layout, guard):
+def test_an_anonymous_search_without_read_access_finds_no_entry(layout, guard):
     assert LdapDirectory(replace(layout, bind_dn="", bind_password=""), guard.vouched).verify("carol", PASSWORD) is None
 
 
@@ -193,7 +193,7 @@ def test_no_spelling_is_a_way_round_a_disabled_account(login, guard):
 
 
 def test_no_spelling_is_a_way_round_the_throttle(layout, guard):
-    """Not even one that only the directory takes for the same: another attribute, or white space inside."""
+    """Not even a spelling that only the directory regards as equal: another attribute, or inner white space."""
     both = replace(layout, user_filter="(&(objectClass=inetOrgPerson)(|(uid={name})(mail={name})))")
     login = Login(guard.database, guard.passwords, guard.throttle, LdapDirectory(both, guard.vouched))
     spellings = ["pat o'neil", "PAT  O'NEIL", "pat@example.org", "PAT@example.org", " Pat   O'Neil"]
@@ -216,7 +216,7 @@ def as_root(slapd):
 
 @pytest.fixture
 def erin(slapd):
-    """Somebody who comes and goes; ``erin(uid)`` adds an entry of that name."""
+    """``erin(uid)`` adds an entry of that name; it is removed after the test."""
     added = []
 
     def add(uid):
@@ -269,7 +269,7 @@ def test_a_new_entry_is_no_way_round_a_disabled_account(login, guard, slapd, eri
 
 
 def old_account(guard, name, *, disabled=False):
-    """As earlier versions made it: known by the name that was typed."""
+    """An account as earlier versions created it, under the typed name."""
     with guard.database.session() as session:
         row = guard.accounts.new_row(name, "", ["user"], "ldap")
         row.name_key = name if name == name.lower() else f"{name.lower()}#{row.id}"
@@ -312,7 +312,7 @@ def test_a_directory_that_hangs_keeps_one_waiting_and_refuses_the_others_at_once
         for _ in range(10):
             with pytest.raises(IdentityUnavailable):
                 login.verify("carol", PASSWORD, HERE)
-        assert time.monotonic() - started_at < 10  # 20 s and more one after the other
+        assert time.monotonic() - started_at < 10  # sequentially it would take 20 s or more
     poll_until(lambda: answers(login), what="the directory")
 
 

@@ -1,4 +1,4 @@
-"""Logging in: one outcome for every wrong password, a throttle that slows guessers and lets the owner in."""
+"""Logins: the same outcome for every wrong password, and a throttle that slows guessers but admits the owner."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_clock_that_was_years_ahead_lengthens_no_wait(guard, ada, clock):
     clock.advance(-126_144_000)
     assert guard.login.verify("ada", PASSWORD, HERE)
     assert guard.login.verify("ada", PASSWORD, ELSEWHERE)
-    fail(guard, times=5)  # and from now on it counts as ever
+    fail(guard, times=5)  # from now on it counts as usual
     assert 0 < waits(guard) <= 1
     for number in range(19):
         fail(guard, address=ip_address(f"198.51.100.{100 + number}"), times=5)
@@ -171,7 +171,7 @@ def test_parallel_guesses_gain_nothing(guard, ada):
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes.count(AuthenticationFailed) <= 7  # 5 free, and one more for each slot but one, and one a second
+    assert outcomes.count(AuthenticationFailed) <= 7  # five, one more for each further slot, and one a second
     assert len(outcomes) == 30
 
 
@@ -264,7 +264,7 @@ def test_a_directory_that_hangs_does_not_keep_the_local_administrator_out(guard,
 
 
 def test_unknown_account_and_wrong_password_take_the_same_work(guard, ada, monkeypatch):
-    """Statements and hashes are counted instead of seconds: a busy machine makes seconds a flaky oracle."""
+    """Counts statements and hashes instead of seconds, which depend on the machine's load."""
     hashed = []
     original = guard.passwords.matches
     monkeypatch.setattr(guard.passwords, "matches", lambda *given: hashed.append(1) or original(*given))

@@ -1,4 +1,4 @@
-"""Records of commands: written with the act, moved into the log later, never lost."""
+"""Records of commands: stored in the act's transaction, moved into the log later, never lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""argon2id with the configured cost, few at a time; rules for new passwords."""
+"""argon2id with the configured cost, a bounded number at a time; rules for new passwords."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_only_the_right_password_matches():
 
 
 @pytest.mark.parametrize("stored", [None, "", "not a hash", "$argon2id$broken"])
-def test_without_a_good_hash_nothing_matches(stored):
+def test_without_a_valid_hash_nothing_matches(stored):
     passwords = Passwords(QUICK)
     assert not passwords.matches("what an unknown account is compared with", stored)
 
@@ -90,7 +90,7 @@ def test_fifty_parallel_hashes_of_the_real_cost_do_not_keep_their_memory():
     def hash_one():
         with passwords.turn():
             passwords.hash("correct horse battery")
-        held.wait()  # a thread that ends would give its arena to the next one
+        held.wait()  # keep all threads alive: a new thread would reuse the arena of one that ended
 
     threads = [threading.Thread(target=hash_one) for _ in range(50)]
     for thread in threads:

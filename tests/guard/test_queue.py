@@ -28,7 +28,7 @@ def make_queue(clock=None, **changes) -> Queue:
 
 
 def fill(queue: Queue, *names: str) -> list[Ticket]:
-    """Tickets that have lined up; the first ones run."""
+    """Tickets in line; the first ones hold slots."""
     tickets = [queue.enter(name) for name in names]
     for ticket in tickets:
         ticket.wait_turn(100, 0)
@@ -45,7 +45,7 @@ def test_a_free_slot_is_given_at_once():
     assert ticket.estimate_s() is None
 
 
-def test_who_finds_no_slot_waits_and_is_told_its_position():
+def test_a_ticket_without_a_slot_waits_and_knows_its_position():
     queue = make_queue()
     _, _, third, fourth = fill(queue, "a", "b", "c", "d")
     assert not third.wait_turn(100, 0)
@@ -86,7 +86,7 @@ def test_leaving_twice_frees_one_slot():
     assert first.position() == 0
 
 
-def test_who_leaves_while_waiting_gives_its_place_in_the_queue_back():
+def test_a_ticket_that_leaves_while_waiting_makes_room_for_another():
     queue = make_queue(max_running=1, max_waiting=1)
     first, second = fill(queue, "a", "b")
     with pytest.raises(Overloaded):
@@ -97,7 +97,7 @@ def test_who_leaves_while_waiting_gives_its_place_in_the_queue_back():
     assert third.wait_turn(100, 0)
 
 
-def test_a_full_room_refuses_before_anything_is_known_of_the_cost():
+def test_a_full_queue_refuses_before_the_cost_is_known():
     queue = make_queue(max_running=1, max_waiting=2)
     for name in "abc":
         queue.enter(name)
@@ -140,7 +140,7 @@ def test_retry_after_comes_from_the_rate_at_which_slots_became_free():
         with pytest.raises(Overloaded) as refusal:
             queue.enter("d")
         waits.append(refusal.value.retry_after_s)
-    # One of two slots becomes free every 3 s; after 9 s nobody is left of those who are inside now.
+    # A slot becomes free every 3 s (two slots of 6 s), so all three that are inside have left after 9 s.
     assert waits == pytest.approx([3, 6, 9, 9])
 
 
@@ -234,7 +234,7 @@ def test_five_hundred_threads_share_sixteen_slots_and_leave_nothing_behind():
 
 
 class AnyInterleaving(RuleBasedStateMachine):
-    """Whatever comes in whatever order: the books agree, and no slot is idle while somebody waits for it."""
+    """Any calls in any order: the counts agree, and no slot is idle while a ticket waits for it."""
 
     tickets = Bundle("tickets")
 

@@ -1,4 +1,4 @@
-"""Tokens a day: never exceeded by one, in any order, and after any crash."""
+"""Daily token quotas: never exceeded by a single token, under concurrency and after a crash."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_key_is_limited_by_its_own_quota_and_by_its_accounts(quotas):
     assert (state.limit, state.remaining) == (100, 40)
     with pytest.raises(LimitExceeded):
         quotas.reserve(both, 60)
-    assert remaining(quotas) == 940  # what the key could not have was not taken from the account
+    assert remaining(quotas) == 940  # the refused reservation was not charged to the account
 
 
 def test_the_next_day_begins_at_midnight_utc(quotas, clock):
@@ -63,7 +63,7 @@ def test_the_next_day_begins_at_midnight_utc(quotas, clock):
     assert quotas.state(ADA).reset_s == 10
     clock.advance(10)
     assert remaining(quotas) == 1000
-    quotas.settle(reserved.id, 1)  # belongs to yesterday
+    quotas.settle(reserved.id, 1)  # settles yesterday's count
     assert remaining(quotas) == 1000
 
 
@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_nothing_uncounted(options, guard):
         used = sum(int(process.stdout.readline()) for _ in range(10))
         process.kill()
         used += sum(int(line) for line in process.stdout)
-    assert 1000 - remaining(guard.quotas) - used in (0, 10)  # at most the reservation whose line was not written yet
+    assert 1000 - remaining(guard.quotas) - used in (0, 10)  # at most one reservation, not written yet
 
 
 def test_an_outage_at_settling_is_made_up_for_with_the_next_reservation(quotas, monkeypatch):

@@ -1,4 +1,4 @@
-"""Requests a minute, in memory; what Redis adds is tested with a real one in test_replicas.py."""
+"""Requests a minute, in memory; test_replicas.py has the tests with a real Redis."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_window_moves_on(monkeypatch):
     assert rates.hit([("account:ada", 2)]).remaining == 0
 
 
-def test_the_tightest_limit_is_the_one_that_is_told():
+def test_the_tightest_limit_is_reported():
     state = Rates().hit([("key:ci", 2), ("account:ada", 100)])
     assert (state.limit, state.remaining) == (2, 1)
 

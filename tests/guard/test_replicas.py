@@ -1,4 +1,4 @@
-"""Two replicas on a real PostgreSQL and a real Redis: one truth, and an outage that is 503 and heals."""
+"""Two replicas on a real PostgreSQL and a real Redis agree at once; an outage is 503 and ends without a restart."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_postgresql_stopped_is_503_and_comes_back_by_itself(replicas, ada, postg
 
 
 def waits(act):
-    """How long it takes until the act says that the store is unavailable."""
+    """Seconds until the act raises StoreUnavailable."""
     started_at = time.monotonic()
     with pytest.raises(StoreUnavailable):
         act()
@@ -220,8 +220,8 @@ def test_a_postgresql_that_hangs_is_503_in_bounded_time_and_comes_back_by_itself
         waited = []
         in_parallel([lambda: waited.append(waits(lambda: here.ask(pair.access_token)))] * 40)
         assert len(waited) == 40
-        assert max(waited) < 12  # the ping's, the connection's and the pool's limits; the machine may be busy
-        # Now it is known: who comes next does not wait, whatever it wants.
+        assert max(waited) < 12  # the time limits of ping, connection and pool together, and some for load
+        # The breaker is open now: no other call waits, of whatever kind.
         at_once = sorted(
             waits(act)
             for act in (
@@ -250,7 +250,7 @@ def test_a_statement_that_is_on_its_way_when_postgresql_hangs_ends_too(replicas,
 
 
 def wait_for(act):
-    """What the act returns once the store is available again."""
+    """The act's result, as soon as the store is available again."""
     deadline = time.monotonic() + 30
     while True:
         try:

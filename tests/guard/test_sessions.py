@@ -1,4 +1,4 @@
-"""Token families: refreshed by compare-and-swap, ended at once, dead when a spent token comes again."""
+"""Sessions: refreshed by compare-and-swap, ended at once, and when a spent refresh token is used again."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_retry_from_the_same_address_within_ten_seconds_gets_the_same_successo
 
 def test_a_clock_that_was_ahead_does_not_lengthen_the_grace(guard, pair, clock):
     claims = claims_of(guard, pair)
-    clock.advance(100_000)  # the refresh token itself is good for a day
+    clock.advance(100_000)  # sessions do not check the token's own expiry
     guard.sessions.refresh(claims, "127.0.0.1")
     clock.advance(-100_000)
     with pytest.raises(RefreshTokenReused):
@@ -102,7 +102,7 @@ def test_a_hundred_parallel_refreshes_have_one_successor(guard, pair):
         assert session.scalar(select(func.count()).select_from(RefreshToken)) == 2
 
 
-def test_a_refresh_token_of_nobody_is_refused(guard, pair, ada):
+def test_a_refresh_token_of_no_session_is_refused(guard, pair, ada):
     claims = claims_of(guard, pair)
     for wrong in (replace(claims, sid="other"), replace(claims, sub="other")):
         with pytest.raises(AuthenticationFailed):
@@ -122,7 +122,7 @@ def test_a_family_ends_after_its_absolute_lifetime_however_often_it_is_refreshed
 
 
 def guard_claims(guard, pair):
-    """The claims of a token of another time than PyJWT's."""
+    """The claims, unverified: the token is not valid at the system clock's time."""
     raw = jwt.decode(pair.refresh_token, options={"verify_signature": False})
     return Claims(raw["sub"], raw["sid"], raw["jti"], raw["iat"], raw["exp"])
 
@@ -157,7 +157,7 @@ def test_who_is_in_is_listed_and_all_of_an_account_end_together(guard, ada):
     assert [session.account for session in guard.sessions.list_sessions()] == ["bob"]
 
 
-def test_the_session_of_a_token_can_be_told(guard, pair):
+def test_the_session_of_a_token_is_found_by_its_jti(guard, pair):
     claims = claims_of(guard, pair)
     assert guard.sessions.sid_of(claims.jti) == claims.sid
     assert guard.sessions.sid_of(guard.tokens.check(pair.access_token, "access").jti) == claims.sid

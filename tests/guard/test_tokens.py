@@ -1,4 +1,4 @@
-"""Every rule about a token, and every published way around one: each is the same refusal."""
+"""Every rule for tokens, and every published attack on one: all are refused in the same way."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_what_is_no_token_at_all_is_refused(tokens, token):
     refused(tokens, token)
 
 
-def test_tokens_signed_before_a_rotation_stay_good(tokens):
+def test_tokens_signed_before_a_rotation_stay_valid(tokens):
     now = int(time.time())
     token = sign(tokens, "access", Claims("a", "s", "j", now, now + 60))
     tokens.ring.rotate()
@@ -334,7 +334,7 @@ def test_tokens_signed_before_a_rotation_stay_good(tokens):
 
 def test_the_key_that_the_header_names_is_looked_up_once(tokens, monkeypatch):
     token = forged(tokens, good_claims())
-    answers = iter([tokens.ring.current()])  # a second look, when the key has been dropped, would raise StopIteration
+    answers = iter([tokens.ring.current()])  # a second look-up would raise StopIteration
     monkeypatch.setattr(tokens.ring, "find", lambda kid: next(answers))
     assert tokens.check(token, "access").sub == "account"
 

@@ -1,4 +1,4 @@
-"""The pulse says who does not answer, also while it still waits for the answer, and notices when it comes back."""
+"""The pulse names a dependency that does not answer, even while its check still runs, and notices its return."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def silent():
 
 
 def test_it_names_the_first_that_does_not_answer():
-    assert Pulse({"a": silent, "b": silent}).problem() is None  # nobody was asked yet
+    assert Pulse({"a": silent, "b": silent}).problem() is None  # no check has run yet
     pulse = Pulse({"a": lambda: None, "b": silent, "c": silent})
     pulse.beat()
     assert pulse.problem() == "b"

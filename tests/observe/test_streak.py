@@ -1,4 +1,4 @@
-"""Failures in a row are a problem until one succeeds, or until nothing is known any more."""
+"""Failures in a row are a problem until a chat succeeds, or until the last failure is 30 s old."""
 
 from __future__ import annotations
 

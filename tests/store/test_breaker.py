@@ -1,4 +1,4 @@
-"""The breaker: passes while the server answers, refuses at once while it does not, and lets one try again now and then."""
+"""The breaker: closed while the server answers; open, it refuses at once and lets one caller at a time try again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_one_in_every_pause_may_try_and_the_first_answer_closes_it():
     breaker.check()
 
 
-def test_who_tries_in_vain_begins_the_pause_again():
+def test_a_failed_attempt_restarts_the_pause():
     clock = Clock()
     breaker = Breaker(0.5, clock=clock)
     breaker.trip()

@@ -1,4 +1,4 @@
-"""Transactions commit or roll back; an outage is StoreUnavailable and heals."""
+"""Transactions commit or roll back; an outage is StoreUnavailable and ends without a restart."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_statement_leaves_no_transaction_open(tmp_path, database):
     with database.engine.raw_connection().driver_connection as connection:
         assert not connection.in_transaction
     with sqlite3.connect(tmp_path / "chatsvc.db", timeout=0) as other:
-        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # nobody reads or writes
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0  # fails while in use
 
 
 def test_a_statement_of_a_database_that_cannot_be_opened_is_unavailable_and_heals(tmp_path):

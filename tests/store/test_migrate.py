@@ -1,4 +1,4 @@
-"""Migrations go forward and back, and what they make is what tables.py says."""
+"""Migrations go forward and back, and produce exactly the tables of tables.py."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Metrics. Knows nothing about who reads them."""
+"""Metrics, and detection of outages for ``/healthz``. Knows nothing about who reads them."""

@@ -1,6 +1,6 @@
-"""Counters and histograms under ``chatsvc_``, named as vLLM and OpenTelemetry's GenAI conventions name theirs.
+"""Prometheus metrics under ``chatsvc_``, named after vLLM's and OpenTelemetry's GenAI conventions.
 
-Each :class:`Metrics` has its own registry: nothing is global. Knows nothing about HTTP or who scrapes.
+Each :class:`Metrics` has a registry of its own; nothing is global. Knows nothing about HTTP or who scrapes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PER_TOKEN_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 
 
 
 class Metrics:
-    """Everything that is counted; threads may share it."""
+    """All metrics; thread-safe."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
@@ -63,42 +63,42 @@ class Metrics:
         )
 
     def observe_request(self, route: str, method: str, status: int, duration_s: float) -> None:
-        """One answer has left."""
+        """Count an answered request; ``duration_s`` runs until the last byte of the answer."""
         self._requests.labels(route, method, str(status)).inc()
         self._request_s.labels(route).observe(duration_s)
 
     def observe_generation(
         self, reason: str, num_prompt_tokens: int, num_completion_tokens: int, num_cached_tokens: int
     ) -> None:
-        """One generation has ended, for whatever reason."""
+        """Count a generation that has ended; ``reason`` is its finish reason."""
         self._generations.labels(reason).inc()
         self._prompt_tokens.inc(num_prompt_tokens)
         self._generation_tokens.inc(num_completion_tokens)
         self._cached_tokens.inc(num_cached_tokens)
 
     def observe_latency(self, first_token_s: float, total_s: float, num_tokens: int) -> None:
-        """How long a generation that produced something took."""
+        """Record the times of a generation that produced tokens; both run from its admission."""
         self._first_token_s.observe(first_token_s)
         self._generation_s.observe(total_s)
         if num_tokens > 1:
             self._per_token_s.observe((total_s - first_token_s) / (num_tokens - 1))
 
     def add_gauges(self, read: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
-        """Gauges that are read when scraped: name -> (help, value)."""
+        """Add gauges that ``read`` returns at each scrape: name -> (help, value)."""
         self.registry.register(_Gauges(read))
 
     def exposition(self) -> bytes:
-        """The Prometheus text."""
+        """The metrics in the Prometheus text format 0.0.4."""
         return generate_latest(self.registry)
 
 
 class _Gauges(Collector):
-    """Asks at scrape time, so that nothing has to keep a gauge up to date."""
+    """Reads gauges at scrape time, so that nothing has to keep them up to date."""
 
     def __init__(self, read: Callable[[], Mapping[str, tuple[str, float]]]) -> None:
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        """All gauges as they are now."""
+        """The gauges now."""
         for name, (documentation, value) in self._read().items():
             yield GaugeMetricFamily(name, documentation, value=value)

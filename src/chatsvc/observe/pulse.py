@@ -1,7 +1,6 @@
-"""Asks what the service stands on, once a second, whether it answers, so that health can say so at once.
+"""Checks the service's dependencies once a second in a thread, so that a health request never waits for one.
 
-Nobody who asks for health waits for a database, and one that hangs is told from one that answers also while there is
-no traffic. Knows nothing about what is asked.
+A dependency that hangs is noticed without traffic, too. Knows nothing about the dependencies.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ from collections.abc import Callable, Mapping
 
 _log = logging.getLogger(__name__)
 
-# An answer that takes longer is none.
+# A check that takes longer counts as failed while it still runs.
 _SLOW_S = 2.5
 
 
 class Pulse:
-    """One thread.
+    """The checking thread.
 
     Args:
-        checks: by what is wrong then, what raises where there is no answer.
-        every_s: the pause between two rounds.
-        clock: seconds.
+        checks: by the problem they detect, functions that raise if it is there.
+        every_s: pause between two rounds.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -36,39 +35,39 @@ class Pulse:
         self._checks = checks
         self._every_s = every_s
         self._clock = clock
-        self._asking: tuple[str, float] | None = None
+        self._running: tuple[str, float] | None = None  # the problem being checked, since when
         self._problem: str | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="store-pulse", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start checking."""
         self._thread.start()
 
     def problem(self) -> str | None:
-        """What is wrong with the first that does not answer, None where all do."""
-        asking = self._asking
-        if asking is not None and self._clock() - asking[1] > _SLOW_S:
-            return asking[0]
+        """The first problem found, or None."""
+        running = self._running
+        if running is not None and self._clock() - running[1] > _SLOW_S:
+            return running[0]
         return self._problem
 
     def beat(self) -> None:
-        """Ask everyone once."""
+        """Run every check once."""
         problem = None
         for name, check in self._checks.items():
-            self._asking = name, self._clock()
+            self._running = name, self._clock()
             try:
                 check()
-            except Exception as error:  # noqa: BLE001  (whatever it was, it was no answer, and the thread must go on)
+            except Exception as error:  # noqa: BLE001  (any error means a problem, and the thread must go on)
                 if problem is None and name != self._problem:
                     _log.error("%s: %s", name, error)
                 problem = problem or name
         if problem is None and self._problem is not None:
             _log.info("no longer: %s", self._problem)
-        self._problem, self._asking = problem, None
+        self._problem, self._running = problem, None
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop checking and wait for the thread to end."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,8 +1,8 @@
-"""Whether all chats fail lately, and for the same reason of ours. Knows nothing about chats.
+"""Detects that all recent chats failed with the same error of ours. Knows nothing about chats.
 
-One answer that fails is no outage, and neither are several between others that succeed. Several in a row, with nothing
-between them that succeeded, are: whoever watches health then sends people elsewhere. No chat may come after that, so
-the verdict ends by itself a while after the last failure, and the next chat decides again.
+Three failures in a row, without a success between them, make the service unhealthy, so that a load balancer sends
+requests elsewhere. Then perhaps no chat arrives any more, so the verdict expires 30 s after the last failure, and the
+next chat decides again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from chatsvc.errors import ChatsvcError, DeadlineExceeded, Draining, Overloaded,
 
 _LEAST = 3
 _KEPT_S = 30.0
-# Refused, or ended, by design: that says nothing about the next one.
+# Refused or ended by design: says nothing about the next chat.
 _NO_FAULT = (RequestError, Overloaded, Draining, DeadlineExceeded)
 
 
 class Streak:
-    """Failures in a row, counted by any number of threads."""
+    """Counts failures in a row; thread-safe."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -32,7 +32,7 @@ class Streak:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count how the block ends. One that the caller left, or was refused for its own fault, is not counted."""
+        """Count how the block ends. Refusals, and chats whose client left, are not counted."""
         try:
             yield
         except _NO_FAULT:
@@ -47,7 +47,7 @@ class Streak:
             self._num_failures = 0
 
     def problem(self) -> str | None:
-        """The code of the error that all of the last chats ended with; None while there is no such streak."""
+        """The error code of the current streak, or None."""
         if self._num_failures < _LEAST or self._clock() - self._failed_at > _KEPT_S:
             return None
         return self._code

@@ -1,7 +1,7 @@
-"""Remembers that a server does not answer, so that not every thread finds it out by waiting. Knows no server.
+"""A circuit breaker: while a server does not answer, only one caller at a time waits for it. Knows no server.
 
-A time-out trips the breaker. From then on everybody is refused at once, except one caller in every ``pause_s``, who
-tries again; the first answer closes it.
+A time-out trips the breaker. Then all callers are refused at once, except one every ``pause_s`` seconds, which tries
+again. The first answer closes the breaker.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from chatsvc.errors import StoreUnavailable
 
 _PAUSE_S = 0.5
-# What fails later than this was not refused: nobody answered.
+# A failure after more than this is a time-out; a server that refuses a connection does so at once.
 _SILENT_AFTER_S = 1.0
 
 
 class Breaker:
-    """One for each server.
+    """The breaker of one server.
 
     Args:
-        pause_s: how often one caller tries again; at least as long as a try may take, or several wait at once.
-        refusal: what a refused caller gets.
+        pause_s: time between two attempts; at least as long as an attempt may take, or several callers wait at once.
+        refusal: the error of a refused caller.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -37,17 +38,17 @@ class Breaker:
         self._refusal = refusal
         self._clock = clock
         self._lock = threading.Lock()
-        self._try_at: float | None = None  # None: it answers
+        self._try_at: float | None = None  # the next attempt; None: closed
 
     @contextmanager
     def watch(self, *failures: type[Exception]) -> Iterator[None]:
-        """Around one conversation with the server. A failure that took long trips the breaker; any answer closes it.
+        """Around one exchange with the server. A time-out trips the breaker; any answer closes it.
 
         Args:
-            failures: what the client raises when the server refuses the connection, breaks it off or is silent.
+            failures: what the client raises when the server refuses, aborts or does not answer.
 
         Raises:
-            StoreUnavailable: the breaker is open, and somebody else is trying again.
+            StoreUnavailable: the breaker is open and another caller is trying; a subclass if ``refusal`` says so.
         """
         self.check()
         started_at = self._clock()
@@ -57,35 +58,35 @@ class Breaker:
             if self._clock() - started_at > _SILENT_AFTER_S:
                 self.trip()
             raise
-        except Exception:  # it answered: what came after is not its fault
+        except Exception:  # the server answered; the error is the caller's
             self.close()
             raise
         self.close()
 
     def check(self) -> None:
-        """Pass, or be refused.
+        """Do nothing, or refuse.
 
         Raises:
-            StoreUnavailable: the server did not answer, and somebody else is trying again.
+            StoreUnavailable: as in :meth:`watch`.
         """
-        answers = self._try_at is None  # what every request asks: without the lock
-        if answers:
+        is_closed = self._try_at is None  # the usual case, without the lock
+        if is_closed:
             return
         with self._lock:
             now = self._clock()
-            if self._try_at is None:  # it answered meanwhile
+            if self._try_at is None:  # closed meanwhile
                 return
             if now < self._try_at:
                 raise self._refusal
             self._try_at = now + self._pause_s
 
     def trip(self) -> None:
-        """The server did not answer."""
+        """Open the breaker: the server did not answer."""
         with self._lock:
             self._try_at = self._clock() + self._pause_s
 
     def close(self) -> None:
-        """It does."""
+        """Close the breaker: the server answered."""
         if self._try_at is not None:
             with self._lock:
                 self._try_at = None

@@ -1,13 +1,13 @@
-"""One database: SQLite by default, PostgreSQL by URL. Knows how to lock, to fail and to heal, not what is stored.
+"""Transactions on SQLite (the default) or PostgreSQL (by URL). Knows locking and outages, not what is stored.
 
-``reading()`` and ``session()`` are transactions; every outage leaves them as :class:`StoreUnavailable`, and the next
-call tries again, so the service heals without a restart. Of a PostgreSQL that hangs see ``store/postgres.py``.
+Every outage is raised as :class:`StoreUnavailable`, and the next call tries again, so the service recovers without a
+restart. For a PostgreSQL server that hangs, see ``store/postgres.py``.
 
-SQLite: write-ahead log, one writer at a time. Our own threads queue for the writer on a lock, because SQLite's busy
+SQLite has a write-ahead log and one writer at a time. Our threads wait for the writer on a lock, because SQLite's busy
 handler sleeps and polls, which is slow and unfair with many threads; the busy timeout remains for other processes.
-``synchronous=FULL``: a logout that was answered must survive a power cut. Counts alone (``counting()``) are NORMAL: a
-power cut may undo the last of them, and every request would wait for the disk twice more if it could not. What every
-request asks (``first()``, ``counting()``) goes to the driver itself; see ``store/statement.py``.
+``session()`` commits with ``synchronous=FULL``: a logout that was answered survives a power cut. ``counting()`` commits
+with NORMAL, which is not fsynced: only a power cut can lose the last counts, and each request saves two waits for the
+disk. ``first()`` and ``counting()`` run with every request and bypass SQLAlchemy; see ``store/statement.py``.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Database:
     """Transactions on one SQLAlchemy engine.
 
     Args:
-        url: ``sqlite:///path`` or ``postgresql+psycopg://…`` (plain ``postgresql://`` is understood too).
-        pool_size: connections kept; as many again may be opened in a rush.
+        url: ``sqlite:///path`` or ``postgresql+psycopg://…`` (or plain ``postgresql://…``).
+        pool_size: connections kept open; under load as many again are opened.
     """
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
@@ -58,7 +58,7 @@ class Database:
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._breaker = Breaker()
         self.engine = _sqlite_engine(url, pool_size) if self.is_sqlite else _postgres(url, pool_size, self._breaker)
-        # BEGIN IMMEDIATE takes the write lock at once: no upgrade from reader to writer, which could deadlock.
+        # BEGIN IMMEDIATE takes the write lock at once; upgrading a reader to a writer could deadlock.
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         self._writer = threading.Lock()
         self._touch_at = 0.0
@@ -66,7 +66,11 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction that may write; it is committed when the block ends and rolled back when it raises."""
+        """A transaction that may write: committed when the block ends, rolled back when it raises.
+
+        Raises:
+            StoreUnavailable: the database is down, read-only, or locked for too long.
+        """
         with (
             self._turn_to_write(),
             self._outages(),
@@ -78,7 +82,7 @@ class Database:
 
     @contextmanager
     def counting(self) -> Iterator[PlainConnection]:
-        """The same for counts, on a plain connection: no disk is waited for; a power cut may undo the last of them."""
+        """As :meth:`session`, for counts, on a plain connection without fsync: a power cut may lose the last ones."""
         with self._turn_to_write(), self._outages(), self._plain() as connection:
             if not isinstance(connection, sqlite3.Connection):
                 with connection.begin():
@@ -91,35 +95,35 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A transaction that only reads; readers never wait for the writer."""
+        """A transaction that only reads and never waits for the writer."""
         with self._outages(), Session(self.engine, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A plain connection that only reads."""
+        """A connection of SQLAlchemy Core that only reads."""
         with self._outages(), self.engine.connect() as connection:
             yield connection
 
     def first(self, statement: Statement, values: Mapping[str, Any]) -> AnyRow | None:
-        """The first row of a reading statement, or None."""
+        """The first row of a statement that only reads, or None."""
         with self._outages(), self._plain() as connection:
             return statement.run(connection, values)
 
     def ping(self) -> None:
-        """Ask for nothing.
+        """Ask the database for an answer.
 
         Raises:
-            StoreUnavailable: there is no answer.
+            StoreUnavailable: there is none.
         """
         with self.connection() as connection:
             connection.execute(text("SELECT 1"))
 
     def check_writable(self) -> None:
-        """Take the right to write, and now and then write as good as nothing: a full disk gives the right as well.
+        """Check that the database can be written. In SQLite a real write is tried every 10 s, to notice a full disk.
 
         Raises:
-            StoreUnavailable: another program holds a lock on the file, or the disk or the server takes no writes.
+            StoreUnavailable: another program locks the file, the disk is full, or the server is read-only.
         """
         if not self.is_sqlite:
             with self.connection() as connection:
@@ -140,17 +144,17 @@ class Database:
     def _touch(self, connection: sqlite3.Connection) -> None:
         now = time.monotonic()
         if now >= self._touch_at:
-            # A number in the file's header that nobody reads.
+            # user_version is a field of the file's header that we do not use otherwise.
             connection.execute(f"PRAGMA user_version={int(now) % 2**31}")
             self._touch_at = now + _TOUCH_EVERY_S
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close the pooled connections."""
         self.engine.dispose()
 
     @contextmanager
     def _outages(self) -> Iterator[None]:
-        """Turn every failure of the database itself into StoreUnavailable; our own mistakes stay what they are."""
+        """Raise failures of the database as StoreUnavailable; errors of our own statements pass unchanged."""
         self._breaker.check()
         try:
             yield
@@ -161,7 +165,7 @@ class Database:
             raise StoreUnavailable from error
 
     def _tell(self, error: Exception) -> None:
-        """Log why, now and then: while the database is down, every request fails with it."""
+        """Log the cause, at most every 10 s: while the database is down, every request fails."""
         now = time.monotonic()
         if now >= self._tell_at:
             self._tell_at = now + _TELL_EVERY_S
@@ -169,7 +173,7 @@ class Database:
 
     @contextmanager
     def _plain(self) -> Iterator[PlainConnection]:
-        """A pooled connection: the driver's own where that is SQLite's, in no transaction."""
+        """A pooled connection outside of a transaction: for SQLite the driver's, else SQLAlchemy's."""
         if not self.is_sqlite:
             with self.engine.connect() as connection:
                 yield connection
@@ -211,9 +215,9 @@ def _sqlite_engine(url: str, pool_size: int) -> Engine:
 
 
 def _make_private(_dialect: Any, _record: Any, arguments: list[Any], _keywords: Any) -> None:
-    """Conversations are in it: the file belongs to one account. SQLite gives its log the mode of the file."""
+    """Create the file with mode 0600, because it holds conversations. SQLite gives its log the same mode."""
     path = Path(arguments[0])
-    with suppress(OSError):  # it is there already, or cannot be: then connecting says so
+    with suppress(OSError):  # it exists, or cannot be created: then connecting fails with the reason
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
@@ -225,18 +229,18 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     begin = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
     if begin != "DEFERRED":
-        connection.exec_driver_sql("PRAGMA synchronous=FULL")  # it may have counted before
+        connection.exec_driver_sql("PRAGMA synchronous=FULL")  # counting() may have set NORMAL on this connection
     connection.exec_driver_sql(f"BEGIN {begin}")
 
 
 def _postgres(url: str, pool_size: int, breaker: Breaker) -> Engine:
-    # The extra "postgres" need not be installed where SQLite is used.
+    # Imported here because the extra "postgres" may be missing where SQLite is used.
     from chatsvc.store.postgres import postgres_engine  # noqa: PLC0415
 
     return postgres_engine(url, pool_size, breaker)
 
 
 def insert_if_missing(connection: Connection, table: type[Any], **values: Any) -> None:
-    """Insert a row unless its key is there: the same statement in both databases, safe between replicas."""
+    """Insert a row unless its key exists: one atomic statement in either database."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     connection.execute(insert(table).values(**values).on_conflict_do_nothing())

@@ -1,7 +1,7 @@
-"""Brings the database's tables to what this version of the program needs, and back. Knows nothing about their use.
+"""Migrates the database's tables to the revision this version needs, or back. Knows nothing about their use.
 
-Runs at every start under a lock (an advisory lock in PostgreSQL, the write lock in SQLite), so replicas that start
-together migrate once.
+Runs at every start under a lock (PostgreSQL: an advisory lock; SQLite: the write lock), so of several replicas that
+start together only one migrates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _ADVISORY_LOCK = 0x63_68_61_74  # "chat"
 
 
 def migrate(database: Database, revision: str = "head") -> None:
-    """Go forward to ``revision``. Does nothing where the tables are there already."""
+    """Migrate forward to ``revision``; does nothing if the tables are current.
+
+    Raises:
+        StoreUnavailable: the database is down.
+    """
     with database.session() as session:
         connection = session.connection()
         _lock(connection, is_sqlite=database.is_sqlite)
@@ -29,7 +33,7 @@ def migrate(database: Database, revision: str = "head") -> None:
 
 
 def migrate_back(database: Database, revision: str) -> None:
-    """Go back to ``revision``; ``base`` removes every table."""
+    """Migrate back to ``revision``; ``base`` drops every table."""
     with database.session() as session:
         connection = session.connection()
         _lock(connection, is_sqlite=database.is_sqlite)
@@ -37,7 +41,7 @@ def migrate_back(database: Database, revision: str) -> None:
 
 
 def is_current(database: Database) -> bool:
-    """Whether the tables are those of this version."""
+    """Whether the tables have the revision this version needs."""
     with database.connection() as connection:
         context = MigrationContext.configure(connection)
         head = ScriptDirectory.from_config(_config(connection)).get_current_head()
@@ -45,7 +49,7 @@ def is_current(database: Database) -> bool:
 
 
 def head() -> str:
-    """The revision that this version of the program needs."""
+    """The revision this version needs."""
     config = Config()
     config.set_main_option("script_location", _SCRIPTS)
     config.set_main_option("path_separator", "os")

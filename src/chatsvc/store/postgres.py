@@ -1,8 +1,8 @@
-"""PostgreSQL by psycopg, with a time limit of ours on every answer. Knows nothing about what is stored.
+"""PostgreSQL by psycopg, with a client-side time limit on every answer. Knows nothing about what is stored.
 
-The server's own time limits end what takes it too long, but a server that hangs, or whose packets are dropped, keeps
-none: its kernel may even go on acknowledging what we send. So each wait for an answer ends here after a while, its
-connection is given up, and the breaker tells everybody else.
+The server's own limits (``statement_timeout``) do not help if the server hangs or packets are dropped; its kernel may
+still acknowledge what we send. So each wait for an answer ends here after a few seconds, the connection is closed, and
+the breaker refuses other callers.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ Value = TypeVar("Value")
 
 _CONNECT_TIMEOUT_S = 2
 _POOL_TIMEOUT_S = 2
-# An idle connection is asked whether it still lives before it is used; that takes no longer than a way there and back.
+# For the ping of an idle connection before it is used: one round trip.
 _PING_TIMEOUT_S = 2.0
-# A little more than the server allows itself: what it can still refuse by itself has the better reason.
+# More than the server's own limits, because its errors name a better reason.
 _ANSWER_TIMEOUT_S = 6.0
 _OPTIONS = "-c statement_timeout=5000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000"
 
 
 class ImpatientConnection(psycopg.Connection[Any]):
-    """A connection that is given up when its server takes too long."""
+    """A connection that is closed if the server does not answer in time."""
 
     breaker: Breaker
     answer_timeout_s = _PING_TIMEOUT_S
 
     def wait(self, gen: PQGen[Value], interval: float = 0.1, timeout: float | None = None) -> Value:
-        """As in the base class, but never for ever."""
+        """As in the base class, for at most ``answer_timeout_s``."""
         try:
             return super().wait(gen, interval, self.answer_timeout_s if timeout is None else timeout)
         except psycopg.OperationalError as error:
-            if error.sqlstate is None and not self.closed:  # neither refused nor cut off: silent
+            if error.sqlstate is None and not self.closed:  # no error of the server, no lost connection: a time-out
                 self.pgconn.finish()
                 self.breaker.trip()
             raise
 
 
 def postgres_engine(url: str, pool_size: int, breaker: Breaker) -> Engine:
-    """The engine; ``breaker`` is tripped when the server is silent and closed when it answers."""
+    """The engine. It trips ``breaker`` when the server does not answer and closes it when it does."""
     parsed = make_url(url)
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -72,7 +72,7 @@ def postgres_engine(url: str, pool_size: int, breaker: Breaker) -> Engine:
         breaker.close()
 
     def check_in(connection: ImpatientConnection | None, _record: Any) -> None:
-        if connection is not None:  # None: it was given up
+        if connection is not None:  # None: it was closed
             connection.answer_timeout_s = _PING_TIMEOUT_S
 
     event.listen(engine, "do_connect", connect)

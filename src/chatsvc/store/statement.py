@@ -1,6 +1,6 @@
-"""A statement that runs with every request. SQLite's driver gets it directly: a layer above takes longer than SQLite.
+"""Statements that run with every request. In SQLite they bypass SQLAlchemy, whose overhead exceeds SQLite's own time.
 
-It is built like any other with SQLAlchemy's expressions, so that both databases understand it.
+They are written as SQLAlchemy expressions, so both databases understand them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from sqlalchemy import Connection, Executable
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.elements import CompilerElement
 
-# A row; its columns are attributes.
+# A row with its columns as attributes.
 AnyRow = Any
 
 PlainConnection = Connection | sqlite3.Connection
 
 
 class Statement:
-    """Compiled once. Its columns and values are text and numbers, which neither database's driver has to convert."""
+    """A statement, compiled once. Its columns and values must be text and numbers: nothing here converts types."""
 
     def __init__(self, statement: Executable) -> None:
         assert isinstance(statement, CompilerElement)
@@ -29,7 +29,7 @@ class Statement:
         self._sqlite_text = str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
     def run(self, connection: PlainConnection, values: Mapping[str, Any]) -> AnyRow | None:
-        """Run it; the first row, or None where there is none."""
+        """Run it; the first row, or None."""
         if isinstance(connection, sqlite3.Connection):
             return self._first_of_sqlite(connection, values)
         result = connection.execute(self._statement, values)
@@ -37,7 +37,7 @@ class Statement:
 
     def _first_of_sqlite(self, connection: sqlite3.Connection, values: Mapping[str, Any]) -> AnyRow | None:
         cursor = connection.execute(self._sqlite_text, values)
-        rows = cursor.fetchall()  # to its end: one that is not over keeps its lock
+        rows = cursor.fetchall()  # all of them: an unfinished cursor keeps its read lock
         if not rows:
             return None
         names = (column[0] for column in cursor.description)

@@ -1,6 +1,6 @@
-"""The tables. Times are Unix seconds as floats, ids are text; knows nothing about who reads or writes them.
+"""The tables, portable between SQLite and PostgreSQL. Knows nothing about who reads or writes them.
 
-Portable between SQLite and PostgreSQL: no column type and no default here is special to either.
+Times are Unix seconds as floats; ids are text.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ _NAME = String(128)
 
 
 class Base(DeclarativeBase):
-    """Holds the metadata of all tables."""
+    """The metadata of all tables."""
 
 
 class Account(Base):
-    """Who may log in. ``roles`` are names with spaces between; ``password_hash`` is empty where a directory decides.
+    """A person or a tool.
 
-    ``name_key`` is what all spellings of the name have in common; accounts of older versions that share one have their
-    id behind it. ``authority`` and ``subject`` say who vouches for the account, and what that authority cannot change.
+    Attributes:
+        password_hash: empty if a directory or a provider checks the password.
+        roles: names, separated by spaces.
+        source: ``local``, ``ldap`` or ``oidc``.
+        name_key: the form in which names are compared; accounts of older versions that share it have ``#`` and their id
+            appended.
+        authority, subject: who vouches for the account, and the person's unchanging id there.
     """
 
     __tablename__ = "accounts"
@@ -46,7 +51,7 @@ class Account(Base):
 
 
 class Session(Base):
-    """A token family: one login and everything that was refreshed out of it. It is dead once ``revoked_at`` is set.
+    """A token family: one login, and all tokens refreshed from it. It has ended once ``revoked_at`` is set.
 
     ``network`` (column ``place``) is the address as the login throttle counts it: a /64 for IPv6.
     """
@@ -66,7 +71,7 @@ class Session(Base):
 
 
 class RefreshToken(Base):
-    """One refresh token of a family; ``successor`` is set by the one refresh that wins."""
+    """A refresh token. The refresh that spends it sets ``successor``, the ``jti`` of the next one."""
 
     __tablename__ = "refresh_tokens"
     __table_args__ = (Index("ix_refresh_tokens_sid", "sid"),)
@@ -81,7 +86,7 @@ class RefreshToken(Base):
 
 
 class ApiKey(Base):
-    """A key for a tool. Only the SHA-256 of its secret is here; the old one lives on for a while after a rotation."""
+    """An API key. Only the SHA-256 of its secret is stored; after a rotation also the old one's, for a grace period."""
 
     __tablename__ = "api_keys"
     __table_args__ = (Index("ix_api_keys_account", "account_id"),)
@@ -103,7 +108,7 @@ class ApiKey(Base):
 
 
 class Usage(Base):
-    """Tokens of one bucket (an account, a key) on one UTC day; ``num_tokens`` holds what is reserved as well."""
+    """Tokens of one bucket (an account or a key) on one UTC day, used or reserved. ``day`` counts from 1970-01-01."""
 
     __tablename__ = "usage"
 
@@ -113,7 +118,7 @@ class Usage(Base):
 
 
 class Reservation(Base):
-    """Tokens set aside for one generation until it is settled; one that is never settled counts in full."""
+    """Tokens reserved for one generation until it is settled; they are counted in :class:`Usage` already."""
 
     __tablename__ = "reservations"
     __table_args__ = (Index("ix_reservations_expires", "expires_at"),)
@@ -126,7 +131,7 @@ class Reservation(Base):
 
 
 class LoginFailure(Base):
-    """Failed logins of one (attempted name, address), or of one name from anywhere; the name is a keyed hash."""
+    """Failed logins of one attempted name (as an HMAC) from one network, or from anywhere (``address`` is ``*``)."""
 
     __tablename__ = "login_failures"
     __table_args__ = (Index("ix_login_failures_last", "last_at"),)
@@ -140,7 +145,7 @@ class LoginFailure(Base):
 
 
 class OutboxRecord(Base):
-    """An administrative act that is not in the audit log yet: written with the act itself, in one transaction."""
+    """The record of an administrative act, stored in the act's transaction, until it is in the audit log."""
 
     __tablename__ = "audit_outbox"
 
@@ -152,7 +157,7 @@ class OutboxRecord(Base):
 
 
 class Conversation(Base):
-    """One conversation of one account."""
+    """A conversation of an account."""
 
     __tablename__ = "conversations"
     __table_args__ = (Index("ix_conversations_account", "account_id", "updated_at"),)
@@ -165,7 +170,7 @@ class Conversation(Base):
 
 
 class ConversationMessage(Base):
-    """One turn of a conversation; ``position`` counts from 0. The only place that holds a prompt."""
+    """A message of a conversation; ``position`` counts from 0. The only table that holds prompts and answers."""
 
     __tablename__ = "conversation_messages"
     __table_args__ = (UniqueConstraint("conversation_id", "position"),)
