@@ -113,7 +113,7 @@ def _application(running: Running) -> Flask:
     app.extensions[EXTENSION] = running
     tokens.install(app, running.guard.ring.algorithm)
     problems.install(app)
-    hooks.install(app, _door(running))
+    hooks.install(app, _hooks(running))
     _register(app, running)
     routing.check_every_route(app)
     return app
@@ -182,8 +182,8 @@ def _planner_options(settings: Settings) -> PlannerOptions:
     )
 
 
-def _door(running: Running) -> hooks.Door:
-    return hooks.Door(
+def _hooks(running: Running) -> hooks.Hooks:
+    return hooks.Hooks(
         running.gate,
         running.audit,
         running.metrics,

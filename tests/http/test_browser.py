@@ -289,13 +289,34 @@ def test_who_says_no_at_the_identity_provider_reads_so_at_the_login(single_sign_
     assert browser.text("#login-error") == [""]
 
 
-def test_the_offline_page_of_the_api_shows_every_route(server, browse, wait_until):
+def test_the_offline_page_of_the_api_shows_every_route_with_its_parts(server, browse, wait_until):
     browser = browse()
     browser.open(f"{server.url}/docs")
     wait_until(lambda: "/chat/stream" in "".join(browser.text("#operations code")))
+    document = httpx.get(f"{server.url}/openapi.json").json()
+    assert set(document["paths"]) <= set(browser.text("#operations summary code"))
     browser.run("document.querySelectorAll('details')[0].open = true")
     browser.picture("docs")
-    assert "/v1/chat/completions" in browser.text("#operations code")
+    shown = browser.text("#operations details[open] .inside")[0]
+    for part in (
+        "conversation_id",
+        "≥ 1",
+        "Qwen1.5-0.5B-Chat",
+        "curl -X POST",
+        "What is the capital of France?",
+        "429",
+    ):
+        assert part in shown, part
+    listing = "[...document.querySelectorAll('details')].find(n => n.textContent.startsWith('GET/conversations '))"
+    shown = browser.run(f"{listing}.textContent")
+    for part in ("limit", "1 … 200", "has_more", "How many to skip."):
+        assert part in shown, part
+    assert set(document["components"]["schemas"]) <= set(browser.text(".object h3"))
+    assert "Answers" in browser.text("#operations h3")
+    browser.click("[data-action=language]")
+    assert "响应" in browser.text("#operations h3")
+    assert browser.run("document.documentElement.lang") == "zh-CN"
+    browser.picture("docs-zh")
     assert browser.complaints() == []
 
 

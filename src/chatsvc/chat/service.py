@@ -1,4 +1,4 @@
-"""A completion from admission to the last delta: the steps 4–9 of ``docs/explanation/request-path.md``.
+"""A completion from admission to the last delta: the steps 8–13 of ``docs/explanation/request-path.md``.
 
 Knows nothing about HTTP: it takes a request that passed the schema and yields what happens.
 """
@@ -145,13 +145,14 @@ class ChatService:
         try:
             with self.streak.counting():
                 self._refuse_early()
-                # (5) template -> prompt ids -> charge
+                # (8) template -> prompt ids -> charge
                 plan = self.planner.plan(call.account_id, request)
                 self._charge(call, plan)
                 start = Start(self.new_id(), plan.conversation_id, plan.card.name)
                 is_new = request.conversation_id is None
                 with self.conversations.answers.begin(call.account_id, plan.conversation_id, is_new=is_new) as answer:
                     yield start
+                    # (9) turn: a slot
                     while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
                         watch.check()
                         answer.check()
@@ -159,7 +160,7 @@ class ChatService:
                     progress = _Progress(started_at, answer, plan.choices(), len(plan.prompt_ids))
                     yield from self._recorded(call, request, plan, progress, watch)
         finally:
-            # (9) whatever happened, the slot is free
+            # (13) whatever happened, the slot is free
             call.admission.release()
         yield _finish(start, progress)
 
@@ -184,7 +185,7 @@ class ChatService:
         self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: AbortChecks
     ) -> Iterator[Event]:
         """Generate between a ``begin`` and an ``end`` record; settle the quota by what was really used."""
-        # (6) durable before the first token is asked for
+        # (10) durable before the first token is asked for
         with self.audit.begin(dataclasses.replace(call.facts, model=plan.card.digest)) as record:
             try:
                 yield from self._generate(call, request, plan, progress, watch)
@@ -205,7 +206,7 @@ class ChatService:
                 self._keep_what_there_was(plan, progress)
                 raise
             finally:
-                # (9) the end record, also of what was cut off
+                # (13) the end record, also of what was cut off
                 call.admission.settle(progress.num_prompt_tokens + progress.num_completion_tokens)
                 record.result = dataclasses.replace(
                     record.result,
@@ -240,11 +241,11 @@ class ChatService:
 
         generations: list[Generation] = []
         try:
-            # (7) ids to the engine
+            # (11) ids to the engine
             for sampling in plan.samplings():
                 generation = self.engine.submit(plan.prompt_ids, sampling, call.account_id, plan.card, plan.num_public)
                 generations.append(generation)  # one by one: where the next is refused, this one is cancelled
-            # (8) ids -> text -> stop strings -> delta
+            # (12) ids -> text -> stop strings -> delta
             for event in advance_all(progress.choices, generations, self.options.poll_s, check):
                 if progress.first_token_at is None and progress.num_completion_tokens:
                     progress.first_token_at = self.clock()

@@ -1,8 +1,7 @@
 """Logging in and out: ``/login``, ``/refresh``, ``/logout``, ``/password``, ``/me``, and the public keys.
 
-The audit record begins before a password is looked at and before a token is made; for an address that fails often, only
-before a token is made. A log that cannot be written means that nobody comes in (503). Knows nothing about how a
-password or a token is checked.
+The audit record begins before a password is checked; for an address that fails often, only before a token is made.
+While the log cannot be written, nobody can log in (503). Knows nothing about how a password or a token is checked.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class LoginBody(Body):
 
 
 class PasswordBody(Body):
-    """The password that holds, and the one that shall."""
+    """The current password, and the new one."""
 
     current: Text = Field(examples=["correct horse battery staple"])
     new: Text = Field(examples=["a longer sentence that only I know"])
@@ -234,5 +233,5 @@ def token_answer(pair: TokenPair) -> Response:
 
 def _address() -> ClientAddress:
     address = context.current().address
-    assert address is not None, "hooks have told the address before any view runs"
+    assert address is not None, "the hooks determine the address before any view runs"
     return address

@@ -25,7 +25,7 @@ from chatsvc.http.wire.schema import Model, max_chat_bytes, parse_json
 
 @dataclass(frozen=True, slots=True)
 class ChatDesk:
-    """What the chat routes need."""
+    """What all routes that generate text share: reading the body, admission, and the service."""
 
     gate: Gate
     service: ChatService
@@ -34,7 +34,7 @@ class ChatDesk:
     max_body_bytes: int | Literal["auto"] = "auto"
 
     def read(self, model: type[Model]) -> Model:
-        """The checked body of the request being answered; it may be as long as the model's context needs."""
+        """The checked body; it may be as long as the model's context needs."""
         return parse_json(request, model, max_bytes=self._max_bytes())
 
     def _max_bytes(self) -> int:
@@ -61,14 +61,14 @@ class ChatDesk:
     def stream(
         self, chat_request: ChatRequest, encoder: sse.Encoder[Event], headers: Mapping[str, str] = MappingProxyType({})
     ) -> Response:
-        """A streaming answer; ``headers`` go with those of the limits."""
+        """A streaming answer; ``headers`` are sent with those of the limits."""
         call = self.call()
         events = self.service.stream(call, chat_request)
         told = {**call.admission.limits_headers(), **headers}
         return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=told)
 
     def complete(self, chat_request: ChatRequest) -> tuple[list[Whole], Finish, dict[str, str]]:
-        """All choices, how they ended, and the headers of the limits."""
+        """The text of every choice, how they ended, and the headers of the limits."""
         call = self.call()
         wholes, finish = self.service.complete_all(call, chat_request)
         return wholes, finish, call.admission.limits_headers()
@@ -76,7 +76,7 @@ class ChatDesk:
     def stream_all(
         self, requests: Sequence[ChatRequest], encoder: sse.Encoder[IndexedEvent], headers: Mapping[str, str]
     ) -> Response:
-        """A streaming answer of several completions; each is admitted, counted and recorded like any other."""
+        """A streaming answer of several completions; each is admitted, counted and recorded by itself."""
         told = dict(headers)
         events = self._in_parallel(requests, told)
         answer = sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers={})
@@ -84,7 +84,7 @@ class ChatDesk:
         return answer
 
     def complete_all(self, requests: Sequence[ChatRequest]) -> tuple[list[tuple[list[Whole], Finish]], dict[str, str]]:
-        """The choices of each and how they ended, and the headers of the limits."""
+        """The choices of each completion and how they ended, and the headers of the limits."""
         told: dict[str, str] = {}
         wholes = [[Whole() for _ in range(one.num_choices)] for one in requests]
         ends: dict[int, Finish] = {}
@@ -96,7 +96,7 @@ class ChatDesk:
         return [(whole, ends[index]) for index, whole in enumerate(wholes)], told
 
     def _in_parallel(self, requests: Sequence[ChatRequest], headers: dict[str, str]) -> Iterator[IndexedEvent]:
-        """What happens in each; when all have begun ``headers`` has those of the limits too."""
+        """The events of each completion. The limits' headers are added to ``headers`` as each one starts."""
 
         def start(chat_request: ChatRequest) -> Iterator[Event]:
             call = self.call()

@@ -12,7 +12,7 @@ from chatsvc.chat.conversations import MAX_TITLE_CHARS, Conversations, Summary
 from chatsvc.guard.principal import scope
 from chatsvc.http.wire import context
 from chatsvc.http.wire.routing import Operation, like, requires, route
-from chatsvc.http.wire.schema import Body, Count, Query, Text, parse_json, parse_query
+from chatsvc.http.wire.schema import Body, Digits, Query, Text, parse_json, parse_query
 
 # An API key made for something else must not read its account's conversations.
 _CHAT = scope("chat")
@@ -32,8 +32,8 @@ class RenameBody(Body):
 class PageQuery(Query):
     """A page of the list."""
 
-    limit: Annotated[Count, Field(ge=1, le=MAX_PAGE, description="How many at most.")] = 50
-    offset: Annotated[Count, Field(ge=0, le=MAX_OFFSET, description="How many to skip.")] = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="How many at most."), Digits] = 50
+    offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip."), Digits] = 0
 
 
 class ConversationSummary(TypedDict):

@@ -1,8 +1,8 @@
-"""``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``: read from memory, no inference, nothing that blocks.
+"""``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``: read from memory; no inference, nothing that blocks.
 
-The truth is what this process knows already: the engine's heartbeat, the state of the audit log, whether the database
-and Redis answered a second ago and the database could be written, how the last chats ended, whether it drains.
-Slow is not dead (heartbeats and steps go on), hung is not healthy (the engine client sees no progress and says so).
+Health is made of what this process knows already: the engine's heartbeat, the state of the audit log, whether the
+database and Redis answered a second ago and the database could be written, how the last chats ended, whether it drains.
+A slow engine is healthy (its heartbeats and steps go on); a hung one is not (the engine client sees no progress).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ State = Literal["ok", "starting", "draining", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What health is read from."""
+    """Everything that health depends on."""
 
     engine: EngineClient
     audit: AuditLog
@@ -138,7 +138,7 @@ def _answer(state: State, reason: str) -> HealthAnswer:
 
 
 def gauges(health: Health, queue: Queue) -> Callable[[], dict[str, tuple[str, float]]]:
-    """What ``/metrics`` reads at scrape time."""
+    """The gauges that ``/metrics`` reads at scrape time."""
 
     def read() -> dict[str, tuple[str, float]]:
         engine = health.engine.status()

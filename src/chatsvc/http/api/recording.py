@@ -1,4 +1,4 @@
-"""A durable ``begin`` before an act and an ``end`` that says how it went. Knows nothing about what is done."""
+"""Acts in the audit log: a durable ``begin`` before, an ``end`` with the outcome after. Knows nothing of the acts."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def recorded_attempt(
     enter: Callable[[Who], Done],
     details: Callable[[Done], Mapping[str, Any]],
 ) -> Done:
-    """As :func:`recorded`, for somebody whom ``check`` finds out and ``enter`` lets in.
+    """As :func:`recorded`, for a login: ``check`` identifies the caller, ``enter`` starts the session.
 
     From an address that fails often nothing is recorded before ``check``, and a failure is only counted: a flood of
-    guesses with fresh names must not fill the disk. Nobody is let in without a begin, and nothing is checked while the
-    log cannot be written.
+    guesses with fresh names must not fill the disk. No session starts without a ``begin``, and nothing is checked while
+    the log cannot be written.
 
     Raises:
         AuditUnavailable: nothing was checked.

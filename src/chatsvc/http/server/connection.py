@@ -1,4 +1,4 @@
-"""Whether the client still listens, asked of its socket. Knows nothing about requests."""
+"""Whether a client has closed its connection. Knows nothing about requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 def is_gone(environ: Mapping[str, Any]) -> Callable[[], bool]:
-    """A probe for this request's connection; it never blocks. False for ever where the server shows no socket.
+    """A probe of this request's connection that never blocks. Always False where the server shows no socket.
 
-    A client that closes only its sending side counts as gone too: over TCP the two look the same from here.
+    A client that closes only its sending side counts as gone too: over TCP the two cannot be told apart.
     """
     sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     if sock is None:

@@ -1,4 +1,4 @@
-"""A connection of the web process's worker, and how a thread reads a request from it. Knows no application."""
+"""A connection of the web process, and how a thread reads a request's body from it. Knows no application."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
-# A body may take so long, and so much longer as its bytes take at the least speed.
+# The time a body may take: these seconds, and its bytes at the least speed.
 _BODY_S = 10.0
 _LEAST_BYTES_PER_S = 4096
 
@@ -19,11 +19,11 @@ LetGo = Callable[["Connection", bool], None]
 
 
 class Connection(TConn):  # type: ignore[misc]
-    """A connection that its worker closes.
+    """A connection that the worker's main thread closes.
 
     Args:
         arguments: the base class's: configuration, socket, the client's address, the server's.
-        waiting: how many threads at once may wait for bytes of clients.
+        waiting: bounds how many threads wait for clients' bytes at once.
         let_go: closes it; the second argument says whether it lingers.
     """
 
@@ -37,7 +37,7 @@ class Connection(TConn):  # type: ignore[misc]
         self._let_go = let_go
 
     def receive_in_thread(self) -> None:
-        """Give what was gathered to the parser, which reads the rest itself."""
+        """Hand the head to the parser, which reads the rest itself."""
         self.init()
         if not isinstance(self.parser.unreader, _Unreader):
             self.parser.unreader = _Unreader(self.sock, self._waiting)
@@ -46,12 +46,12 @@ class Connection(TConn):  # type: ignore[misc]
         self.head.clear()
 
     def close(self, graceful: bool = False) -> None:  # noqa: FBT001, FBT002  (the base class's)
-        """As in the base class, but nobody waits for the client."""
+        """As in the base class, but without waiting for the client."""
         self._let_go(self, graceful)
 
 
 class _Unreader(SocketUnreader):  # type: ignore[misc]
-    """Reads the rest of a request in a thread, from a client that has to be quick enough."""
+    """Reads the rest of a request in a thread; a client that is too slow is cut off."""
 
     def __init__(self, sock: socket.socket, waiting: BoundedSemaphore) -> None:
         super().__init__(sock)
@@ -60,7 +60,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]
         self._deadline = 0.0
 
     def begin(self) -> None:
-        """A request begins."""
+        """Start the clock of a request."""
         self._deadline = time.monotonic() + _BODY_S
 
     def chunk(self, size_hint: int | None = None) -> bytes:

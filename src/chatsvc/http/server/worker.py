@@ -1,12 +1,13 @@
-"""gunicorn's threaded worker, for clients that nobody stands in front of: one that is slow delays no other.
+"""gunicorn's threaded worker, made safe without a reverse proxy: a slow client delays no other.
 
 Behind nginx a request arrives whole. Over TCP a client may send a byte now and then, or nothing, or never close its
 side, and gunicorn's own worker waits for it: in a thread for a request, in its main thread for the end of a connection.
-Here the main thread gathers a request's head without waiting, and a thread sees the request only then; a body has a
-least speed, and few threads at once may wait for one; what is closed lingers in the poller. Where connections run out,
-the oldest that has sent no whole request makes room. Where threads run out, whatever holds them, only health gets one.
+Here the main thread gathers a request's head without blocking, and a thread gets the request only then. A body has a
+minimum speed, and few threads at once may wait for one. A closed connection lingers in the poller, not in a thread. At
+the limit of connections, the oldest that has sent no whole request is closed. When all threads but the reserved ones
+are busy, only health requests get one.
 
-What is overridden is gunicorn 27's; a test compares the names. Knows nothing about the application.
+The overridden methods are gunicorn 27's; a test compares the names. Knows nothing about the application.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from chatsvc.http.server.receiving import Connection
 
 # As nginx's client_header_timeout.
 _HEAD_S = 10.0
-_HEAD_BYTES = 65_536  # a longer one is left to gunicorn's parser, which has the limits
-# RFC 9112 section 9.6: the last answer may be lost if a connection is closed while the client still sends.
+_HEAD_BYTES = 65_536  # a longer head goes to gunicorn's parser, which has the limits
+# RFC 9112 section 9.6: closing while the client still sends may lose the last answer.
 _LINGER_S = 2.0
 _LINGER_BYTES = 65_536
 _MAX_LINGERING = 128
 _ACCEPT_PAUSE_S = 0.2
 _SPARE_CONNECTIONS = 8
 _TELL_EVERY_S = 10.0
-_HEALTH = {b"/livez", b"/healthz", b"/health", b"/readyz"}  # read from memory; metrics may wait for the database
+_HEALTH = {b"/livez", b"/healthz", b"/health", b"/readyz"}  # read from memory; /metrics may wait for the database
 _MAX_HEALTH_LINE = 300
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -54,21 +55,21 @@ _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """Everything here runs in the main thread, but for :meth:`handle_error` and :meth:`_keepalive_after`.
+    """Everything here runs in the main thread except :meth:`handle_error` and :meth:`_keepalive_after`.
 
     Attributes:
-        num_reserved: threads that only health gets.
+        num_reserved: threads kept for health requests.
     """
 
     num_reserved = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # How many threads may wait for bytes of bodies: the others are for requests that are there.
+        # Bounds the threads that wait for bytes of bodies; the others serve requests that are complete.
         self._waiting = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
         self._max_of_address = self.worker_connections // 2
         self._of_address: Counter[str] = Counter()
-        # In the order of their time-outs, which are all as long.
+        # In the order of their deadlines: all have the same time-out.
         self._heads: dict[Connection, None] = {}
         self._lingering: dict[Connection, None] = {}
         self._accept_at = 0.0
@@ -76,12 +77,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._num_refused, self._told_at = 0, 0.0
 
     def accept(self, listener: socket.socket) -> None:
-        """Take a connection; where there are too many, in place of one that waits."""
+        """Take a connection; at the limit, in place of a waiting one."""
         try:
             sock, client = listener.accept()
         except OSError as error:
             if error.errno in _NO_DESCRIPTORS:
-                self._make_descriptors()
+                self._free_descriptors()
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
@@ -89,7 +90,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn = Connection((self.cfg, sock, client, listener.getsockname()), self._waiting, self.let_go)
         if conn.address is not None:
             self._of_address[conn.address] += 1
-        if self._has_room(conn):
+        if self._fits(conn):
             self.enqueue_req(conn)
         else:
             self._drop(conn)
@@ -100,7 +101,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().set_accept_enabled(enabled)
 
     def enqueue_req(self, conn: Connection) -> None:
-        """Wait for a whole head; only then is the request a thread's."""
+        """Wait for a whole head; only then does a thread get the request."""
         if self._is_complete(conn, 0):
             self._to_thread(conn)
             return
@@ -110,7 +111,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, EVENT_READ, partial(self._on_head, conn))
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
-        """As in the base class, but a request that was sent early is waited for like every other."""
+        """As in the base class; a pipelined request that has begun to arrive is waited for like any other."""
         self._num_in_threads -= 1
         is_kept = not fs.cancelled() and fs.exception() is None and fs.result()
         early = conn.parser.unreader.take_buffered() if is_kept and conn.parser is not None else b""
@@ -121,7 +122,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().finish_request(conn, fs)
 
     def murder_pending(self) -> None:
-        """Close what has taken too long; once the worker ends, also what has sent nothing."""
+        """Close connections past their deadline; when the worker ends, also those that have sent nothing."""
         now = time.monotonic()
         for conn in _expired(self._heads, now) if self.alive else list(self._heads):
             if conn.timeout <= now or not conn.head:
@@ -146,7 +147,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         util.close(conn.sock)
 
     def handle_error(self, req: Any, client: socket.socket, addr: Any, exc: Exception) -> None:
-        """Answer what is not HTTP, and log it without repeating any of it."""
+        """Answer a malformed request, and log it without its content."""
         del req
         status, reason = next((row[1:] for row in _STATUS if isinstance(exc, row[0])), (500, "Internal Server Error"))
         address = addr[0] if isinstance(addr, tuple) else "the proxy"
@@ -161,7 +162,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             return bool(super()._keepalive_after(conn, keepalive))
         except (http_errors.ParseException, OSError):
-            return False  # the request has its answer, and nothing may come after that
+            return False  # the request has its answer; the connection is closed
 
     def _on_head(self, conn: Connection, sock: socket.socket) -> None:
         try:
@@ -195,7 +196,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().enqueue_req(conn)
 
     def _refuse(self, conn: Connection) -> None:
-        """Every thread but the reserved ones is taken: answered here, from the main thread, without waiting."""
+        """Every thread but the reserved ones is busy: answer 503 from the main thread, without blocking."""
         self._num_refused += 1
         if time.monotonic() - self._told_at > _TELL_EVERY_S:
             self.log.warning("all threads are taken: %d requests were refused since the last line", self._num_refused)
@@ -205,8 +206,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns -= 1
         conn.close(graceful=True)
 
-    def _has_room(self, newest: Connection) -> bool:
-        """Whether there is room for one more, or somebody has made it."""
+    def _fits(self, newest: Connection) -> bool:
+        """Whether the newest connection may stay; an older one without a whole request may be closed for it."""
         of_address = newest.address is not None and self._of_address[newest.address] > self._max_of_address
         if not of_address and self.nr_conns <= self.worker_connections - _SPARE_CONNECTIONS:
             return True
@@ -241,8 +242,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         del self._lingering[conn]
         util.close(conn.sock)
 
-    def _make_descriptors(self) -> None:
-        """No descriptor is left: what waits makes room. Where nothing waits, accepting pauses for a moment."""
+    def _free_descriptors(self) -> None:
+        """No descriptor is left: close waiting connections, or pause accepting where none waits."""
         self.log.warning("no file descriptor is left for another connection; raise the limit (ulimit -n)")
         for conn in [*self._lingering]:
             self._end_lingering(conn)
@@ -264,7 +265,7 @@ def _expired(connections: Iterable[Connection], now: float) -> list[Connection]:
 
 
 def _is_health(head: bytearray) -> bool:
-    """Whether a request may have one of the reserved threads."""
+    """Whether a request may use one of the reserved threads."""
     method, _, rest = bytes(head[:_MAX_HEALTH_LINE]).partition(b" ")
     if method not in {b"GET", b"HEAD"} or rest.partition(b" ")[0].partition(b"?")[0] not in _HEALTH:
         return False
@@ -273,7 +274,7 @@ def _is_health(head: bytearray) -> bool:
 
 
 def _answer(status: int, reason: str) -> bytes:
-    """An error in the contract's shape, as bytes: there is no application to make it."""
+    """An error in the contract's shape, as bytes: it never reaches the application."""
     error = {"message": "The request is not valid HTTP for this service.", "param": None, "code": None}
     error["type"] = "server_error" if status == 500 else "invalid_request_error"
     more = ""

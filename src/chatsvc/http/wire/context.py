@@ -1,6 +1,6 @@
 """What is known of the request being answered: its id, its address and, once verified, its principal.
 
-The one place that uses Flask's ``g``. Knows nothing about how any of it was found out.
+The one place that uses Flask's ``g``. Knows nothing about how these values are determined.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from chatsvc.guard.principal import ClientAddress, Principal
 class CurrentRequest:
     """Filled in by ``http/wire/hooks.py``, step by step; views only read it.
 
-    ``cors_origin`` is the listed origin of the page that
-    asks. ``log`` takes values that the access line should show besides its own (never a prompt, token or password).
+    ``cors_origin`` is the origin of the page that asks, if it is listed. ``log`` takes further values for the access
+    line, never a prompt, token or password.
     """
 
     id: str
@@ -48,14 +48,14 @@ def is_begun() -> bool:
 
 
 def principal() -> Principal:
-    """The verified caller; only views that require one may ask."""
+    """The verified caller; only for views that require one."""
     found = current().principal
     assert found is not None, "the view's requirement lets callers without a token in"
     return found
 
 
 def facts(action: str, *, model: str | None = None, attempted_name: str | None = None) -> Facts:
-    """Who asks for what, from where, for the audit log."""
+    """For the audit log: who asks for what, and from where."""
     now = current()
     caller = now.principal
     return Facts(

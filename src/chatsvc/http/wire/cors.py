@@ -1,9 +1,8 @@
-"""Web pages of other origins: which of them may call this service, and what their browsers are told.
+"""CORS: which web pages of other origins may call this service (Fetch standard, section 3.3).
 
-The protocol is the Fetch standard's, section 3.3 (CORS). A page of a listed origin is a client like any other: its
-address is checked first, and it sends a token. Credentials mode is never allowed, so a browser sends no cookie of ours
-along. An origin that is not listed gets no header, and its browser keeps the answer from the page. Knows nothing about
-routes.
+A page of a listed origin is a client like any other: its address is checked first, and it sends a token. Credentials
+mode is never allowed, so a browser sends no cookie of ours. For an origin that is not listed no header is sent, and the
+browser does not let the page read the answer. Knows nothing about routes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Collection
 from flask import Request, Response
 
 _MAX_AGE_S = 600
-# What a script may read besides the body.
+# Headers that a script may read.
 _EXPOSED = (
     "Retry-After, X-Request-Id, x-ignored-parameters, "
     "x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
@@ -22,23 +21,23 @@ _EXPOSED = (
 )
 _HEADER_NAME = re.compile(r"[a-z0-9-]{1,64}")
 _MAX_HEADERS = 64
-# What a proxy says about an address is not a page's to say.
+# Only a proxy may send these.
 _ADDRESS_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip")
 
 
 def listed_origin(request: Request, origins: Collection[str]) -> str | None:
-    """The origin of the page that asks, if it is listed."""
+    """The origin of the page that sent the request, if it is listed."""
     given = request.headers.getlist("Origin")
     return given[0] if len(given) == 1 and given[0] in origins else None
 
 
 def is_preflight(request: Request) -> bool:
-    """Whether a browser asks on its own, without the page's token, what it may send."""
+    """Whether this is a preflight: the browser's own question, without the page's token, about what it may send."""
     return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
 
 
 def preflight_answer(request: Request) -> Response:
-    """Which methods and headers may be sent to the route that was asked for."""
+    """Which methods and headers may be sent to the route."""
     methods = request.url_rule.methods if request.url_rule is not None else None
     asked = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
     names = [name for name in (name.strip() for name in asked[:_MAX_HEADERS]) if _HEADER_NAME.fullmatch(name)]

@@ -1,6 +1,6 @@
-"""Around every request: its id, its address, then path, method, token and scope, in this order; one log line after it.
+"""Around every request: its id, address, path, method, token and scope, in this order; afterwards one log line.
 
-The steps 1–3 of a request's way (``docs/explanation/request-path.md``). A view reads the body, last.
+The steps 1–3 of a request's way (``docs/explanation/request-path.md``); a view reads the body itself (4).
 Knows nothing about what a route does.
 """
 
@@ -32,7 +32,7 @@ _ALWAYS = {
     "Cache-Control": "no-store",
 }
 
-# The largest body of a route that needs no token, whatever a chat may be: a name and a password fit many times over.
+# The largest body of a route that needs no token: a name and a password fit many times over.
 _MAX_PUBLIC_BODY = 64 * 1024
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -40,7 +40,7 @@ _log = logging.getLogger("chatsvc.access")
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Hooks:
     """What the hooks need."""
 
     gate: Gate
@@ -52,16 +52,16 @@ class Door:
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
 
 
-def install(app: Flask, door: Door) -> None:
+def install(app: Flask, needs: Hooks) -> None:
     """Put the hooks around every request of the app."""
 
     def before() -> Response | None:
-        context.begin(request_id(request.headers.get("X-Request-Id"), door.new_id), door.clock())
+        context.begin(request_id(request.headers.get("X-Request-Id"), needs.new_id), needs.clock())
         try:
-            return _admit(app, door)
+            return _admit(app, needs)
         except (AuthenticationFailed, PermissionRefused) as error:
-            # Counted and summed up, so that a flood of them cannot fill the disk; a dead log makes it no less a denial.
-            door.audit.count_denial(context.facts("request.denied"), error.reason)
+            # Counted, not recorded one by one: a flood cannot fill the disk. A broken log does not undo the denial.
+            needs.audit.count_denial(context.facts("request.denied"), error.reason)
             raise
 
     def after(response: Response) -> Response:
@@ -69,14 +69,14 @@ def install(app: Flask, door: Door) -> None:
         response.headers["X-Request-Id"] = now.id
         for name, value in _ALWAYS.items():
             response.headers.setdefault(name, value)
-        if door.cors_origins:
+        if needs.cors_origins:
             response.vary.add("Origin")
         if now.cors_origin is not None:
             cors.allow(response, now.cors_origin)
         route = request.url_rule.rule if request.url_rule else "-"
-        method = request.method if request.method in _METHODS else "-"  # a caller must not make up labels
+        method = request.method if request.method in _METHODS else "-"  # a caller must not invent values of labels
         labels, line = (route, method, response.status_code), _log_line(response)
-        response.call_on_close(lambda: _close(door, now, labels, line))
+        response.call_on_close(lambda: _close(needs, now, labels, line))
         return response
 
     app.before_request(before)
@@ -88,23 +88,23 @@ def request_id(unverified: str | None, new_id: Callable[[], str]) -> str:
     return unverified if unverified is not None and _REQUEST_ID.fullmatch(unverified) else new_id()
 
 
-def _admit(app: Flask, door: Door) -> Response | None:
-    """None lets the request in; a browser's question before its page's request is answered here."""
+def _admit(app: Flask, needs: Hooks) -> Response | None:
+    """None lets the request in. A browser's CORS preflight is answered here."""
     now = context.current()
-    # (1) address: of every route, also of those that are not there
+    # (1) address: for every path, also those that do not exist
     peer, forwarded_for = request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
-    now.address = door.gate.tell_address(peer, forwarded_for)  # the logs name it also where it is refused
-    door.gate.admit_address(peer, forwarded_for)
+    now.address = needs.gate.tell_address(peer, forwarded_for)  # the logs name it also where it is refused
+    needs.gate.admit_address(peer, forwarded_for)
     # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
     if not _HOST.fullmatch(request.environ.get("HTTP_HOST", "")):
         raise InvalidRequest("Send exactly one valid Host header.")
-    now.cors_origin = cors.listed_origin(request, door.cors_origins)
+    now.cors_origin = cors.listed_origin(request, needs.cors_origins)
     # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
     rule = _rule(app)
-    # A browser asks without the page's token. Whoever may ask learns the methods of a route, which are no secret.
+    # A preflight carries no token. It tells the methods of a route, which are no secret.
     if now.cors_origin is not None and cors.is_preflight(request):
         return cors.preflight_answer(request)
-    if routing.is_open_to_scrapers(app, rule) and any(now.address in network for network in door.scraper_networks):
+    if routing.is_open_to_scrapers(app, rule) and any(now.address in network for network in needs.scraper_networks):
         return None
     # (2) token, (3) scope
     requirement = routing.requirement_of(app, rule)
@@ -117,7 +117,7 @@ def _admit(app: Flask, door: Door) -> Response | None:
         authorization=tuple(request.headers.getlist("Authorization")),
         api_key=tuple(request.headers.getlist("X-Api-Key")),
     )
-    now.principal = door.gate.authenticate(credentials, requirement)
+    now.principal = needs.gate.authenticate(credentials, requirement)
     return None
 
 
@@ -150,8 +150,8 @@ def _log_line(response: Response) -> dict[str, object]:
     }
 
 
-def _close(door: Door, now: context.CurrentRequest, labels: tuple[str, str, int], line: dict[str, object]) -> None:
+def _close(needs: Hooks, now: context.CurrentRequest, labels: tuple[str, str, int], line: dict[str, object]) -> None:
     """After the last byte, also of a stream."""
-    duration_s = door.clock() - now.started_at
-    door.metrics.observe_request(*labels, duration_s)
+    duration_s = needs.clock() - now.started_at
+    needs.metrics.observe_request(*labels, duration_s)
     _log.info("request", extra={"fields": {**line, **now.log, "duration_ms": round(duration_s * 1000, 3)}})

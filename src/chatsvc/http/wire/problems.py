@@ -1,6 +1,6 @@
-"""The one table from errors to HTTP, and the one shape of an error on the wire.
+"""The table from errors to HTTP statuses, and the shape of an error on the wire.
 
-``{"error": {"message", "type", "param", "code"}}``, always all four keys. Knows nothing about what went wrong.
+``{"error": {"message", "type", "param", "code"}}``, always all four keys. Knows nothing about causes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from chatsvc import errors
-from chatsvc.http.wire import context, refusal
+from chatsvc.http.pages import refusal
+from chatsvc.http.wire import context
 from chatsvc.http.wire.routing import like
 
 # The most specific class of an error that is in this table decides.
@@ -102,8 +103,8 @@ def retry_after(seconds: float) -> int:
 
 
 def known(error: Exception) -> errors.ChatsvcError:
-    """Any exception as one of ours: what is not known becomes a server error and is logged with its traceback."""
-    if isinstance(error, errors.ModelFailed):  # the cause is known, and the operator has something to do
+    """Any exception as one of ours: an unexpected one becomes a server error and is logged with its traceback."""
+    if isinstance(error, errors.ModelFailed):  # expected: its message tells the operator what to do
         _log.error("%s", error.message)
         return error
     if isinstance(error, errors.ChatsvcError):
@@ -119,7 +120,7 @@ def known(error: Exception) -> errors.ChatsvcError:
 
 
 def install(app: Flask) -> None:
-    """Answer every error of every kind in the contract's shape; a browser that navigates gets a page that says it."""
+    """Answer every error in the contract's shape; a browser that opens an address gets a page instead."""
 
     def handle(error: Exception) -> Response:
         ours = known(error)

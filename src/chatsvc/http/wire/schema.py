@@ -19,16 +19,16 @@ from chatsvc.http.wire import strict_json
 
 # The largest body of a route that takes no text for the model.
 MAX_PLAIN_BYTES = 64 * 1024
-# A token is four or five characters of English or one or two of Chinese, so eight are seldom exceeded on average; each
+# A token is four or five characters of English or one or two of Chinese, so rarely more than eight on average; each
 # takes six bytes when it is escaped as \uXXXX.
 _BYTES_PER_TOKEN = 8 * 6
-# The context that is assumed while no model is ready: Qwen1.5-0.5B-Chat's.
+# Assumed while no model is ready: the context of Qwen1.5-0.5B-Chat.
 _USUAL_CONTEXT_LENGTH = 32_768
 
 # Of a number in a query string: it fits every column of the database.
 _MAX_DIGITS = 9
 
-# Pydantic's sentences that speak of its classes or of lists where a text may be meant. Every least length here is 1.
+# In place of pydantic's sentences that name its classes, or lists where a text may be meant. Minimum lengths are 1.
 _PLAIN_SENTENCES = {"model_type": "Input should be an object", "too_short": "must not be empty"}
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -47,14 +47,14 @@ Text = Annotated[str, AfterValidator(_scalar_values), Field(json_schema_extra={"
 
 
 def max_chat_bytes(context_length: int | None) -> int:
-    """The largest body of a chat: it can fill a context of so many tokens with escaped text, its frame beside it."""
+    """The largest body of a chat: escaped text that fills the context, and the JSON around it."""
     return MAX_PLAIN_BYTES + _BYTES_PER_TOKEN * (context_length or _USUAL_CONTEXT_LENGTH)
 
 
 class Body(BaseModel):
-    """A request body: strict types (``"5"`` is no number), unknown fields are errors, inputs never in messages.
+    """A request body: strict types (``"5"`` is no number), unknown fields refused, no input repeated in messages.
 
-    Lists of a caller's are ``fail_fast``: an error for each of a million items would take seconds and a gigabyte.
+    Lists are ``fail_fast``: an error for each of a million items would take seconds and a gigabyte.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
@@ -69,8 +69,8 @@ def _digits(value: Any) -> Any:
     return value
 
 
-# A number in a query string.
-Count = Annotated[int, BeforeValidator(_digits)]
+# Of a number in a query string. It stands last, so that the document still has the bounds in front of it.
+Digits = BeforeValidator(_digits)
 
 
 class Query(BaseModel):
@@ -101,8 +101,8 @@ def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = 
 
     Args:
         request: the request that is answered.
-        model: what the body must be.
-        max_bytes: the largest body that is taken; None: that of every route (``MAX_CONTENT_LENGTH``).
+        model: the body's.
+        max_bytes: the largest body; None: the application's (``MAX_CONTENT_LENGTH``).
 
     Raises:
         UnsupportedMediaType: it is not ``application/json``.
@@ -123,7 +123,7 @@ def read_body(request: Request) -> bytes:
         data = request.get_data(cache=True)
     except HTTPException:
         raise
-    except Exception as error:  # the wire's edge: a server raises its own classes for a chunk that does not parse
+    except Exception as error:  # the wire's edge: servers raise classes of their own for a malformed chunk
         raise InvalidRequest("The body broke off or is not framed as HTTP says.", code="invalid_body") from error
     # Werkzeug is given one byte more than we take (see app.py): it refuses a chunked body of exactly its limit.
     if request.max_content_length is not None and len(data) >= request.max_content_length:
@@ -162,7 +162,7 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
         name = _shown(problem["loc"][-1])
         return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
     if problem["type"] == "value_error":
-        # Our own validators raise ValueError("param: sentence") where the problem belongs to no single field.
+        # Our validators raise ValueError("param: sentence") where several fields do not fit together.
         return _own_refusal(problem)
     path = path_of(problem["loc"])
     sentence = _PLAIN_SENTENCES.get(problem["type"], problem["msg"])
@@ -170,10 +170,10 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
 
 
 def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
-    """What the others tend to follow from: a wrong ``type``, then a name that is not known (``mesages``), then order.
+    """The problem that tends to cause the others: a wrong ``type``, an unknown name (``mesages``), else the first.
 
-    Of the first field's problems the most exact one is told: each member of a union has its own, and one that took the
-    value's type knows more than one that did not.
+    Each member of a union reports its own problems of a field. The deepest is told, and one about the value rather than
+    its type.
     """
     for problem in problems:
         if problem["type"] == "literal_error" and problem["loc"][-1] == "type":
@@ -206,7 +206,7 @@ def path_of(location: tuple[int | str, ...]) -> str:
 
 
 def _is_field(part: str) -> bool:
-    """Pydantic puts the name of a union's member into a location (``str``, ``list[Part]``): those are no fields."""
+    """False for the name of a union's member (``str``, ``list[Part]``), which pydantic puts into a location."""
     return (
         part.isidentifier()
         and part not in {"str", "float", "int", "bool", "none", "constrained"}

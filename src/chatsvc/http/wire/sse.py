@@ -1,4 +1,4 @@
-"""Server-sent events: values to bytes, and a WSGI iterable that keeps the line alive and cancels when it is closed.
+"""Server-sent events: values to bytes, and a WSGI iterable that sends keep-alive comments and cancels on close.
 
 The format is the WHATWG HTML standard's, section 9.2. Knows nothing about what is streamed.
 """
@@ -47,13 +47,13 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Encoder(Protocol[T_contra]):
-    """What one API sends for what happens; empty where it sends nothing."""
+    """Turns events into one API's bytes; empty for an event that it does not send."""
 
     def encode(self, event: T_contra) -> bytes:
         """Bytes for an event."""
 
     def error(self, error: ChatsvcError) -> bytes:
-        """Bytes for an error in mid-stream; nothing follows them."""
+        """Bytes for an error in mid-stream; the stream ends after them."""
 
 
 class EventStream(Generic[T]):
@@ -89,18 +89,18 @@ class EventStream(Generic[T]):
     def _encode(self) -> Iterator[bytes]:
         try:
             for event in self._events:
-                data = self._encoder.encode(event) or self._sign_of_life(event)
+                data = self._encoder.encode(event) or self._keep_alive(event)
                 if data:
                     yield data
                     self._last_write = self._clock()
         except ClientGone as error:
             self._on_error(error)
-        except Exception as error:  # noqa: BLE001  the wire's edge: the status has been sent, an event must say it
+        except Exception as error:  # noqa: BLE001  the wire's edge: the status is sent already, only an event can tell
             known = problems.known(error)
             self._on_error(known)
             yield self._encoder.error(known)
 
-    def _sign_of_life(self, event: T) -> bytes:
+    def _keep_alive(self, event: T) -> bytes:
         if not self._keep_alive_s or self._clock() - self._last_write < self._keep_alive_s:
             return b""
         if isinstance(event, Waiting) and event.position:
@@ -110,9 +110,9 @@ class EventStream(Generic[T]):
 
 
 def answer(events: Iterator[T], encoder: Encoder[T], *, keep_alive_s: float, headers: dict[str, str]) -> Response:
-    """A streaming answer, once the first two events are there: what is refused before them is an ordinary error.
+    """A streaming answer that begins once two events are there: a refusal before them is an ordinary error.
 
-    The first one, Start, says only that the request is admitted; the record and the engine can still refuse it.
+    The first event, Start, means only that the request is admitted; its record and the engine can still refuse it.
     """
     first = [next(events), next(events)]
     now = context.current()
@@ -125,7 +125,7 @@ def answer(events: Iterator[T], encoder: Encoder[T], *, keep_alive_s: float, hea
 
 
 class _Chained(Generic[T]):
-    """The events that were taken out already, then the rest; closing reaches the rest."""
+    """The events that were taken already, then the rest; closing it closes the rest."""
 
     def __init__(self, first: list[T], rest: Iterator[T]) -> None:
         self._chain = chain(first, rest)

@@ -1,9 +1,8 @@
-"""JSON text to values, by RFC 8259 and no further: UTF-8 only, no duplicate key, no NaN, bounded in depth and digits.
+"""JSON text to values, strictly by RFC 8259: UTF-8 only, no duplicate key, no NaN, bounded in depth and digits.
 
-Strangers send these bytes (``POST /login``), so every step takes time in proportion to the length of the text. Two
-steps only read a body, and both are a single pass: Python's own parser, which refuses deep nesting by itself, and a
-walk over the values. Knows nothing about what the values mean. ``param`` of an error is the key's name, or None where
-the text is not JSON.
+Callers without a token send these bytes (``POST /login``), so the time is linear in their length: one pass of Python's
+parser, which refuses deep nesting by itself, and one walk over the values. Knows nothing about what the values mean.
+``param`` of an error is the key's name, or None where the text is not JSON.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ _one_large_body = threading.Lock()
 
 
 class _NotANumber:
-    """Stands where ``NaN`` or ``Infinity`` stood, until its key is known."""
+    """Stands for ``NaN`` or ``Infinity`` until its key is known."""
 
 
 _NOT_A_NUMBER = _NotANumber()
 
 
 def turn(num_bytes: int) -> AbstractContextManager[Any]:
-    """Hold it while a body of so many bytes is parsed and checked.
+    """A lock to hold while a body of ``num_bytes`` is parsed and checked.
 
-    A body of brackets needs about sixty times its size as values: of large ones, one is handled at a time. The
-    interpreter's lock does not allow more progress than that anyway.
+    A body of brackets takes about sixty times its size in memory, so large bodies are parsed one at a time. The GIL
+    would not let several progress faster.
     """
     return _one_large_body if num_bytes > _LARGE_BYTES else nullcontext()
 
@@ -108,7 +107,7 @@ def _number(digits: str) -> Any:
 
 
 def _check_values(value: Any, key: str | None, depth_left: int) -> None:
-    """Refuse what the parser's hooks could not see: NaN at the top or in an array, and too many levels."""
+    """Refuse what the parser's hooks cannot see: NaN at the top or in an array, and too many levels."""
     if value is _NOT_A_NUMBER:
         param = None if key is None else _shown(key)
         raise InvalidRequest("NaN and Infinity are not numbers in JSON.", param=param, code="invalid_json")

@@ -17,7 +17,7 @@ from chatsvc.guard.principal import scope
 from chatsvc.http.api.admin.limits import LimitsBody, OwnLimits
 from chatsvc.http.api.recording import recorded_change
 from chatsvc.http.wire.routing import Operation, like, requires, route
-from chatsvc.http.wire.schema import Body, Count, Query, Text, parse_json, parse_query
+from chatsvc.http.wire.schema import Body, Digits, Query, Text, parse_json, parse_query
 
 _ADMIN = requires(scope("admin"))
 _PATH = "/admin/accounts/<string(maxlength=64):name>"
@@ -50,7 +50,7 @@ class AccountPatchBody(Body):
 class AccountsQuery(Query):
     """A page of the list."""
 
-    limit: Annotated[Count, Field(ge=1, le=1000, description="How many at most.")] = 100
+    limit: Annotated[int, Field(ge=1, le=1000, description="How many at most."), Digits] = 100
     after: Text = Field("", description="The last name of the page before.")
 
 

@@ -1,4 +1,4 @@
-"""``/v1``: OpenAI's Chat Completions and Models, for clients that speak nothing else.
+"""``/v1``: OpenAI's Chat Completions and Models, for OpenAI's clients.
 
 Shapes follow OpenAI's API reference. Knows nothing about models or tokens.
 """
@@ -226,7 +226,7 @@ class ChunkEncoder:
         self._begun: set[int] = set()
 
     def encode(self, event: Event) -> bytes:
-        """Chunks for an event; the first one of a choice goes out with its first piece."""
+        """Chunks for an event; a choice's first chunk, with the role, is sent with its first text."""
         if isinstance(event, Delta):
             scored = logprobs(event.scored) if self._wants_logprobs else None
             return self._begin(event.index) + self._chunk(event.index, {"content": event.text}, scored=scored)

@@ -1,7 +1,7 @@
 """The bodies of ``/v1``: OpenAI's, wire to domain.
 
-A hint and a field that is not known are taken and ignored (:mod:`chatsvc.http.api.openai.tolerance`); what would
-change the answer and is not built is a 400 that names it. Knows nothing about routes.
+Hints and unknown fields are accepted and ignored (:mod:`chatsvc.http.api.openai.tolerance`); a field that would change
+the answer and is not supported is a 400 that names it. Knows nothing about routes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_BIASES = 1024
 
 
 def _are_not_too_many(value: Any) -> Any:
-    """Said before each of them is looked at: a long body holds hundreds of thousands."""
+    """Checked before the single entries: a long body holds hundreds of thousands."""
     if isinstance(value, dict) and len(value) > _MAX_BIASES:
         raise ValueError(f"at most {_MAX_BIASES} of them")
     return value
@@ -50,7 +50,7 @@ Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
 LogitBias = Annotated[
     dict[Text, Bias], Field(max_length=_MAX_BIASES), BeforeValidator(_are_not_too_many), AfterValidator(_keys_are_ids)
 ]
-# So many sequences may a request have in the engine.
+# The most sequences that a request may have in the engine.
 MAX_CHOICES = 16
 TopLogprobs = Annotated[int, Field(ge=0, le=20)]
 MinTokens = Annotated[int, Field(ge=0, lt=2**31)]
@@ -67,7 +67,7 @@ def _only_text(value: Any) -> Any:
 
 def _no_call_is_forced(value: Any) -> Any:
     if value not in (None, "none", "auto"):
-        raise ValueError("tools are not built here yet, so none can be called for certain; use 'auto' or 'none'")
+        raise ValueError("tools are not supported here yet, so a call cannot be forced; use 'auto' or 'none'")
     return value
 
 
@@ -106,9 +106,9 @@ class GenerationBody(Tolerant):
     repetition_penalty: RepetitionPenalty | None = None
     min_tokens: MinTokens | None = None
     ignore_eos: bool | None = None
-    # a hint: it changes nothing in the answer
+    # a hint: does not change the answer
     user: Hint = None
-    # other servers' ways to bind the answer to a form
+    # other servers' fields for constrained output
     grammar: Unsupported = None
     guided_choice: Unsupported = None
     guided_grammar: Unsupported = None
@@ -119,7 +119,7 @@ class GenerationBody(Tolerant):
     use_beam_search: Unsupported = None
 
     def ignored_fields(self) -> set[str]:
-        """How to stream says nothing about an answer that is not streamed."""
+        """Without ``stream``, ``stream_options`` is ignored too."""
         unread = {"stream_options"} if self.stream_options is not None and not self.stream else set()
         return super().ignored_fields() | unread
 
@@ -173,11 +173,11 @@ class OpenAIBody(GenerationBody):
     # vLLM's: how the prompt ends
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    # answered in text until tools are built
+    # accepted, and answered in text, until tools are supported
     tools: Hint = None
     functions: Hint = None
     parallel_tool_calls: Hint = None
-    # hints: they change nothing in the answer
+    # hints: do not change the answer
     audio: Hint = None  # the voice of an answer in audio, which `modalities` asks for
     metadata: Hint = None
     moderation: Hint = None
@@ -214,7 +214,7 @@ class OpenAIBody(GenerationBody):
         )
         return ChatRequest(
             messages=tuple(message.to_message() for message in self.messages),
-            # the old name and the new one; of both the tighter holds
+            # the old name and the new one; of both the smaller holds
             max_tokens=min((number for number in given if number is not None), default=None),
             sampling=self.sampling((self.top_logprobs or 0) if self.logprobs else None),
             num_choices=self.n or 1,

@@ -1,7 +1,7 @@
 """``/v1/completions``: OpenAI's older API, for clients that write their prompts themselves.
 
-A prompt has no roles, and no text in it becomes one; the operator's system text goes before it. Shapes follow OpenAI's
-API reference. Knows nothing about models or tokens.
+A prompt has no roles, and no text in it becomes one; the operator's system prompt goes before it. Shapes follow
+OpenAI's API reference. Knows nothing about models or tokens.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class TextEncoder:
         self._num_prompts = len(echoes)
 
     def encode(self, choice: IndexedEvent) -> bytes:
-        """Chunks for what happens to a prompt."""
+        """Chunks for an event of a prompt."""
         event, first = choice.event, choice.index * self._num_choices
         if isinstance(event, Delta):
             return self._piece(first + event.index, event)

@@ -1,4 +1,4 @@
-"""The body of ``/v1/completions``: OpenAI's older API, a text to go on from without roles. Wire to domain."""
+"""The body of ``/v1/completions``, OpenAI's older API: a text to continue, without roles. Wire to domain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from chatsvc.chat.types import ChatRequest
 from chatsvc.http.api.chat_schema import Bounds, NonEmptyText, checked_max_tokens, stop_strings
 from chatsvc.http.api.openai.chat_schema import GenerationBody
 
-# How many prompts a request may bring: each is a request of its own to the limits and to the engine.
+# The most prompts of a request; each counts as a request of its own for the limits and the engine.
 MAX_PROMPTS = 16
 # OpenAI's default for this API.
 _DEFAULT_MAX_TOKENS = 16
@@ -21,7 +21,7 @@ _Several = Field(min_length=1, max_length=MAX_PROMPTS)
 
 
 def _kind(prompt: object) -> str:
-    """Which member of the union it is meant to be, by its first item."""
+    """Which member of the union is meant, by its first item."""
     first = prompt[0] if isinstance(prompt, list) and prompt else None
     if isinstance(first, list):
         return "list[list[int]]"
@@ -41,7 +41,7 @@ Prompt = Annotated[
 
 def _no_suffix(value: Any) -> Any:
     if value not in (None, ""):
-        raise ValueError("text cannot be filled in between two others here; leave it out")
+        raise ValueError("inserting text before a suffix is not supported here; leave it out")
     return value
 
 
@@ -56,7 +56,7 @@ class CompletionBody(GenerationBody):
 
     def prompts(self) -> list[str | tuple[int, ...]]:
         """One or several, each a text or token ids."""
-        given: Any = self.prompt  # the members of the union are told apart by what is in them
+        given: Any = self.prompt  # the members of the union are told apart by their items
         is_one = isinstance(given, str) or isinstance(given[0], int)
         return [item if isinstance(item, str) else tuple(item) for item in ([given] if is_one else given)]
 

@@ -1,6 +1,6 @@
-"""The turns of ``/v1/chat/completions``, as OpenAI's clients write them and echo them back: wire to domain.
+"""The messages of ``/v1/chat/completions``, as OpenAI's clients write and echo them: wire to domain.
 
-An assistant's turn comes back with all that clients keep of an answer (``content: null``, ``refusal``,
+Clients send an assistant's message back with everything they keep of an answer (``content: null``, ``refusal``,
 ``annotations``, ``reasoning_content``, ``tool_calls``, ``id``). Knows nothing about routes.
 """
 
@@ -79,7 +79,7 @@ class CalledFunction(Tolerant):
 
 
 class CalledTool(Tolerant):
-    """The same of a tool that takes free text."""
+    """A tool that takes free text, and that text."""
 
     name: NonEmptyText
     input: Text | None = None
@@ -110,7 +110,7 @@ class CustomCall(Tolerant):
 
 
 def _kind_of_call(call: object) -> str:
-    """Which member of the union it is meant to be: the older kind where it does not say."""
+    """Which member of the union is meant: a function where the type is left out."""
     kind = call.get("type") if isinstance(call, dict) else None
     return "CustomCall" if kind == "custom" else "FunctionCall"
 
@@ -132,7 +132,7 @@ def _what_each_role_needs(schema: dict[str, Any]) -> None:
 
 
 class OpenAIMessage(Tolerant):
-    """One turn."""
+    """A message."""
 
     model_config = ConfigDict(json_schema_extra=_what_each_role_needs)
 
@@ -161,7 +161,7 @@ class OpenAIMessage(Tolerant):
         return self
 
     def ignored_fields(self) -> set[str]:
-        """A name is read where it says which tool answers; only an assistant refuses."""
+        """``name`` is read only of tools' answers, ``refusal`` only of the assistant's."""
         unread = {
             "name": self.role not in _ANSWERS_OF_TOOLS,
             "tool_call_id": self.role not in _ANSWERS_OF_TOOLS,

@@ -1,7 +1,7 @@
-"""What ``/v1`` does with a field that it has no use for: takes it, ignores it, and names it in the answer.
+"""Fields of ``/v1`` that are accepted and ignored, and how the answer names them.
 
-Clients of OpenAI's API send hints and fields of other servers, and ``null`` for what they leave out. Knows nothing
-about what a field means.
+Clients of OpenAI's API send hints, fields of other servers, and ``null`` for what they leave out. Knows nothing about
+what a field means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = "x-ignored-parameters"
 MAX_NAMES = 32
 MAX_NAME_CHARS = 64
 
-# A name comes from the caller: in a header only these characters of it are shown.
+# A name comes from the caller: other characters of it are not put into a header.
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.\-]")
 
 
@@ -33,9 +33,9 @@ def _asks_for_nothing(value: Any) -> Any:
     return value
 
 
-# A field of OpenAI's that is a hint: any value is taken, and none is kept in memory.
+# A hint in OpenAI's API: any value is accepted, and none is kept in memory.
 Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(None, description="Taken and ignored.")]
-# A field that would change the answer and is not built: only a value that asks for nothing is taken.
+# A field that would change the answer and is not supported: only a value that asks for nothing is accepted.
 Unsupported = Annotated[
     Any,
     AfterValidator(_asks_for_nothing),
@@ -45,7 +45,7 @@ Unsupported = Annotated[
 
 
 class Tolerant(Body):
-    """An object of ``/v1``: ``null`` means left out, and fields that are not known are taken, but not their values."""
+    """An object of ``/v1``: ``null`` means left out; unknown fields are accepted, their values dropped."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -59,7 +59,7 @@ class Tolerant(Body):
         return value
 
     def ignored_fields(self) -> set[str]:
-        """Declared fields that were sent and change nothing."""
+        """Declared fields that were sent and are ignored."""
         return {
             name
             for name in self.model_fields_set & set(type(self).model_fields)
@@ -68,10 +68,10 @@ class Tolerant(Body):
 
 
 def ignored(body: Tolerant, *, refuses_unknown: bool) -> tuple[str, ...]:
-    """The paths of all fields that are ignored, without indexes of lists: ``user``, ``messages.name``.
+    """The paths of all ignored fields, without indexes of lists: ``user``, ``messages.name``.
 
     Raises:
-        InvalidRequest: ``refuses_unknown``, and one of them is not even known.
+        InvalidRequest: ``refuses_unknown`` is set, and one of them is not declared.
     """
     names = set()
     for path, part in _parts("", body):
@@ -84,7 +84,7 @@ def ignored(body: Tolerant, *, refuses_unknown: bool) -> tuple[str, ...]:
 
 
 def headers(names: tuple[str, ...]) -> dict[str, str]:
-    """The header that names what was ignored. It is bounded; of a name only characters safe in a header are shown."""
+    """The header that names the ignored fields: bounded, and only with characters that are safe in a header."""
     if not names:
         return {}
     shown = [_UNSAFE.sub("?", name[:MAX_NAME_CHARS]) for name in names[:MAX_NAMES]]

@@ -1,5 +1,5 @@
-// The service's interface as the page needs it. Tokens live in this module's memory only: a reload forgets them.
-// They are forgotten when the service says 401, and at logout; no other error, and no lost network, ends a login.
+// Calls to the service. Tokens are in this module's memory only: a reload forgets them. They are also forgotten on a 401
+// and at logout; no other error, and no lost network, ends a login.
 let login = null; // { access, refresh, renewing }
 
 export class Failure extends Error {
@@ -35,7 +35,7 @@ export async function logIn(username, password) {
   keep(await answer.json());
 }
 
-// Back from an OpenID provider: the tokens wait behind a cookie that no script can read, for a minute and once.
+// Back from an OpenID provider: a cookie that no script can read is exchanged for the tokens, once and within a minute.
 export async function takeTokens() {
   const answer = await fetch("oidc/tokens", { method: "POST", cache: "no-store", credentials: "same-origin" });
   if (!answer.ok) throw await failure(answer);
@@ -48,7 +48,7 @@ export async function logOut() {
   if (token) await send("POST", "logout", token).catch(() => {});
 }
 
-// One refresh for all who wait for it: a refresh token can be spent once.
+// All waiting calls share one refresh: a refresh token can be used once.
 function renew(used) {
   used.renewing ??= (async () => {
     const answer = await send("POST", "refresh", used.refresh);
@@ -67,7 +67,7 @@ async function sendRenewing(used, method, path, body, signal) {
   return send(method, path, used.access, body, signal);
 }
 
-// A call belongs to the login it was made with: when somebody else has logged in meanwhile, nothing comes of it.
+// A call belongs to the login it was made with: after another login its result is dropped.
 async function call(method, path, body, signal) {
   const used = login;
   if (used === null) throw new Failure(401);
@@ -87,7 +87,7 @@ export const get = async (path, signal) => (await call("GET", path, undefined, s
 export const patch = async (path, body) => (await call("PATCH", path, body)).json();
 export const remove = (path) => call("DELETE", path);
 
-// Server-sent events: blocks between empty lines. Yields {name, data, comment}; a block that is not whole is left out.
+// Server-sent events are blocks between empty lines. Yields {name, data, comment}; an incomplete last block is dropped.
 export async function* stream(path, body, signal) {
   const answer = await call("POST", path, body, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

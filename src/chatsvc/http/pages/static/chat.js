@@ -1,10 +1,10 @@
-// The chat page: who is logged in, and what its buttons do.
+// The chat page: the login, and what its buttons do.
 import { $, attempt, changeLanguage, complain, explain, say, showSide, tell, translate } from "./page.js";
 import * as api from "./api.js";
 import * as list from "./list.js";
 import * as talk from "./talk.js";
 
-// Whose page this is, and what is given back to the same account when its login ends by itself: never to another.
+// The account, and what is given back to it, and to no other, after its login has expired.
 let account = null;
 let kept = null; // { account, draft, conversation }
 
@@ -106,7 +106,7 @@ addEventListener("beforeunload", (event) => {
   if ($("input").value.trim() || kept?.draft.trim() || talk.isBusy()) event.preventDefault();
 });
 
-// What is said to who comes back without a login: by a code from the service, never in words from the address.
+// Shown after a refused single sign-on: chosen by a code from the service, never text from the address.
 const TURNED_AWAY = { "#oidc-denied": "ssoDenied", "#oidc-refused": "ssoRefused" };
 
 function comeBack() {

@@ -1,4 +1,4 @@
-// The list of conversations, the last used first. It shows as many as were asked for; "More" asks for the next ones.
+// The list of conversations, the last used first; "Show more" lengthens it.
 import { $, attempt, say, tell } from "./page.js";
 import * as api from "./api.js";
 import * as talk from "./talk.js";
@@ -13,7 +13,7 @@ let drawn = "";
 
 export async function refresh() {
   const mine = ++latest;
-  const found = new Map(); // by id: one that moves up between two pages is on both
+  const found = new Map(); // by id: a conversation that moves up between two requests is on both pages
   let more = true;
   for (let offset = 0; more && offset < wanted; ) {
     const page = await api.get(`conversations?limit=${Math.min(MAX_PAGE, wanted - offset)}&offset=${offset}`);
@@ -21,7 +21,7 @@ export async function refresh() {
     offset += page.data.length;
     more = page.has_more;
   }
-  if (mine !== latest) return; // a later call knows better
+  if (mine !== latest) return; // a later call has newer results
   shown = [...found.values()];
   $("more").hidden = !more;
   render();
@@ -42,7 +42,7 @@ export function showMore() {
 
 export function render() {
   const looks = JSON.stringify([say("rename"), ...shown.map(({ id, title }) => [id, title, talk.isOn(id)])]);
-  if (looks === drawn) return; // what looks the same stays, with its focus and under a click
+  if (looks === drawn) return; // unchanged: redrawing would lose focus and clicks
   drawn = looks;
   $("list").replaceChildren(...shown.map(item));
 }
@@ -81,7 +81,7 @@ async function rename(found) {
 
 async function remove(found) {
   if (!confirm(say("askRemove"))) return;
-  if (talk.isOn(found.id)) talk.begin(); // nothing more is shown of it, also when an answer is on its way
+  if (talk.isOn(found.id)) talk.begin(); // leave it, also while an answer is running
   try {
     await api.remove(`conversations/${encodeURIComponent(found.id)}`);
   } finally {

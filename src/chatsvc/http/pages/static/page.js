@@ -1,5 +1,5 @@
-// What every part of the page needs: elements, sentences that follow the chosen language, and errors as sentences.
-// Whatever is shown is only ever set as text, never as markup.
+// Shared by all parts of the page: elements, texts in the chosen language, and errors as sentences. Values are only ever
+// set as text, never as markup.
 import { TEXTS } from "./texts.js";
 import { ERRORS } from "./errors.js";
 import { Failure } from "./api.js";
@@ -11,7 +11,7 @@ const told = new WeakMap(); // node -> function that makes its sentence
 
 export const say = (key, values = {}) => TEXTS[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
-// A sentence that is made again when the language changes; without one the node is emptied.
+// Shows a sentence that is made again when the language changes; without one the node is emptied.
 export function tell(node, sentence = () => "") {
   told.set(node, sentence);
   node.dataset.told = "";
@@ -32,7 +32,7 @@ export function changeLanguage() {
   document.dispatchEvent(new Event("language"));
 }
 
-// An error in the reader's language, by its code; the service's own words where the code is not known here.
+// An error in the reader's language, by its code; the service's own message where the code has no text here.
 export function explain(error) {
   if (!(error instanceof Failure)) return say("lost");
   const sentences = [ERRORS[error.code]?.[language] ?? say("unknown", { message: error.message })];
@@ -47,17 +47,17 @@ export function showSide(shown) {
 }
 
 export function complain(sentence, node = $("alert")) {
-  if (node === $("alert")) showSide(false); // on a narrow screen it covers the sentence
+  if (node === $("alert")) showSide(false); // on a narrow screen it would cover the sentence
   tell(node, sentence);
   node.scrollIntoView({ block: "nearest" });
 }
 
-// Runs what the user asked for, and says what went wrong. A login that has ended is everybody's business.
+// Runs what the user asked for and shows what went wrong. The end of a login is handled for the whole page.
 export async function attempt(act) {
   try {
     await act();
   } catch (error) {
-    if (error.name === "AbortError") return; // somebody moved on
+    if (error.name === "AbortError") return; // the user has moved on
     if (error.status === 401) document.dispatchEvent(new Event("login-ended"));
     else complain(() => explain(error));
   }

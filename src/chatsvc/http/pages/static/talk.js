@@ -1,14 +1,14 @@
-// The talk on the screen: its messages, and the answer that is on its way.
+// The conversation on the screen ("talk"): its messages, and the answer that is being received.
 //
-// An answer belongs to the talk it was asked in, whatever is on the screen when it ends. A conversation's id comes from the
-// service alone: from the list, or from the answer's own `start` event once the service has stored something under it.
+// An answer belongs to the talk it was asked in, whatever is on the screen when it ends. A conversation's id comes only from
+// the service: from the list, or from the answer's `start` event once the service has stored something under it.
 import { $, attempt, complain, explain, say, showSide, tell } from "./page.js";
 import * as api from "./api.js";
 
-// How long after a cut answer the service is asked whether it has kept what there was of it, in all 4.6 s.
+// Pauses before asking the service whether it has stored the part of a cut answer: 4.6 s in all.
 const PAUSES_MS = [200, 400, 800, 1600, 1600];
 
-// numStored: messages that the service holds. unsettled: the id of a conversation in which an answer was cut.
+// numStored: messages stored by the service. unsettled: the id of a conversation whose last answer was cut.
 const fresh = (conversation = null) => ({ conversation, numStored: 0, running: null, unsettled: null, settling: null });
 
 let talk = fresh();
@@ -19,7 +19,7 @@ export const isOn = (id) => id === talk.conversation || id === talk.unsettled;
 export const stop = () => talk.running?.abort();
 const changed = () => document.dispatchEvent(new Event("conversations"));
 
-// Put another talk on the screen. What is still being answered in the last one is stopped.
+// Put another talk on the screen; an answer that is still running in the last one is stopped.
 function turnTo(next) {
   talk.running?.abort();
   talk = next;
@@ -53,7 +53,7 @@ export async function open(id) {
   }
 }
 
-// What the service holds is what is shown.
+// Show what the service has stored.
 function adopt(owner, found) {
   owner.conversation = found.id;
   owner.numStored = found.messages.length;
@@ -157,7 +157,7 @@ function append(text, token) {
   if (atEnd) messages.scrollTop = messages.scrollHeight;
 }
 
-// Stopped by the user, cut off, or refused. What was asked is either still to be seen or back in the input field.
+// Stopped by the user, cut off, or refused. The question stays on the screen or goes back into the input field.
 function endEarly(asked, query, answer, error) {
   const wasStopped = error.name === "AbortError";
   const hasText = Boolean(answer.item?.querySelector(".text").textContent);
@@ -169,7 +169,7 @@ function endEarly(asked, query, answer, error) {
     answer.item?.remove();
   }
   if (asked !== talk) {
-    if (hasText && api.isLoggedIn()) setTimeout(changed, 1500); // the service has stored by then what there was of it
+    if (hasText && api.isLoggedIn()) setTimeout(changed, 1500); // by then the service has stored the part of the answer
     return;
   }
   tell($("status"), wasStopped ? () => say(hasText ? "stopped" : "stoppedEarly") : undefined);
@@ -190,9 +190,9 @@ function giveBack(query) {
   $("input").value = draft.trim() ? `${query}\n${draft}` : query;
 }
 
-// Before the next question: the service has said what it kept of the last one.
+// Before the next question: find out what the service has stored of the last answer.
 async function settled(asked) {
-  await asked.settling; // it has said itself what went wrong
+  await asked.settling; // it has shown its own error
   if (asked.unsettled) await settle(asked);
 }
 

@@ -1,4 +1,4 @@
-// Everything that is said, in both languages. Knows nothing about the page.
+// Every text of the pages, in both languages. Knows nothing about the pages.
 export const TEXTS = {
   en: {
     loginHint: "Log in with the account of your organisation.",

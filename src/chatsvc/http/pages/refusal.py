@@ -1,6 +1,6 @@
-"""The page a person sees in place of JSON when a browser opens an address of the service and is refused.
+"""The page that a browser shows in place of JSON when it opens an address of the service and is refused.
 
-It stands alone: whoever is refused by address can load no style sheet and no script either. Both languages are on it,
+It is self-contained: a browser refused by address could load neither a style sheet nor a script. It has both languages,
 the one that the browser prefers first. Knows nothing about which status an error has.
 """
 
@@ -60,11 +60,11 @@ _TO_THE_CHAT = {"en": "To the chat page", "zh": "前往聊天页面"}
 
 
 def wants_page() -> bool:
-    """Whether a browser is opening an address for a person. Programs get JSON.
+    """Whether a browser is navigating here for a person. Programs get JSON.
 
-    Browsers name ``text/html`` and prefer it when they navigate; a page's ``fetch`` and most programs send ``*/*``.
-    ``Sec-Fetch-Mode`` says it outright, but browsers send it only to https and to this machine. A program that sends
-    a credential gets JSON whatever its library puts into ``Accept``: no browser sends one when it navigates.
+    Browsers prefer ``text/html`` when they navigate; a page's ``fetch`` and most programs send ``*/*``.
+    ``Sec-Fetch-Mode`` says it outright, but browsers send it only to https and to this machine. A request with a
+    credential gets JSON whatever its ``Accept``: no browser sends one when it navigates.
     """
     if request.method not in {"GET", "HEAD"} or "Authorization" in request.headers or "X-Api-Key" in request.headers:
         return False
@@ -74,9 +74,9 @@ def wants_page() -> bool:
 
 
 def show_as_page(response: Response, error: ChatsvcError) -> None:
-    """Put the page in place of the JSON of an answer; its status and headers stay."""
+    """Replace an answer's JSON by the page; its status and headers stay."""
     first = request.accept_languages.best_match(["en", "zh"], default="en")
-    # Of who sent no credential only the address can have been refused; the code says the same of a missing scope.
+    # A missing scope has the same code, but without a credential only the address can have been refused.
     text_key = "address_not_listed" if error.code == "permission_denied" else error.code
     texts = _texts().get(text_key or "", {"en": error.message, "zh": error.message})
     retry_after_s = response.headers.get("Retry-After")
