@@ -188,17 +188,17 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema.get("enum") or [schema["const"]])
     kind = schema.get("type", "any")
     if kind == "array":
-        return f"array of {_kind(schema.get('items', {}))}{_range(schema, 'minItems', 'maxItems')}"
+        return f"array of {_kind(schema.get('items', {}))}{_bounds(schema, 'minItems', 'maxItems', ' items')}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_kind(schema['additionalProperties'])}"
-    lengths = _range(schema, "minLength", "maxLength") + _range(schema, "minimum", "maximum")
-    more = f" above {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else ""
-    return f"{schema.get('format', kind)}{more}{lengths}"
+    lengths = _bounds(schema, "minLength", "maxLength", " characters") + _bounds(schema, "minimum", "maximum", "")
+    return f"{schema.get('format', kind)}{lengths}"
 
 
-def _range(schema: Mapping[str, Any], least: str, most: str) -> str:
-    if least not in schema and most not in schema:
-        return ""
+def _bounds(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
     if most not in schema:
-        return "" if schema[least] == 0 else f", at least {schema[least]}"
-    return f", {schema[least]} to {schema[most]}" if least in schema else f", at most {schema[most]}"
+        return f" ({schema[least]} or more{unit})" if schema.get(least, 0) > 0 else ""
+    if least in schema:
+        return f" ({schema[least]} to {schema[most]}{unit})"
+    above = f"above {schema['exclusiveMinimum']}, " if "exclusiveMinimum" in schema else ""
+    return f" ({above}at most {schema[most]}{unit})"
