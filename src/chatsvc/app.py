@@ -195,7 +195,7 @@ def _hooks(running: Running) -> hooks.Hooks:
 def _register(app: Flask, running: Running) -> None:
     settings, guard = running.settings, running.guard
     options = guard_options(settings).gate
-    desk = chat.ChatDesk(
+    access = chat.ChatAccess(
         running.gate,
         running.service,
         Bounds(settings.chat.max_tokens_cap),
@@ -214,9 +214,9 @@ def _register(app: Flask, running: Running) -> None:
         ),
         ("audit", _audit_views(running)),
         ("models", _model_views(running)),
-        ("chat", chat.ChatViews(desk)),
-        ("openai", openai.OpenAIViews(desk, running.engine, refuses_unknown)),
-        ("completions", completions.CompletionViews(desk, running.engine, refuses_unknown)),
+        ("chat", chat.ChatViews(access)),
+        ("openai", openai.OpenAIViews(access, refuses_unknown)),
+        ("completions", completions.CompletionViews(access, refuses_unknown)),
         ("conversations", conversations.ConversationViews(running.conversations)),
         ("ui", PageViews(single_sign_on=running.provider is not None)),
     ):

@@ -133,6 +133,7 @@ REFUSED = [
     ("GET", f"/accounts?limit={'9' * 5000}", None, 400),
     ("GET", "/accounts?limit=1&limit=2", None, 400),
     ("GET", "/accounts?after=%00", None, 400),
+    ("GET", "/keys?account=alice&account=bob", None, 400),
     ("PUT", "/limits/nobody", {}, 404),
     ("PUT", "/limits/alice", {"tokens_per_day": 0}, 400),
     ("PUT", "/limits/alice", {"tokens_per_day": 10**30}, 400),

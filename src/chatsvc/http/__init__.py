@@ -1,1 +1,1 @@
-"""The wire: the only room that knows Flask. Turns requests into domain values and domain errors into answers."""
+"""HTTP: the only room that imports Flask. Turns requests into domain values, and results and errors into answers."""

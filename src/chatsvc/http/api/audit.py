@@ -47,7 +47,7 @@ class HeadBody(Body):
 
 
 class Head(TypedDict):
-    """How much of a log has been seen here: records of it, 0 where it is not known."""
+    """How many records of a log have been witnessed here; 0 for a log that is not known."""
 
     origin: Annotated[str, like(_ORIGIN)]
     size: Annotated[int, Meta(ge=0, examples=[1204])]
@@ -145,7 +145,7 @@ class AuditViews:
 
 
 class _Whole:
-    """The first piece, which says that there will be an export at all, and the rest."""
+    """The first piece, made before the status is sent so that an error can still be answered, then the rest."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
         self._first = first

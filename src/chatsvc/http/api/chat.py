@@ -24,7 +24,7 @@ from chatsvc.http.wire.schema import Model, max_chat_bytes, parse_json
 
 
 @dataclass(frozen=True, slots=True)
-class ChatDesk:
+class ChatAccess:
     """What all routes that generate text share: reading the body, admission, and the service."""
 
     gate: Gate
@@ -150,7 +150,7 @@ class ChatViews:
 
     TAG: ClassVar = "chat"
 
-    desk: ChatDesk
+    access: ChatAccess
 
     @route("POST", "/chat")
     @requires(scope("chat"))
@@ -160,8 +160,8 @@ class ChatViews:
 
         Send exactly one of `query` and `messages`. With `conversation_id` the conversation goes on.
         """
-        body = self.desk.read(ChatBody)
-        wholes, finish, headers = self.desk.complete(body.to_request(self.desk.bounds))
+        body = self.access.read(ChatBody)
+        wholes, finish, headers = self.access.complete(body.to_request(self.access.bounds))
         return {**ending(finish), "result": wholes[0].text, "model": finish.model}, 200, headers
 
     @route("POST", "/chat/stream")
@@ -174,8 +174,8 @@ class ChatViews:
         with an error in its usual shape, after which nothing comes. The tokens joined are the `result` of `/chat`. A
         comment line keeps a quiet connection alive.
         """
-        body = self.desk.read(ChatBody)
-        return self.desk.stream(body.to_request(self.desk.bounds), ChatEncoder())
+        body = self.access.read(ChatBody)
+        return self.access.stream(body.to_request(self.access.bounds), ChatEncoder())
 
 
 class ChatEncoder:

@@ -1,4 +1,4 @@
-"""``/conversations``: list, read, rename, delete one's own. Knows nothing about how they came to be."""
+"""``/conversations``: list, read, rename, delete one's own. Knows nothing about how answers are made."""
 
 from __future__ import annotations
 

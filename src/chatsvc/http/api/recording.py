@@ -81,13 +81,13 @@ def _result_of(error: ChatsvcError) -> Result:
 
 
 def recorded_change(audit: AuditLog, action: str, act: Callable[[], Change]) -> dict[str, Any]:
-    """Do and record what an administrator changes, and return what it is now."""
+    """Make and record an administrator's change; returns what is there after it."""
     done = recorded(audit, context.facts(f"admin.{action}"), act, details=Change.as_details)
     return done.after or {}
 
 
 def recorded_key(audit: AuditLog, action: str, act: Callable[[], tuple[str, Change]]) -> dict[str, Any]:
-    """The same for an act that makes a secret: only the answer has it, as ``key``, and the record does not."""
+    """The same for an act that makes a secret: what is returned has it as ``key``, the record does not."""
     facts = context.facts(f"admin.{action}")
     secret, change = recorded(audit, facts, act, details=lambda done: done[1].as_details())
     return {"key": secret, **(change.after or {})}

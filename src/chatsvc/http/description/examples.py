@@ -1,4 +1,4 @@
-"""An example of a JSON Schema's values, put together from the examples of its parts. Knows nothing about routes."""
+"""An example value for a JSON Schema, put together from the examples of its parts. Knows nothing about routes."""
 
 from __future__ import annotations
 

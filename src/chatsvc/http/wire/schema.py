@@ -69,7 +69,7 @@ def _digits(value: Any) -> Any:
     return value
 
 
-# Of a number in a query string. It stands last, so that the document still has the bounds in front of it.
+# For a number in a query string. The last of its annotations: pydantic's schema leaves out bounds that follow it.
 Digits = BeforeValidator(_digits)
 
 

@@ -70,7 +70,7 @@ def _too_deep() -> InvalidRequest:
 
 def _decode(data: bytes) -> str:
     if data.startswith(b"\xef\xbb\xbf"):
-        # RFC 8259 section 8.1: a parser may ignore a byte order mark; two parsers that differ are a way in.
+        # RFC 8259 section 8.1 lets a parser ignore a byte order mark; two parsers that differ can be played off.
         raise InvalidRequest("The body starts with a byte order mark; send plain UTF-8.", code="invalid_json")
     try:
         return data.decode("utf-8")

@@ -40,7 +40,7 @@ class AccountBody(Body):
 
 
 class AccountPatchBody(Body):
-    """What is left out stays."""
+    """Changes to an account; what is left out stays."""
 
     roles: RoleNames | None = Field(None, examples=[["user", "auditor"]])
     disabled: bool | None = None
@@ -72,7 +72,7 @@ class AccountPage(TypedDict):
 
 
 class DefaultLimits(TypedDict):
-    """Limits of whoever has no other."""
+    """Limits that hold where nothing else is set."""
 
     requests_per_minute: Annotated[int, like(60)]
     tokens_per_day: Annotated[int, like(200_000)]

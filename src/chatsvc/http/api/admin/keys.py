@@ -54,7 +54,7 @@ class KeyBody(KeyLimitsBody):
 
 
 class RotateBody(Body):
-    """For how many seconds the old secret still works."""
+    """For how many seconds the old secret goes on working."""
 
     grace_s: Annotated[int, Field(ge=0, le=90 * _DAY_S, examples=[3600])] = _DAY_S
 

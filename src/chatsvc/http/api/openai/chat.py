@@ -15,10 +15,9 @@ from flask import Response
 
 from chatsvc.chat.service import Whole
 from chatsvc.chat.types import Delta, Event, Finish, Reason, ScoredToken, Usage
-from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
-from chatsvc.http.api.chat import ChatDesk, UsageAnswer
+from chatsvc.http.api.chat import ChatAccess, UsageAnswer
 from chatsvc.http.api.chat import usage as common_usage
 from chatsvc.http.api.openai import tolerance
 from chatsvc.http.api.openai.chat_schema import OpenAIBody
@@ -123,8 +122,7 @@ class OpenAIViews:
 
     TAG: ClassVar = "openai"
 
-    desk: ChatDesk
-    engine: EngineClient
+    access: ChatAccess
     refuses_unknown: bool
     clock: Callable[[], float] = time.time
 
@@ -138,13 +136,13 @@ class OpenAIViews:
         `data: {"error":{…}}` and ends the stream. Fields that change nothing, and fields that are not known, are named
         in the header `x-ignored-parameters`.
         """
-        body = self.desk.read(OpenAIBody)
+        body = self.access.read(OpenAIBody)
         told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
-        chat_request = body.to_request(self.desk.bounds)
+        chat_request = body.to_request(self.access.bounds)
         if body.stream:
-            encoder = ChunkEncoder(self.engine.card().name, int(self.clock()), body)
-            return self.desk.stream(chat_request, encoder, told)
-        wholes, finish, headers = self.desk.complete(chat_request)
+            encoder = ChunkEncoder(self.access.service.engine.card().name, int(self.clock()), body)
+            return self.access.stream(chat_request, encoder, told)
+        wholes, finish, headers = self.access.complete(chat_request)
         return completion(wholes, finish, int(self.clock()), scored=body.logprobs), 200, headers | told
 
     @route("GET", "/v1/models")
@@ -152,14 +150,14 @@ class OpenAIViews:
     @Operation(answer=ModelPage)
     def models(self) -> ModelPage:
         """List the models that are served."""
-        return {"object": "list", "data": [model(self.engine.card())]}
+        return {"object": "list", "data": [model(self.access.service.engine.card())]}
 
     @route("GET", "/v1/models/<path:model_id>")
     @requires(scope("chat"))
     @Operation(answer=ModelAnswer, path={"model_id": "Qwen1.5-0.5B-Chat"})
     def one_model(self, model_id: str) -> ModelAnswer:
         """Read a model."""
-        card = self.engine.card()
+        card = self.access.service.engine.card()
         # a path converter takes the trailing slash too, which is the same route everywhere
         if model_id.removesuffix("/") != card.name:
             raise ModelNotFound

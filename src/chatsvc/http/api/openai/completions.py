@@ -17,10 +17,9 @@ from flask import Response
 
 from chatsvc.chat.service import Whole
 from chatsvc.chat.types import Delta, Finish, IndexedEvent, Reason, ScoredToken, Usage
-from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ChatsvcError
 from chatsvc.guard.principal import scope
-from chatsvc.http.api.chat import ChatDesk
+from chatsvc.http.api.chat import ChatAccess
 from chatsvc.http.api.openai import tolerance
 from chatsvc.http.api.openai.chat import OpenAIUsage, usage
 from chatsvc.http.api.openai.completions_schema import CompletionBody
@@ -73,8 +72,7 @@ class CompletionViews:
 
     TAG: ClassVar = "openai"
 
-    desk: ChatDesk
-    engine: EngineClient
+    access: ChatAccess
     refuses_unknown: bool
     clock: Callable[[], float] = time.time
 
@@ -86,14 +84,14 @@ class CompletionViews:
 
         With `stream` the answer is OpenAI's chunks, then `data: [DONE]`.
         """
-        body = self.desk.read(CompletionBody)
+        body = self.access.read(CompletionBody)
         told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
-        requests = body.to_requests(self.desk.bounds)
-        echoes = [self.desk.service.planner.text_of(prompt) if body.echo else "" for prompt in body.prompts()]
+        requests = body.to_requests(self.access.bounds)
+        echoes = [self.access.service.planner.text_of(prompt) if body.echo else "" for prompt in body.prompts()]
         if body.stream:
-            encoder = TextEncoder(self.engine.card().name, int(self.clock()), echoes, body)
-            return self.desk.stream_all(requests, encoder, told)
-        done, headers = self.desk.complete_all(requests)
+            encoder = TextEncoder(self.access.service.engine.card().name, int(self.clock()), echoes, body)
+            return self.access.stream_all(requests, encoder, told)
+        done, headers = self.access.complete_all(requests)
         return text_completion(done, echoes, int(self.clock()), body), 200, headers | told
 
 
