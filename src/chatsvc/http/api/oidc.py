@@ -173,7 +173,8 @@ class OidcViews:
         try:
             given = parse_query(request, CallbackQuery)
         except InvalidRequest as error:
-            raise AuthenticationFailed("an answer of the provider that cannot be read", message=_REFUSED) from error
+            reason = "an answer of the provider without a code that can be read"
+            raise AuthenticationFailed(reason, message=_REFUSED) from error
         if given.error == "access_denied":  # whatever its state: it lets nobody in, and some providers leave that out
             raise _Denied("the provider says access_denied", message=_REFUSED)
         if given.state != flow.state:
