@@ -28,7 +28,7 @@ RUN PATH=/build/tools/bin:$PATH /build/tools/bin/pip wheel --no-deps --no-build-
 
 FROM ${BASE} AS runtime
 # Two accounts: the web process (10001) owns home and models; the engine (10002) can only read the models. The web process
-# is in the engine's group, to reach its socket. nginx needs the web process's group, to reach that socket.
+# is in the engine's group, to reach its socket. nginx needs the web process's group, to reach its socket.
 RUN groupadd --gid 10001 chatsvc && groupadd --gid 10002 chatsvc-engine \
     && useradd --uid 10001 --gid 10001 --groups 10002 --home-dir /var/lib/chatsvc --no-create-home \
         --shell /usr/sbin/nologin chatsvc \

@@ -1,1 +1,1 @@
-"""The command line: one module a command group. The only room that prints."""
+"""The command line: one module for each command group. The only package that prints, besides kit."""

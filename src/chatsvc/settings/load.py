@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         return self
 
     def _unknown_roles(self) -> list[str]:
-        """Unknown role names: they would silently give no scope to anybody."""
+        """Unknown role names: they would silently give no scopes."""
         named = (
             ("limits.by_role", self.limits.by_role.keys()),
             ("ldap.roles", self.ldap.roles.values()),
