@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
-from chatsvc.guard.limits.quotas import Bucket, QuotaOf
+from chatsvc.guard.limits.quotas import Bucket
 from chatsvc.store.tables import Reservation, Usage
 
 ADA = [Bucket("account:ada", 1000)]
@@ -160,10 +160,3 @@ def test_a_clock_that_was_far_ahead_for_a_while_gives_nobody_new_tokens(quotas, 
     clock.advance(-86_400 * days)
     quotas.purge()
     assert remaining(quotas) == 400
-
-
-def test_the_quota_of_a_principal_is_the_same_count(quotas):
-    own = QuotaOf(quotas, ADA)
-    reserved = own.reserve(10)
-    own.settle(reserved.id, 4)
-    assert own.state().remaining == 996

@@ -29,7 +29,7 @@ from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import Kind, Tokens
 from chatsvc.guard.limits.admission import Admission, Standing, limits_headers
 from chatsvc.guard.limits.queue import Queue
-from chatsvc.guard.limits.quotas import Bucket, QuotaOf, Quotas
+from chatsvc.guard.limits.quotas import Bucket, Quotas
 from chatsvc.guard.limits.rates import Rates
 from chatsvc.guard.outbox import Outbox
 from chatsvc.guard.principal import ClientAddress, KeyLimits, Limits, Principal, Requirement
@@ -147,8 +147,8 @@ class Gate:
         except LimitExceeded as error:
             error.headers.update(limits_headers(self._standing(principal)))
             raise
-        quota = self._quota_of(principal, limits)  # (6)
-        standing = Standing(rate, quota.state())
+        buckets = _buckets(principal, limits)  # (6)
+        standing = Standing(rate, self._parts.quotas.state(buckets))
         if standing.quota.remaining <= 0:
             refused = self._parts.quotas.exceeded()
             refused.headers.update(limits_headers(standing))
@@ -163,7 +163,7 @@ class Gate:
         except LimitExceeded as error:
             error.headers.update(limits_headers(standing))
             raise
-        return Admission(principal, ticket, quota, standing, self.is_revoked)
+        return Admission(principal, ticket, standing, self._parts.quotas, buckets, self.is_revoked)
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether a running request's credential was revoked, or its account disabled, since step 2.
@@ -270,7 +270,7 @@ class Gate:
     def _standing(self, principal: Principal) -> Standing:
         limits = self._limits_of(principal)
         rate = self._parts.rates.state(_rates(principal, limits))
-        return Standing(rate, self._quota_of(principal, limits).state())
+        return Standing(rate, self._parts.quotas.state(_buckets(principal, limits)))
 
     def _places_left(self, principal: Principal) -> tuple[int, int]:
         """The limit of requests at a time (the account's or the key's) with fewer left, and how many are left."""
@@ -280,11 +280,6 @@ class Gate:
             counts.append((of_key, sum(ticket.key_id == principal.key_id for ticket in tickets)))
         limit, num_held = min(counts, key=lambda count: count[0] - count[1])
         return limit, max(0, limit - num_held)
-
-    def _quota_of(self, principal: Principal, limits: Limits) -> QuotaOf:
-        own = principal.key_limits.tokens_per_day
-        of_key = [Bucket(f"key:{principal.key_id}", own)] if own is not None else []
-        return QuotaOf(self._parts.quotas, [*of_key, Bucket(f"account:{principal.account_id}", limits.tokens_per_day)])
 
     def housekeep(self) -> None:
         """Drain the outbox and, once a minute, delete old rows. Runs with authenticated requests."""
@@ -296,6 +291,13 @@ class Gate:
                 self._parts.sessions.purge()
                 self._parts.throttle.purge()
                 self._parts.quotas.purge()
+
+
+def _buckets(principal: Principal, limits: Limits) -> list[Bucket]:
+    """The buckets that a principal's tokens are counted in: its key's, if that has a quota, and its account's."""
+    own = principal.key_limits.tokens_per_day
+    of_key = [Bucket(f"key:{principal.key_id}", own)] if own is not None else []
+    return [*of_key, Bucket(f"account:{principal.account_id}", limits.tokens_per_day)]
 
 
 def _rates(principal: Principal, limits: Limits) -> list[tuple[str, int]]:

@@ -44,16 +44,12 @@ def is_current(database: Database) -> bool:
     """Whether the tables have the revision this version needs."""
     with database.connection() as connection:
         context = MigrationContext.configure(connection)
-        head = ScriptDirectory.from_config(_config(connection)).get_current_head()
-        return context.get_current_revision() == head
+        return context.get_current_revision() == head()
 
 
 def head() -> str:
     """The revision this version needs."""
-    config = Config()
-    config.set_main_option("script_location", _SCRIPTS)
-    config.set_main_option("path_separator", "os")
-    return str(ScriptDirectory.from_config(config).get_current_head())
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def _lock(connection: Connection, *, is_sqlite: bool) -> None:
@@ -61,7 +57,7 @@ def _lock(connection: Connection, *, is_sqlite: bool) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": _ADVISORY_LOCK})
 
 
-def _config(connection: Connection) -> Config:
+def _config(connection: Connection | None = None) -> Config:
     config = Config()
     config.set_main_option("script_location", _SCRIPTS)
     config.set_main_option("path_separator", "os")

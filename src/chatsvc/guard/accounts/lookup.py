@@ -11,6 +11,16 @@ from chatsvc.store.tables import Account
 # Accounts of earlier versions may share a name. All but one then have "#" and their id appended to their name_key.
 _DOUBLED = "#"
 
+# What a request's authentication reads of an account.
+ACCOUNT_COLUMNS = (
+    Account.name,
+    Account.roles,
+    Account.disabled_at,
+    Account.requests_per_minute,
+    Account.tokens_per_day,
+    Account.max_concurrent,
+)
+
 
 def is_named(name: str) -> ColumnElement[bool]:
     """The SQL condition that an account has this name, in any spelling."""

@@ -19,7 +19,7 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, Conflict, InvalidRequest, NotFound
-from chatsvc.guard.accounts.lookup import find_named, is_named
+from chatsvc.guard.accounts.lookup import ACCOUNT_COLUMNS, find_named, is_named
 from chatsvc.guard.accounts.roles import Roles, format_names, parse_names
 from chatsvc.guard.outbox import Change, OnChange, note_nothing
 from chatsvc.guard.principal import ALL_SCOPES
@@ -48,12 +48,7 @@ _LOOK_UP = Statement(
         ApiKey.requests_per_minute.label("key_requests_per_minute"),
         ApiKey.tokens_per_day.label("key_tokens_per_day"),
         ApiKey.max_concurrent.label("key_max_concurrent"),
-        Account.name,
-        Account.roles,
-        Account.disabled_at,
-        Account.requests_per_minute,
-        Account.tokens_per_day,
-        Account.max_concurrent,
+        *ACCOUNT_COLUMNS,
     )
     .join(Account, Account.id == ApiKey.account_id)
     .where(ApiKey.id == bindparam("id"))

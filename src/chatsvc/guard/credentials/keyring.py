@@ -85,10 +85,7 @@ class KeyRing:
 
     def find(self, kid: str) -> SigningKey | None:
         """The key with that ``kid``, or None. Also finds a key that another process has just made."""
-        if kid not in self._keys:
-            self._rescan_if_older_than(_RESCAN_UNKNOWN_EVERY_S)
-        else:
-            self._rescan_if_older_than(_RESCAN_EVERY_S)
+        self._rescan_if_older_than(_RESCAN_EVERY_S if kid in self._keys else _RESCAN_UNKNOWN_EVERY_S)
         return self._keys.get(kid)
 
     def rotate(self) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session as StoreSession
 
 from chatsvc.errors import AuthenticationFailed, NotFound
-from chatsvc.guard.accounts.lookup import is_named
+from chatsvc.guard.accounts.lookup import ACCOUNT_COLUMNS, is_named
 from chatsvc.guard.address import network_of, parse_address
 from chatsvc.guard.credentials.tokens import Claims, TokenPair, Tokens
 from chatsvc.guard.outbox import Change, OnChange, note_nothing
@@ -31,32 +31,14 @@ _PURGED_AT_ONCE = 1000
 
 # Runs with every request that has a token: one lookup by primary key.
 _STATE = (
-    select(
-        Session.account_id,
-        Session.revoked_at,
-        Session.ends_at,
-        Account.name,
-        Account.roles,
-        Account.disabled_at,
-        Account.requests_per_minute,
-        Account.tokens_per_day,
-        Account.max_concurrent,
-    )
+    select(Session.account_id, Session.revoked_at, Session.ends_at, *ACCOUNT_COLUMNS)
     .join(Account, Account.id == Session.account_id)
     .where(Session.sid == bindparam("sid"))
 )
 _LOOK_UP = Statement(_STATE)
 
 # Runs with every request that has another issuer's token, which belongs to no session.
-_ACCOUNT_STATE = select(
-    Account.id.label("account_id"),
-    Account.name,
-    Account.roles,
-    Account.disabled_at,
-    Account.requests_per_minute,
-    Account.tokens_per_day,
-    Account.max_concurrent,
-).where(Account.id == bindparam("account_id"))
+_ACCOUNT_STATE = select(Account.id.label("account_id"), *ACCOUNT_COLUMNS).where(Account.id == bindparam("account_id"))
 _LOOK_UP_ACCOUNT = Statement(_ACCOUNT_STATE)
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from chatsvc.errors import LimitExceeded, StoreUnavailable
 from chatsvc.guard.limits.queue import Ticket
-from chatsvc.guard.limits.quotas import QuotaOf, QuotaState, Reserved
+from chatsvc.guard.limits.quotas import Bucket, Quotas, QuotaState, Reserved
 from chatsvc.guard.limits.rates import RateState
 from chatsvc.guard.principal import Principal
 
@@ -37,14 +37,16 @@ class Admission:
         self,
         principal: Principal,
         ticket: Ticket,
-        quota: QuotaOf,
         standing: Standing,
+        quotas: Quotas,
+        buckets: Sequence[Bucket],
         is_revoked: Callable[[Principal], bool],
     ) -> None:
         self.principal = principal
         self._ticket = ticket
-        self._quota = quota
         self._standing = standing
+        self._quotas = quotas
+        self._buckets = buckets
         self._is_revoked = is_revoked
         self._reserved: Reserved | None = None
         self._verified_at = time.monotonic()
@@ -59,7 +61,7 @@ class Admission:
         """
         assert self._reserved is None, "an admission is charged once"
         try:
-            self._reserved = self._quota.reserve(num_tokens)
+            self._reserved = self._quotas.reserve(self._buckets, num_tokens)
         except LimitExceeded as error:
             error.headers.update(self.limits_headers())
             raise
@@ -70,7 +72,7 @@ class Admission:
         with self._lock:
             reserved, self._reserved = self._reserved, None
         if reserved is not None:
-            self._quota.settle(reserved.id, num_tokens)
+            self._quotas.settle(reserved.id, num_tokens)
 
     def wait_turn(self, cost_tokens: int, timeout_s: float) -> bool:
         """See :meth:`chatsvc.guard.limits.queue.Ticket.wait_turn`."""

@@ -176,23 +176,3 @@ class Quotas:
 
     def _until_midnight_s(self) -> float:
         return _DAY_S - self._clock() % _DAY_S
-
-
-@dataclass(frozen=True, slots=True)
-class QuotaOf:
-    """The buckets of one principal: its account's and, if it has one, its API key's."""
-
-    quotas: Quotas
-    buckets: Sequence[Bucket]
-
-    def state(self) -> QuotaState:
-        """See :meth:`Quotas.state`."""
-        return self.quotas.state(self.buckets)
-
-    def reserve(self, num_tokens: int) -> Reserved:
-        """See :meth:`Quotas.reserve`."""
-        return self.quotas.reserve(self.buckets, num_tokens)
-
-    def settle(self, reservation_id: str, num_tokens: int) -> None:
-        """See :meth:`Quotas.settle`."""
-        self.quotas.settle(reservation_id, num_tokens)
