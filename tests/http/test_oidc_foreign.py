@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from joserfc.jwk import OKPKey, RSAKey
+from joserfc.jwk import OKPKey
 
 pytest.importorskip("authlib", reason="the extra 'directory' is not installed")
 if importlib.util.find_spec("oidc_provider_mock") is None:
@@ -27,8 +27,6 @@ if importlib.util.find_spec("oidc_provider_mock") is None:
 from joserfc import jwt
 
 from chatsvc.app import running_in
-from chatsvc.guard.providers.claims import claim_at, groups_in
-from chatsvc.guard.providers.jwks import usable_keys
 from tests.servers import write_certificate
 
 CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -243,53 +241,3 @@ def test_a_provider_that_goes_down_before_the_callback_shows_a_page(make_app, se
     back = urlsplit(httpx.post(there, data={"sub": "first"}, timeout=10, verify=verify).headers["Location"])
     page = client.get(f"{back.path}?{back.query}", headers={"Accept": CHROMIUM})
     assert (page.status_code, page.content_type) == (503, "text/html; charset=utf-8")
-
-
-def test_of_a_key_set_only_keys_that_verify_are_used():
-    good = RSAKey.generate_key(2048, parameters={"kid": "good"}).as_dict(private=False)
-    keys = usable_keys({"keys": [*ODD_KEYS, good]}, ["RS256"])
-    assert [key.kid for key in keys] == ["good"]
-    assert not usable_keys({"keys": ODD_KEYS}, ["RS256"])
-    assert not usable_keys({"keys": None}, ["RS256"])
-    assert not usable_keys({}, ["RS256"])
-
-
-@pytest.mark.parametrize(
-    ("path", "found"),
-    [
-        ("groups", ["a"]),
-        ("realm_access.roles", ["b"]),
-        ("https://example.org/groups", ["c"]),
-        ("resource.my.client.roles", ["d"]),
-        ("realm_access", {"roles": ["b"]}),
-        ("realm_access.missing", None),
-        ("groups.x", None),
-        ("missing.roles", None),
-        (".", None),
-        ("", None),
-    ],
-)
-def test_a_claim_is_found_by_its_name_or_its_path(path, found):
-    claims = {
-        "groups": ["a"],
-        "realm_access": {"roles": ["b"]},
-        "https://example.org/groups": ["c"],
-        "resource": {"my.client": {"roles": ["d"]}},
-    }
-    assert claim_at(claims, path) == found
-
-
-@pytest.mark.parametrize(
-    ("claim", "groups"),
-    [
-        ("a b", ["a b"]),
-        (["a", "b"], ["a", "b"]),
-        (["a", None, 7, {}, [], {"name": "b"}, {"name": 7}], ["a", "b"]),
-        ({"a": {}, "b": True, "c": False, "d": None}, ["a", "b"]),
-        (None, []),
-        (7, []),
-        (True, []),
-    ],
-)
-def test_groups_are_read_from_any_shape(claim, groups):
-    assert groups_in(claim) == groups

@@ -60,10 +60,8 @@ def mapped_name(name: str) -> str | None:
         return None
     if len(plain) <= _MAX_LENGTH and normal_name(plain) is not None:
         return plain
-    for length in (_MAX_LENGTH - _DIGEST_LENGTH - 1, _DIGEST_LENGTH // 2):  # the second: for names that NFKC expands
-        if (cut := normal_name(with_digest(plain[:length], name))) is not None:
-            return cut
-    return None
+    # A name that NFKC expands too much is cut to four characters: NFKC makes at most eighteen of one.
+    return normal_name(with_digest(plain, name)) or normal_name(with_digest(plain[:4], name))
 
 
 def with_digest(name: str, source: str) -> str:
