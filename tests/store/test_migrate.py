@@ -67,7 +67,7 @@ def test_accounts_and_sessions_of_earlier_versions_get_their_keys(database):
     with database.reading() as session:
         keys = {row.id: row.name_key for row in session.scalars(select(Account))}
         assert keys == {"a": "carol", "b": "carol#b", "c": "carol#c", "d": "strasse", "e": "dave", "f": "dave#f"}
-        assert {row.address: row.place for row in session.scalars(select(Session))} == places
+        assert {row.address: row.network for row in session.scalars(select(Session))} == places
 
 
 def test_migrating_twice_changes_nothing(database):
