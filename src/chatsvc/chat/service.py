@@ -1,6 +1,6 @@
-"""A completion from admission to the last delta: the steps 8–13 of ``docs/explanation/request-path.md``.
+"""A completion from admission to the last delta: steps 8 to 13 of ``docs/explanation/request-path.md``.
 
-Knows nothing about HTTP: it takes a request that passed the schema and yields what happens.
+Knows nothing about HTTP: it takes a request that passed the schema (step 4) and yields events.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from chatsvc.observe.streak import Streak
 
 @dataclass(frozen=True, slots=True)
 class ServiceOptions:
-    """``poll_s``: how often a running request is looked after, at the least."""
+    """``poll_s``: a running request is checked at least this often."""
 
     deadline_s: float = 300.0
     poll_s: float = 0.2
@@ -49,7 +49,7 @@ class ServiceOptions:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a request brings besides its words."""
+    """What the service must know about a request besides its content."""
 
     admission: Admission
     account_id: str
@@ -59,20 +59,20 @@ class Call:
 
 @dataclass(slots=True)
 class Whole:
-    """One choice, whole; ``scored`` where log-probabilities were asked for."""
+    """The complete text of one choice; ``scored`` if log-probabilities were requested."""
 
     text: str = ""
     scored: tuple[ScoredToken, ...] = ()
 
     def take(self, piece: Delta) -> None:
-        """Add a piece."""
+        """Add a delta."""
         self.text += piece.text
         self.scored += piece.scored
 
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a request is; what its records and counters are made from."""
+    """The state of a running request, from which its end record and metrics are made."""
 
     started_at: float
     answer: RunningAnswer
@@ -83,23 +83,23 @@ class _Progress:
 
     @property
     def text(self) -> str:
-        """What was answered so far; of several choices one after the other."""
+        """The text so far; of several choices, one after the other."""
         return "\n".join(choice.completion.text for choice in self.choices)
 
     @property
     def num_completion_tokens(self) -> int:
-        """Of all choices."""
+        """The sum over all choices."""
         return sum(choice.completion.num_tokens for choice in self.choices)
 
     @property
     def num_cached_tokens(self) -> int:
-        """Tokens of the prompt that the first choice found in the cache."""
+        """Prompt tokens that the first choice found in the cache."""
         return self.choices[0].num_cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ChatService:
-    """Everything a completion needs, wired once in ``app.py``."""
+    """Runs completions. Wired once in ``app.py``."""
 
     engine: EngineClient
     audit: AuditLog
@@ -113,12 +113,12 @@ class ChatService:
     streak: Streak = field(default_factory=Streak)
 
     def complete(self, call: Call, request: ChatRequest) -> tuple[str, Finish]:
-        """The whole text of a request for one choice, and the end."""
+        """The text of a request for one choice, and its end."""
         wholes, finish = self.complete_all(call, request)
         return wholes[0].text, finish
 
     def complete_all(self, call: Call, request: ChatRequest) -> tuple[list[Whole], Finish]:
-        """All choices, whole, and the end."""
+        """The texts of all choices, and the end."""
         wholes = [Whole() for _ in range(request.num_choices)]
         event: Event = Waiting()
         for event in self.stream(call, request):
@@ -128,10 +128,10 @@ class ChatService:
         return wholes, event
 
     def stream(self, call: Call, request: ChatRequest) -> Iterator[Event]:
-        """What happens, as it happens; the last event is Finish. Close the iterator to cancel.
+        """Yield events as they happen; the last is Finish. Close the iterator to cancel.
 
-        The first event is Start, before a slot is waited for. Where a slot is free, everything that can be refused is
-        refused before the second event.
+        The first event is Start, before the wait for a slot. If a slot is free, every possible refusal comes before
+        the second event.
         """
         watch = AbortChecks(
             call.is_gone,
@@ -145,14 +145,14 @@ class ChatService:
         try:
             with self.streak.counting():
                 self._refuse_early()
-                # (8) template -> prompt ids -> charge
+                # (8) prompt: template -> ids -> charge
                 plan = self.planner.plan(call.account_id, request)
                 self._charge(call, plan)
                 start = Start(self.new_id(), plan.conversation_id, plan.card.name)
                 is_new = request.conversation_id is None
                 with self.conversations.answers.begin(call.account_id, plan.conversation_id, is_new=is_new) as answer:
                     yield start
-                    # (9) turn: a slot
+                    # (9) slot
                     while not call.admission.wait_turn(plan.cost_tokens, self.options.poll_s):
                         watch.check()
                         answer.check()
@@ -160,7 +160,7 @@ class ChatService:
                     progress = _Progress(started_at, answer, plan.choices(), len(plan.prompt_ids))
                     yield from self._recorded(call, request, plan, progress, watch)
         finally:
-            # (13) whatever happened, the slot is free
+            # (13) end: whatever happened, the slot is released
             call.admission.release()
         yield _finish(start, progress)
 
@@ -172,7 +172,7 @@ class ChatService:
             raise
 
     def _refuse_early(self) -> None:
-        """What would refuse the request later anyway refuses it before it waits."""
+        """Refuse before the wait what could not be answered after it either."""
         if self.drain.has_begun:
             raise Draining
         if self.audit.problem() is not None:
@@ -184,8 +184,8 @@ class ChatService:
     def _recorded(
         self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: AbortChecks
     ) -> Iterator[Event]:
-        """Generate between a ``begin`` and an ``end`` record; settle the quota by what was really used."""
-        # (10) durable before the first token is asked for
+        """Generate between a ``begin`` and an ``end`` record; settle the quota by what was used."""
+        # (10) begin record: durable before the first token is asked for
         with self.audit.begin(dataclasses.replace(call.facts, model=plan.card.digest)) as record:
             try:
                 yield from self._generate(call, request, plan, progress, watch)
@@ -194,7 +194,7 @@ class ChatService:
             except (GeneratorExit, ClientGone):
                 progress.reason = "cancelled"
                 record.result = Result("aborted", status=499, reason="client_gone")
-                self._keep_what_there_was(plan, progress)
+                self._keep_partial(plan, progress)
                 raise
             except ConversationDeleted as error:
                 progress.reason = "cancelled"
@@ -203,10 +203,10 @@ class ChatService:
             except ChatsvcError as error:
                 progress.reason = "error"
                 record.result = Result("error", reason=error.code)
-                self._keep_what_there_was(plan, progress)
+                self._keep_partial(plan, progress)
                 raise
             finally:
-                # (13) the end record, also of what was cut off
+                # (13) end: settle the quota and write the end record, also after an abort
                 call.admission.settle(progress.num_prompt_tokens + progress.num_completion_tokens)
                 record.result = dataclasses.replace(
                     record.result,
@@ -219,19 +219,19 @@ class ChatService:
     def _generate(
         self, call: Call, request: ChatRequest, plan: Plan, progress: _Progress, watch: AbortChecks
     ) -> Iterator[Event]:
-        """Steps 7 and 8. A model that changes while the submit is on its way costs one more try, not the request."""
+        """Steps 11 and 12. If the model changes before the first token, the request is tried once more."""
         try:
-            yield from self._pieces(call, plan, progress, watch)
+            yield from self._deltas(call, plan, progress, watch)
         except Draining:
             if progress.num_completion_tokens or self.drain.has_begun:
                 raise
             again = self.planner.plan(call.account_id, request)
             progress.choices = again.choices()
             progress.num_prompt_tokens = len(again.prompt_ids)
-            yield from self._pieces(call, again, progress, watch)
+            yield from self._deltas(call, again, progress, watch)
 
-    def _pieces(self, call: Call, plan: Plan, progress: _Progress, watch: AbortChecks) -> Iterator[Event]:
-        if not plan.sampling.max_tokens:  # only the prompt is counted
+    def _deltas(self, call: Call, plan: Plan, progress: _Progress, watch: AbortChecks) -> Iterator[Event]:
+        if not plan.sampling.max_tokens:  # max_tokens 0: only the prompt is counted
             progress.reason = progress.choices[0].end = "length"
             return
 
@@ -241,11 +241,11 @@ class ChatService:
 
         generations: list[Generation] = []
         try:
-            # (11) ids to the engine
+            # (11) engine: ids to its process
             for sampling in plan.samplings():
                 generation = self.engine.submit(plan.prompt_ids, sampling, call.account_id, plan.card, plan.num_public)
-                generations.append(generation)  # one by one: where the next is refused, this one is cancelled
-            # (12) ids -> text -> stop strings -> delta
+                generations.append(generation)  # at once, so that it is cancelled if the next one is refused
+            # (12) delta: ids -> text -> stop strings -> delta
             for event in advance_all(progress.choices, generations, self.options.poll_s, check):
                 if progress.first_token_at is None and progress.num_completion_tokens:
                     progress.first_token_at = self.clock()
@@ -256,15 +256,15 @@ class ChatService:
         progress.reason = progress.choices[0].end or "stop"
 
     def _keep(self, plan: Plan, progress: _Progress, *, complete: bool) -> None:
-        """Store the turn."""
+        """Store the new turns and the answer."""
         if plan.conversation_id is not None:
             turns = [*plan.turns, Message("assistant", progress.text)]
             self.conversations.append(progress.answer, turns, complete=complete)
 
-    def _keep_what_there_was(self, plan: Plan, progress: _Progress) -> None:
-        """Store a turn that was cut off, unless nothing of the answer was there yet."""
+    def _keep_partial(self, plan: Plan, progress: _Progress) -> None:
+        """Store a partial answer, if it has any text."""
         if progress.text:
-            with suppress(StoreUnavailable):  # what ended it is on its way to the caller, if there still is one
+            with suppress(StoreUnavailable):  # the caller gets the error that ended the request
                 self._keep(plan, progress, complete=False)
 
     def _count(self, progress: _Progress) -> None:
@@ -288,6 +288,6 @@ def _finish(start: Start, progress: _Progress) -> Finish:
 
 
 def _as_text(turns: tuple[Message, ...], completion: str) -> str:
-    """What was said, for the audit levels that keep it; the log decides."""
+    """The conversation's text; the log decides by its level whether to record it."""
     said = [(message.role, with_calls(message)) for message in turns]
     return "\n".join(f"{role}: {text}" for role, text in [*said, ("assistant", completion)])
