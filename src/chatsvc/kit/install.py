@@ -295,7 +295,7 @@ To try it, that is all. As a service of this machine, as root:
   6. nginx in front of it: {program} config nginx --help
   7. {program} doctor
 Containers instead: {current}/compose.yaml, with an image that was made elsewhere and came by `docker load`.
-All of it in more words: {current}/docs/how-to/runbook.md"""
+The documents: {current}/docs/index.md"""
 
 
 if __name__ == "__main__":
