@@ -19,6 +19,7 @@ import pytest
 from bench import audit, crowd, gap, kills, logins, memory, prefix, profile, quality, report, sealed, soak
 from chatsvc.chat.service import ServiceOptions
 from chatsvc.engine.engine_side.loop import LoopOptions
+from chatsvc.models.supply.known import SMOLLM2
 from chatsvc.observe.metrics import Metrics
 from chatsvc.settings.load import Settings, load
 
@@ -32,6 +33,10 @@ def code(name: str) -> Any:
     """A constant of the code: ``guard.accounts.throttle._MAX_WAIT_S``."""
     if name == "collect_ms":
         return round(LoopOptions().collect_s * 1000)
+    if name == "wheel of SmolLM2":
+        return SMOLLM2.parts[0].requirement
+    if name == "MB of SmolLM2":
+        return round(SMOLLM2.parts[0].size_bytes / 1e6)
     module, _, constant = name.rpartition(".")
     return getattr(importlib.import_module(f"chatsvc.{module}"), constant)
 
@@ -73,7 +78,7 @@ OF_THE_CODE = [
     (
         "docs/reference/models.md",
         "in the wheel `{}`",
-        ["models.supply.embedded.REQUIREMENT"],
+        ["wheel of SmolLM2"],
     ),
     (
         "docs/adr/0012-templates-in-a-child.md",
@@ -187,6 +192,25 @@ def test_the_levels_of_packages_are_those_that_the_linter_enforces():
         r"^\| \d+ \| (.+?) \|", (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [set(re.split(r" [|:] ", layer)) for layer in layers]
+
+
+def test_the_steps_of_a_request_have_the_same_numbers_in_the_document_and_in_the_code():
+    page = (DOCS / "explanation" / "request-path.md").read_text(encoding="utf-8")
+    steps = {int(number): name for number, name in re.findall(r"^\| \*\*(\d+) ([a-z ]+)\*\*", page, re.MULTILINE)}
+    assert list(steps) == list(range(1, 14))
+    source = ROOT / "src" / "chatsvc"
+    gate = (source / "guard" / "gate.py").read_text(encoding="utf-8")
+    named = {int(number): name.lower() for number, name in re.findall(r"^(\d+)\. (\w+):", gate, re.MULTILINE)}
+    assert named == {number: steps[number] for number in (1, 2, 3, 5, 6, 7)}
+    assert {int(number) for number in re.findall(r"# \((\d+)\)", gate)} == {2, 3, 5, 6, 7}
+    service = (source / "chat" / "service.py").read_text(encoding="utf-8")
+    commented = re.findall(r"# \((\d+)\) ([a-z ]+)", service)
+    assert {int(number): name.strip() for number, name in commented} == {
+        number: steps[number] for number in range(8, 14)
+    }
+    hooks = (source / "http" / "wire" / "hooks.py").read_text(encoding="utf-8")
+    assert dict(re.findall(r"\((\d)\) ([a-z]+)", hooks)).items() >= {("1", steps[1]), ("2", steps[2]), ("3", steps[3])}
+    assert (source / "http" / "wire" / "schema.py").read_text(encoding="utf-8").startswith('"""Step 4 ')
 
 
 def test_every_metric_is_in_the_reference_and_nothing_else(defaults):
