@@ -41,7 +41,7 @@ FAILED = "login_failed"  # the reason, in a record that sums up many failed logi
 _PUBLISH_S = 5  # how long close() waits for witnesses to take the last checkpoint
 _MAX_FAILING_PLACES = 64
 _NUM_SINGLE_FAILURES = 5  # failed logins of an address in one window; further ones are only counted
-_ABANDONED = Result("aborted", reason="nobody waited for the disk any longer")
+_ABANDONED = "nobody waited for the disk any longer"
 
 
 class _Batch:
@@ -272,7 +272,7 @@ class AuditLog:
             raise
         with self._lock:
             abandoned = [each for each in entries if each.abandoned and each.fields["stage"] == "begin"]
-            self._owed += [self._journal.end_of(each, _ABANDONED) for each in abandoned]
+            self._owed += [self._journal.aborted(each.seq, each.fields, _ABANDONED) for each in abandoned]
 
     def _keep(self, entries: list[Entry]) -> None:
         """Ends and sums tell what has happened already, so they wait for space; a begin or an event is refused."""

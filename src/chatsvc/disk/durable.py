@@ -126,18 +126,18 @@ def erase(path: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Wait until what others wrote to a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fdatasync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync(path, os.O_RDONLY, os.fdatasync)
 
 
 def sync_directory(path: Path, fsync: Callable[[int], None] | None = None) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY, fsync or os.fsync)
+
+
+def _sync(path: Path, flags: int, sync: Callable[[int], None]) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
-        (fsync or os.fsync)(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
 

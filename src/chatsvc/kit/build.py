@@ -144,16 +144,8 @@ def _wheels(work: Path, folder: Path, contents: Contents, progress: Progress) ->
         progress("downloading wheels", min(num_bytes, _EXPECTED_WHEELS_BYTES), _EXPECTED_WHEELS_BYTES)
 
     constraints = ["-c", str(contents.constraints)] if contents.constraints else []
-    command = ["pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary", ":all:"]
-    command += [
-        "--progress-bar",
-        "off",
-        "--dest",
-        str(folder),
-        *constraints,
-        *contents.target.pip_options(own),
-        str(own),
-    ]
+    command = ["pip", "download", "--disable-pip-version-check", "--no-input", "--only-binary=:all:"]
+    command += ["--progress-bar=off", f"--dest={folder}", *constraints, *contents.target.pip_options(own), str(own)]
     scratch = work / "scratch"
     scratch.mkdir()
     run_module(command, scratch, watch)

@@ -15,7 +15,7 @@ Knows nothing about files, signatures or threads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chatsvc.audit.format.ratchet import EPOCH_ACTION, Epochs, SealKey
@@ -72,18 +72,7 @@ class Position:
 
     def copy(self) -> Position:
         """A copy, to try a change on."""
-        return Position(
-            self.log_id,
-            self.epochs,
-            self.epoch,
-            self.frontier.copy(),
-            self.prev,
-            self.last_us,
-            self.clock_us,
-            self.num_steps,
-            self.next_epoch,
-            dict(self.open),
-        )
+        return replace(self, frontier=self.frontier.copy(), open=dict(self.open))
 
     def log_time(self, record: Record) -> int:
         """The record's log time, microseconds."""

@@ -52,12 +52,7 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add a leaf's hash."""
-        hashes, merges = self.hashes, self.size
-        while merges & 1:
-            leaf = node_hash(hashes.pop(), leaf)
-            merges >>= 1
-        hashes.append(leaf)
-        self.size += 1
+        self.append_subtree(0, leaf)
 
     def append_subtree(self, level: int, root: bytes) -> None:
         """Add a perfect subtree of 2**level leaves; it must start where such a subtree can start."""

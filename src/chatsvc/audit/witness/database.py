@@ -13,7 +13,7 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, DateTime, MetaData, String, Table, Text, func, insert, inspect, select
 from sqlalchemy.exc import ArgumentError
 
-from chatsvc.audit.witness.files import WitnessRefuses
+from chatsvc.audit.witness.files import Witness, WitnessRefuses
 from chatsvc.audit.witness.seen import checkpoint_in
 from chatsvc.errors import OperatorError
 from chatsvc.store.database import Database
@@ -28,7 +28,7 @@ _TABLE = Table(
 )
 
 
-class DatabaseWitness:
+class DatabaseWitness(Witness):
     """Keeps checkpoints in a table; refuses a log that became shorter, or another one of the same length."""
 
     name = "database"

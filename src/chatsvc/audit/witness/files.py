@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import socket
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 from chatsvc.audit.format.notes import NoteInvalid
 from chatsvc.audit.witness.seen import Seen, checkpoint_in
@@ -25,19 +25,20 @@ class WitnessRefuses(ChatsvcError):
     code = "witness_refuses"
 
 
-class Witness(Protocol):
+class Witness(ABC):
     """Keeps checkpoints. ``publish`` raises OSError, DiskFull, DiskFailed, StoreUnavailable or WitnessRefuses."""
 
     name: str
 
+    @abstractmethod
     def publish(self, note: str) -> None:
         """Keep a signed note."""
 
-    def close(self) -> None:
-        """Close what is open."""
+    def close(self) -> None:  # noqa: B027  most keep nothing open
+        """Close what stays open between two notes."""
 
 
-class FileWitness:
+class FileWitness(Witness):
     """A file on another mount. It refuses a log that became shorter, or another one of the same length."""
 
     def __init__(self, path: Path) -> None:
@@ -60,9 +61,6 @@ class FileWitness:
         finally:
             file.close()
 
-    def close(self) -> None:
-        """Nothing stays open."""
-
     def _seen(self) -> Seen:
         try:
             return Seen.read(self._path)
@@ -70,7 +68,7 @@ class FileWitness:
             return Seen(())
 
 
-class SyslogWitness:
+class SyslogWitness(Witness):
     """The system's log, which sends it on to another host: ``chatsvc-checkpoint`` and the note as a JSON string."""
 
     def __init__(self, address: str) -> None:
@@ -83,6 +81,3 @@ class SyslogWitness:
             sender.settimeout(1)
             sender.connect(self._address)
             sender.send(f"<{_PRIORITY}>chatsvc-checkpoint {json.dumps(note)}".encode())
-
-    def close(self) -> None:
-        """Nothing stays open."""

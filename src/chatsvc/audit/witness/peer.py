@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from chatsvc.audit.format.record import RecordInvalid
 from chatsvc.audit.format.tree import ProofInvalid
 from chatsvc.audit.options import Peer
-from chatsvc.audit.witness.files import WitnessRefuses
+from chatsvc.audit.witness.files import Witness, WitnessRefuses
 from chatsvc.audit.witness.growth_proofs import Growth
 from chatsvc.audit.witness.seen import checkpoint_in
 from chatsvc.errors import OperatorError
@@ -32,7 +32,7 @@ _TIMEOUT_S = 4
 _MAX_ANSWER_BYTES = 65_536
 
 
-class PeerWitness:
+class PeerWitness(Witness):
     """Sends to one peer. Proofs come from the first of ``directories``, copies of this log, that can give them."""
 
     def __init__(self, peer: Peer, directories: Sequence[Path]) -> None:
@@ -72,9 +72,6 @@ class PeerWitness:
         if answer != {"origin": checkpoint.origin, "size": checkpoint.size}:
             raise WitnessRefuses(_NO_WITNESS)
         self._held = checkpoint.size
-
-    def close(self) -> None:
-        """Nothing stays open."""
 
     def _proof(self, old: int, new: int) -> list[bytes]:
         why = ""

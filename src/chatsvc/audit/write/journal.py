@@ -81,10 +81,10 @@ class Journal:
             fields |= self._contents.fields(result.content, self.position.log_id)
         return Entry(fields, self.time.now())
 
-    def end_of(self, begin: Entry, result: Result) -> Entry:
-        """The end of a committed begin whose caller has gone."""
-        facts = Facts(begin.fields["request_id"] or "", begin.fields["action"], begin.fields["actor"])
-        return self.entry("end", facts, result, begin=begin.seq)
+    def aborted(self, seq: int | None, begin: Record, reason: str) -> Entry:
+        """The end of a committed begin whose caller, or process, has gone."""
+        facts = Facts(begin["request_id"] or "", begin["action"], begin["actor"])
+        return self.entry("end", facts, Result("aborted", reason=reason), begin=seq)
 
     # -- what the writer thread does, in this order
 

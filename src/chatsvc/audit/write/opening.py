@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from chatsvc.audit import keys
-from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, Signer, format_vkey
 from chatsvc.audit.format.ratchet import Epochs, SealKey
@@ -25,13 +24,14 @@ from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.write.contents import Contents
 from chatsvc.audit.write.device import Device
-from chatsvc.audit.write.journal import Entry, Journal, Secrets, Since
+from chatsvc.audit.write.journal import Journal, Secrets, Since
 from chatsvc.audit.write.mirror import Mirror
 from chatsvc.audit.write.timekeeping import Clock
 from chatsvc.disk.append import Calls
 from chatsvc.errors import OperatorError
 
 _MICRO = 1_000_000
+_ORPHANED = "the process ended before this did"
 _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
 
 
@@ -186,7 +186,8 @@ def _require_covered(num_unsealed: int, num_covered: int) -> None:
 
 def _tidy(journal: Journal, torn_bytes: int) -> None:
     journal.keep_up()
-    orphans = [_orphan(journal, seq, about) for seq, about in sorted(journal.position.open.items())]  # (5)
+    left_open = sorted(journal.position.open.items())
+    orphans = [journal.aborted(seq, begin, _ORPHANED) for seq, begin in left_open]  # (5)
     start = journal.own(
         "audit.start",
         log="resumed",
@@ -197,11 +198,6 @@ def _tidy(journal: Journal, torn_bytes: int) -> None:
     )
     journal.commit([*orphans, start])
     journal.checkpoint()
-
-
-def _orphan(journal: Journal, seq: int, about: Record) -> Entry:
-    facts = Facts(about["request_id"] or "", about["action"], about["actor"])
-    return journal.entry("end", facts, Result("aborted", reason="the process ended before this did"), begin=seq)
 
 
 def _name_key(mirror: Mirror, signer: Signer, options: AuditOptions) -> None:
