@@ -265,6 +265,7 @@ def test_who_acts_is_the_account_of_the_machine(monkeypatch):
     assert open_guard.actor() == "cli"
 
 
+@pytest.mark.slow
 def test_the_real_command_has_the_same_exit_codes(environment):
     def command(*arguments, given=""):
         return subprocess.run(

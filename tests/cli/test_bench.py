@@ -24,6 +24,7 @@ def quality(*arguments: str):
     return CliRunner().invoke(main, ["bench", "quality", *arguments])
 
 
+@pytest.mark.slow
 def test_a_model_is_compared_with_its_source_for_each_group_size(home: Path, tmp_path: Path):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     store = ModelStore(home / "models", home / "keys")

@@ -74,6 +74,7 @@ def test_a_star_marks_the_active_model(model: str):
     assert run("list").stdout.startswith("* tiny  (gguf, context 2048")
 
 
+@pytest.mark.slow
 def test_activating_and_removing(model: str, home: Path, gguf: Path):
     ModelStore(home / "models", home / "keys").import_path(gguf, "second")
     assert run("remove", "tiny").exit_code == 3

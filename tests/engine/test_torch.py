@@ -26,6 +26,8 @@ from chatsvc.errors import OperatorError
 from tests.engine.conftest import run
 from tests.engine.filemodel import make_card
 
+pytestmark = pytest.mark.slow
+
 GREEDY = Sampling(max_tokens=30, temperature=0)
 SHAPE: dict[str, Any] = {
     "vocab_size": 300,

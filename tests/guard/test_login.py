@@ -87,6 +87,7 @@ def test_a_success_or_an_hour_of_quiet_forgets(guard, ada, clock):
     guard.login.verify("ada", PASSWORD, HERE)
 
 
+@pytest.mark.slow
 def test_a_hundred_failures_an_hour_close_an_account_to_new_addresses_but_not_to_its_own(guard, ada, clock):
     guard.sessions.start(ada["id"], str(HERE))
     for number in range(25):
@@ -273,6 +274,7 @@ def test_unknown_account_and_wrong_password_take_the_same_work(guard, ada, monke
     assert len(hashed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_unknown_account_and_wrong_password_take_the_same_time(guard, ada, clock):
     seconds = {"ada": [], "nobody": []}

