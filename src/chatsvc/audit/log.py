@@ -18,7 +18,7 @@ from chatsvc.audit.facts import Facts, OpenRecord, Result
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.witness.publisher import Publisher, witnesses_of
 from chatsvc.audit.write.denials import Denials
-from chatsvc.audit.write.journal import Entry, Journal
+from chatsvc.audit.write.journal import Draft, Journal
 from chatsvc.audit.write.opening import open_journal, open_mirror
 from chatsvc.audit.write.timekeeping import Clock, system_clock
 from chatsvc.disk.append import SYSTEM, Calls, DiskFailed, DiskFull
@@ -48,7 +48,7 @@ class _Batch:
     """Records that are committed together, and the one event their callers wait for."""
 
     def __init__(self) -> None:
-        self.entries: list[Entry] = []
+        self.drafts: list[Draft] = []
         self.done = threading.Event()
 
 
@@ -64,7 +64,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._batch = _Batch()
-        self._owed: list[Entry] = []  # ends that found no space
+        self._owed: list[Draft] = []  # ends that found no space
         self._num_refused = 0
         self._told: set[str] = set()
         self._state: Condition = "open"
@@ -105,7 +105,7 @@ class AuditLog:
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
         """
-        begin = self._commit(self._journal.entry("begin", facts))
+        begin = self._commit(self._journal.draft("begin", facts))
         return OpenRecord(facts, lambda result: self._finish(facts, begin, result))
 
     def event(self, facts: Facts, result: Result) -> None:
@@ -114,7 +114,7 @@ class AuditLog:
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
         """
-        self._commit(self._journal.entry("event", facts, result))
+        self._commit(self._journal.draft("event", facts, result))
 
     def count_denial(self, facts: Facts, reason: str) -> None:
         """Count a refusal of an unknown caller: the first of a kind gets a record, the rest of a window one sum.
@@ -123,7 +123,7 @@ class AuditLog:
         """
         with self._wake:
             if self._denials.is_news(facts, reason, time.monotonic(), can_write=self._state == "open"):
-                self._enqueued(self._journal.entry("event", facts, Result("denied", reason=reason)))
+                self._enqueued(self._journal.draft("event", facts, Result("denied", reason=reason)))
 
     def is_failing_often(self, facts: Facts) -> bool:
         """Whether failures of this action from this address are only counted for now."""
@@ -139,7 +139,7 @@ class AuditLog:
             if is_recorded:
                 self._failures.recorded(facts, FAILED, time.monotonic())
             elif self._failures.is_news(facts, FAILED, time.monotonic(), can_write=self._state == "open"):
-                self._enqueued(self._journal.entry("event", facts, Result("denied", reason=FAILED)))
+                self._enqueued(self._journal.draft("event", facts, Result("denied", reason=FAILED)))
 
     def problem(self) -> str | None:
         """None while records can be written; else why not, without a path or a cause."""
@@ -181,44 +181,44 @@ class AuditLog:
 
     # -- what writing a record takes
 
-    def _finish(self, facts: Facts, begin: Entry, result: Result) -> None:
+    def _finish(self, facts: Facts, begin: Draft, result: Result) -> None:
         """Write the end of ``begin``."""
-        entry = self._journal.entry("end", facts, result, begin=begin.seq)
-        entry.fields["duration_ms"] = (entry.moment.mono_us - begin.moment.mono_us) // 1000
+        draft = self._journal.draft("end", facts, result, begin=begin.seq)
+        draft.fields["duration_ms"] = (draft.moment.mono_us - begin.moment.mono_us) // 1000
         with self._wake:
             if self._state == "full":
-                self._owed.append(entry)
+                self._owed.append(draft)
                 return
-            batch = self._enqueued(entry) if self._state == "open" else None
+            batch = self._enqueued(draft) if self._state == "open" else None
         if batch is not None:
             batch.done.wait(self._options.commit_timeout_s)  # after a time-out the writer still writes it
-        if batch is None or (entry.seq is None and self._state == "dead"):
+        if batch is None or (draft.seq is None and self._state == "dead"):
             _log.critical("the end of a record was lost", extra={"request_id": facts.request_id})
 
-    def _enqueued(self, entry: Entry) -> _Batch:
-        self._batch.entries.append(entry)
+    def _enqueued(self, draft: Draft) -> _Batch:
+        self._batch.drafts.append(draft)
         self._wake.notify()
         return self._batch
 
-    def _commit(self, entry: Entry) -> Entry:
+    def _commit(self, draft: Draft) -> Draft:
         with self._wake:
             if self._state != "open":
                 self._num_refused += 1
                 raise AuditUnavailable
-            batch = self._enqueued(entry)
+            batch = self._enqueued(draft)
         batch.done.wait(self._options.commit_timeout_s)
         with self._lock:  # the writer reads `abandoned` under this lock: one of the two sees the other's mark
-            entry.abandoned = entry.seq is None
-        if entry.abandoned:
+            draft.abandoned = draft.seq is None
+        if draft.abandoned:
             raise AuditUnavailable
-        return entry
+        return draft
 
     # -- the writer thread
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                if not self._batch.entries and self._state in ("open", "full"):
+                if not self._batch.drafts and self._state in ("open", "full"):
                     self._wake.wait(_TICK_S)
                 batch, self._batch = self._batch, _Batch()
                 state = self._state
@@ -226,7 +226,7 @@ class AuditLog:
                 if state in ("open", "closed"):
                     self._write(batch)
                 elif state == "full":
-                    self._keep(batch.entries)
+                    self._keep(batch.drafts)
                     self._try_again()
             except DiskFull as error:
                 self._set("full", error.message)
@@ -249,7 +249,7 @@ class AuditLog:
             self._journal.mirror.catch_up()
         with self._lock:
             owed, self._owed = [*self._owed, *self._sums(now)], []
-        self._commit_all([*owed, *batch.entries])
+        self._commit_all([*owed, *batch.drafts])
         batch.done.set()
         if self._journal.checkpoint_is_due():
             self._journal.checkpoint()
@@ -261,29 +261,29 @@ class AuditLog:
             _log.error("audit log: %s", alarm)
         self._told = alarms
 
-    def _commit_all(self, entries: list[Entry]) -> None:
+    def _commit_all(self, drafts: list[Draft]) -> None:
         """Commit records; without space, keep those of acts that have happened already."""
         try:
             self._journal.keep_up()
-            if entries:
-                self._journal.commit(entries)
+            if drafts:
+                self._journal.commit(drafts)
         except DiskFull:
-            self._keep(entries)
+            self._keep(drafts)
             raise
         with self._lock:
-            abandoned = [each for each in entries if each.abandoned and each.fields["stage"] == "begin"]
+            abandoned = [each for each in drafts if each.abandoned and each.fields["stage"] == "begin"]
             self._owed += [self._journal.aborted(each.seq, each.fields, _ABANDONED) for each in abandoned]
 
-    def _keep(self, entries: list[Entry]) -> None:
+    def _keep(self, drafts: list[Draft]) -> None:
         """Ends and sums tell what has happened already, so they wait for space; a begin or an event is refused."""
-        kept = [each for each in entries if each.fields["stage"] == "end" or "suppressed" in each.fields]
+        kept = [each for each in drafts if each.fields["stage"] == "end" or "suppressed" in each.fields]
         with self._lock:
             self._owed[:0] = kept
 
-    def _sums(self, now: float) -> list[Entry]:
+    def _sums(self, now: float) -> list[Draft]:
         sums = [*self._denials.take_sums(now), *self._failures.take_sums(now)]
         return [
-            self._journal.entry("event", each[0], Result("denied", reason=each[1]), suppressed=each[2]) for each in sums
+            self._journal.draft("event", each[0], Result("denied", reason=each[1]), suppressed=each[2]) for each in sums
         ]
 
     def _try_again(self) -> None:

@@ -183,7 +183,7 @@ class Gate:
     def standing(self, principal: Principal) -> tuple[dict[str, int], dict[str, int]]:
         """A principal's limits, and what is left of each, as ``/me`` shows them."""
         standing = self._standing(principal)
-        max_concurrent, num_free = self._places_left(principal)
+        max_concurrent, num_free = self._concurrency_left(principal)
         limits = {
             "requests_per_minute": standing.rate.limit,
             "tokens_per_day": standing.quota.limit,
@@ -272,7 +272,7 @@ class Gate:
         rate = self._parts.rates.state(_rates(principal, limits))
         return Standing(rate, self._parts.quotas.state(_buckets(principal, limits)))
 
-    def _places_left(self, principal: Principal) -> tuple[int, int]:
+    def _concurrency_left(self, principal: Principal) -> tuple[int, int]:
         """The limit of requests at a time (the account's or the key's) with fewer left, and how many are left."""
         tickets, of_key = self.queue.tickets_of(principal.account_id), principal.key_limits.max_concurrent
         counts = [(self._limits_of(principal).max_concurrent, len(tickets))]

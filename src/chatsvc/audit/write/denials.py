@@ -93,11 +93,11 @@ class Denials:
 
 
 def _kind_of(facts: Facts, reason: str) -> _Kind:
-    place = _place_of(facts.address)
-    return replace(facts, request_id="", jti=None, attempted_name=None, address=place), reason
+    network = _network_of(facts.address)
+    return replace(facts, request_id="", jti=None, attempted_name=None, address=network), reason
 
 
-def _place_of(address: str | None) -> str | None:
+def _network_of(address: str | None) -> str | None:
     """One customer is given a whole /64 of IPv6 addresses, so these count as one."""
     if address is None or ":" not in address:
         return address

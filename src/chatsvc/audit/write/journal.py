@@ -27,7 +27,7 @@ _ALARM_US = 3600 * _MICRO
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
+class Draft:
     """A record to be written. ``seq`` is set once it is durable, ``abandoned`` once its caller has given up waiting."""
 
     fields: Record
@@ -74,17 +74,17 @@ class Journal:
         self._since = Since()
         self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
 
-    def entry(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Entry:
+    def draft(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Draft:
         """A record to be committed, with the present time."""
         fields = describe(stage, facts, result, self.pseudonyms) | more
         if result is not None and result.content is not None:
             fields |= self._contents.fields(result.content, self.position.log_id)
-        return Entry(fields, self.time.now())
+        return Draft(fields, self.time.now())
 
-    def aborted(self, seq: int | None, begin: Record, reason: str) -> Entry:
+    def aborted(self, seq: int | None, begin: Record, reason: str) -> Draft:
         """The end of a committed begin whose caller, or process, has gone."""
         facts = Facts(begin["request_id"] or "", begin["action"], begin["actor"])
-        return self.entry("end", facts, Result("aborted", reason=reason), begin=seq)
+        return self.draft("end", facts, Result("aborted", reason=reason), begin=seq)
 
     # -- what the writer thread does, in this order
 
@@ -107,7 +107,7 @@ class Journal:
             self.checkpoint()
             self.start_segment()
 
-    def commit(self, entries: Sequence[Entry]) -> None:
+    def commit(self, drafts: Sequence[Draft]) -> None:
         """Make records durable, all or none.
 
         Raises:
@@ -115,14 +115,14 @@ class Journal:
         """
         position = self.position.copy()
         lines, seqs = [], []
-        for entry in entries:
+        for draft in drafts:
             seqs.append(position.seq)
-            lines.append(self._compose(position, entry))
+            lines.append(self._compose(position, draft))
         self.mirror.append(b"".join(line + b"\n" for line in lines))
         self.position = position
-        self._since.num_records += len(entries)
-        for entry, seq in zip(entries, seqs, strict=True):
-            entry.seq = seq
+        self._since.num_records += len(drafts)
+        for draft, seq in zip(drafts, seqs, strict=True):
+            draft.seq = seq
 
     def checkpoint_is_due(self) -> bool:
         """Enough records, or enough time with at least one."""
@@ -166,16 +166,16 @@ class Journal:
 
     # -- parts
 
-    def _compose(self, position: Position, entry: Entry) -> bytes:
-        action, log_time = entry.fields["action"], self._log_time(position, entry.moment)
+    def _compose(self, position: Position, draft: Draft) -> bytes:
+        action, log_time = draft.fields["action"], self._log_time(position, draft.moment)
         if action != EPOCH_ACTION:  # the clock may have entered the next epoch since the writer looked at it
             log_time = max(position.last_us, min(log_time, position.epochs.last_us(position.epoch)))
-        wall = log_time + position.clock_us + entry.fields.get("clock_step_us", 0)
-        record = entry.fields | {
+        wall = log_time + position.clock_us + draft.fields.get("clock_step_us", 0)
+        record = draft.fields | {
             "log_id": position.log_id,
             "seq": position.seq,
             "ts": format_time(wall),
-            "mono": entry.moment.mono_us,
+            "mono": draft.moment.mono_us,
             "boot_id": self.time.clock.boot_id,
             "prev": position.prev.hex(),
             "epoch": position.epoch,
@@ -188,9 +188,9 @@ class Journal:
         """The log time of a moment: not before the last record, whatever the clock says within a minute."""
         return max(self.time.wall_of(moment) - position.clock_us, position.last_us)
 
-    def own(self, action: str, **details: object) -> Entry:
+    def own(self, action: str, **details: object) -> Draft:
         """A record about the log itself."""
-        return self.entry("event", Facts("", action), Result("allowed", details=details))
+        return self.draft("event", Facts("", action), Result("allowed", details=details))
 
     def _tell_step(self, moment: Moment) -> None:
         """Record a step of the clock: later records have the new wall time, and log time goes on."""
@@ -198,19 +198,19 @@ class Journal:
         before = self.time.wall_of(moment)
         details = {"before": format_time(before), "after": format_time(moment.wall_us)}
         reason = f"the wall clock was set {'forward' if step_us > 0 else 'back'} by {abs(step_us) // _MICRO} s"
-        entry = self.entry("event", Facts("", CLOCK_ACTION), Result("error", reason=reason, details=details))
-        entry.moment = moment
-        entry.fields["clock_step_us"] = step_us
-        self.commit([entry])
+        draft = self.draft("event", Facts("", CLOCK_ACTION), Result("error", reason=reason, details=details))
+        draft.moment = moment
+        draft.fields["clock_step_us"] = step_us
+        self.commit([draft])
         self.time.take_step(moment)
         self._steps.append((moment.mono_us, f"{reason}: look at what sets it"))
 
     def _turn_epoch(self, now: int) -> None:
         """Write a record under the old key that names the next epoch, then give up the old key (format/ratchet.py)."""
-        entry = self.own(EPOCH_ACTION)
-        entry.fields["next_epoch"] = self.position.epochs.at(now)
-        entry.moment = replace(entry.moment, wall_us=now + self.position.clock_us)
-        self.commit([entry])
+        draft = self.own(EPOCH_ACTION)
+        draft.fields["next_epoch"] = self.position.epochs.at(now)
+        draft.moment = replace(draft.moment, wall_us=now + self.position.clock_us)
+        self.commit([draft])
         self.leave_epoch()
 
     def leave_epoch(self) -> None:
@@ -227,9 +227,9 @@ class Journal:
     def start_segment(self) -> None:
         """Begin a segment with its header."""
         position = self.position.copy()
-        entry = self.entry("segment", Facts("", "audit.segment"))
-        entry.fields["segment"] = header_of(position, self._signer.verifier_key.name, self._since.last_note)
-        line = self._compose(position, entry)
+        draft = self.draft("segment", Facts("", "audit.segment"))
+        draft.fields["segment"] = header_of(position, self._signer.verifier_key.name, self._since.last_note)
+        line = self._compose(position, draft)
         self.mirror.start_segment(self.position.seq, line + b"\n")
         self._since.segment_us, self._since.segment_seq = position.last_us, self.position.seq
         self._since.num_records += 1
