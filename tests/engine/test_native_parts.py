@@ -26,7 +26,7 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import Capacity, Floats, Model, Output, Rows
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import Member, fillers
+from chatsvc.engine.runners.native.sequences import Member, fillers
 from chatsvc.engine.runners.native.weights import NotServed, obstacle, open_weights
 from chatsvc.engine.web_side.client import EngineClient
 from chatsvc.errors import ModelFailed, OperatorError

@@ -98,7 +98,9 @@ def _obstacle_of_openvino(path: Path) -> str:
     except NotServed as error:
         return error.message
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise OperatorError(f"{path.name} is damaged ({error}); import another copy of it") from error
+        raise OperatorError(
+            f"{path.name} is damaged and cannot be read ({error}); import another copy of it"
+        ) from error
     if what.rope.scaling:
         return f"a rotary position embedding scaled by {what.rope.scaling}"
     if what.is_interleaved and what.biases:

@@ -1,9 +1,8 @@
-"""Guesses what comes next from what came before: where the last three tokens stood already, what followed them there.
+"""Draft tokens by prompt lookup: where the last three tokens occurred before, what followed them there.
 
-Answers that quote their prompt (a summary, an edit, a document that was looked up) are full of such places. A guess is
-computed in the same pass as the token before it, which costs little while few rows share a pass, and counts
-only where the model chooses the same: answers are the same, sooner. (Prompt lookup decoding; LLMA, arXiv 2304.04487.)
-Pure; knows no library.
+Answers that quote their prompt (a summary, an edit, a document) have many such places. Drafts are checked in the same
+pass as the token before them, which costs little while few rows share a pass. A draft counts only if the model chooses
+the same token, so answers do not change. (Prompt lookup decoding; LLMA, arXiv 2304.04487.) Pure; knows no library.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ _NUM_KEY_TOKENS = 3
 
 
 class Drafter:
-    """Guesses for one sequence.
+    """Drafts for one sequence.
 
     Args:
         ids: prompt and completion; the owner appends to it.
-        max_tokens: the longest guess; 0 guesses nothing.
+        max_tokens: of a draft; 0 proposes nothing.
     """
 
     def __init__(self, ids: Sequence[int], max_tokens: int) -> None:
@@ -29,7 +28,7 @@ class Drafter:
         self._num_seen = _NUM_KEY_TOKENS
 
     def propose(self, max_tokens: int) -> list[int]:
-        """What may come next, at most ``max_tokens``; often nothing."""
+        """A draft of at most ``max_tokens``; often empty."""
         length = min(self._length, max_tokens)
         if length <= 0:
             return []
@@ -41,6 +40,6 @@ class Drafter:
         return list(ids[place : place + length])
 
     def learn(self, num_proposed: int, num_right: int) -> None:
-        """Guess longer after a guess that was right, and short after one that was not."""
+        """Propose longer drafts after right ones, shorter after wrong ones."""
         if num_proposed:
             self._length = min(2 * num_right + 1, self._max_tokens)

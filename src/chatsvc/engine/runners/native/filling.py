@@ -1,6 +1,6 @@
 """Packs weight files into a model, a block of rows at a time, so that little is held twice.
 
-Every tensor is compared with the model's shape before C sees it: C believes what it is told.
+Every tensor is checked against the model's shape before C gets it, because C does not check.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from chatsvc.engine.runners.native.weights import Tensor, Weights, unpacked
 from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096
-# What the C code reads as it is stored: its name there, and how many bytes so many numbers of a row are.
+# Kinds that C reads as stored: the kind's number there, and a block's size in bytes and in numbers.
 _READ_AS_STORED = {
     "F32": (Number.FLOAT32, 4, 1),
     "F16": (Number.FLOAT16, 2, 1),
@@ -25,10 +25,10 @@ _READ_AS_STORED = {
 
 
 def fill(model: Model, weights: Weights) -> None:
-    """All matrices and vectors.
+    """Pack all matrices and vectors.
 
     Raises:
-        OperatorError: a tensor is not there, or not of the size that the model's shape says.
+        OperatorError: a tensor is missing or does not fit the model's shape.
     """
     try:
         _fill(model, weights)
@@ -57,7 +57,7 @@ def _fill(model: Model, weights: Weights) -> None:
 
 
 def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic], float]:
-    """Some rows for the C code, and how many numbers each has; what C does not read is unpacked to float32."""
+    """A block of rows for C, and the numbers in each; kinds that C does not read are unpacked to float32."""
     rows = np.ascontiguousarray(tensor.rows[first : first + _BLOCK_ROWS])
     if tensor.kind not in _READ_AS_STORED:
         numbers = np.ascontiguousarray(unpacked(Tensor(tensor.kind, rows)))
@@ -74,7 +74,7 @@ def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it 
 
 
 def _matrix_sizes(shape: Shape) -> Mapping[Matrix, tuple[int, int]]:
-    """Rows and numbers of a row."""
+    """(rows, numbers of a row) of each matrix."""
     num_queries, num_keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
     return {
         Matrix.EMBEDDING: (shape.vocabulary_size, shape.hidden_size),

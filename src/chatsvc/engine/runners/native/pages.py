@@ -1,12 +1,12 @@
-"""Which cache page belongs to whom: pages in use, pages that are kept because a prompt may begin like them, free ones.
+"""The KV cache's pages: in use, cached (unused, but a later prompt may begin like them), or free.
 
-A sequence is promised all the pages that it may need when it joins, and takes each when it comes to write there: until
-then what is kept stays, and an answer that ends early leaves it there.
+A sequence reserves all pages that it may need when it joins, and takes each when it is about to write there. Until then
+cached pages stay cached, even if the sequence ends early.
 
-A page has a name once it is full: a hash of who may share it, of its tokens and of all before them. So a principal
-finds nothing but its own prefixes and nobody's words; there is nothing of others that an answer's speed could betray. A
-page in which nobody's words end has a name for these too. Pages nobody uses are given away the least recently used
-first. Pure; knows no library.
+A full page has a name: a hash of its sharing key, its tokens and all tokens before them. So a principal finds only its
+own prefixes and the public prompt prefix, and the speed of an answer tells nothing about other principals. A page in
+which the public prefix ends has a second name, for that part. Cached pages are evicted the least recently used first.
+Pure; knows no library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 
 class Pages:
-    """Pages 0 to ``num_pages`` - 1. A page that was given out is given back once for every time it was."""
+    """Pages 0 to ``num_pages`` - 1. Every :meth:`take` and :meth:`share` of a page needs its own :meth:`give_back`."""
 
     def __init__(self, num_pages: int) -> None:
         self._num_pages = num_pages
@@ -34,28 +34,28 @@ class Pages:
 
     @property
     def num_used(self) -> int:
-        """Pages that live sequences hold or were promised."""
+        """Pages that sequences hold or have reserved."""
         return self._num_pages - len(self._free) - len(self._kept) + self._num_promised
 
     @property
     def num_ever_used(self) -> int:
-        """Pages that have been taken once; they are the first ones."""
+        """Pages that have been taken at least once: the first so many."""
         return self._num_ever_used
 
     @property
     def num_free(self) -> int:
-        """Pages that hold nothing; those that have been used before are taken first, then the first of the others."""
+        """Pages that hold nothing. Used ones are taken before unused ones, because they are in memory."""
         return len(self._free)
 
     def promise(self, count: int) -> bool:
-        """Set so many aside; False, and nothing changes, when there are not enough."""
+        """Reserve so many; False, and nothing changes, if there are not enough."""
         if self.num_used + count > self._num_pages:
             return False
         self._num_promised += count
         return True
 
     def take(self) -> int:
-        """One of those that were promised, for oneself."""
+        """Take one of the reserved pages."""
         self._num_promised -= 1
         if self._free:
             page = self._free.pop()
@@ -68,7 +68,7 @@ class Pages:
         return page
 
     def share(self, names: Sequence[bytes]) -> list[int]:
-        """The pages of the longest beginning of ``names`` that is here."""
+        """The pages of the longest prefix of ``names`` that is cached, now in use."""
         found = []
         for name in names:
             page = self._by_name.get(name)
@@ -80,17 +80,17 @@ class Pages:
         return found
 
     def name(self, page: int, name: bytes) -> None:
-        """The page holds now what the name stands for, and may be shared; of two that do the first one is."""
+        """Publish what the page holds under a name; an existing holder of the name wins."""
         if name not in self._by_name:
             self._by_name[name] = page
             self._names.setdefault(page, []).append(name)
 
     def release(self, count: int) -> None:
-        """So many that were promised are not needed."""
+        """Return so many reserved pages."""
         self._num_promised -= count
 
     def give_back(self, pages: Sequence[int]) -> None:
-        """A sequence needs none of these any longer. A prefix is forgotten from its end."""
+        """A sequence stops using these. The last ones are evicted first, so that a prefix stays usable."""
         for page in reversed(pages):
             self._num_users[page] -= 1
             if self._num_users[page] == 0:

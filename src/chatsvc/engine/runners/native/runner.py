@@ -1,14 +1,14 @@
 """The default runner: continuous batching over our own forward pass.
 
-A step is one pass over a row for every sequence that has its prompt behind it and a chunk of the prompts of the others
-(the shortest first, half for the oldest); the chunk follows from what the last steps took, so that none stalls. A page
-that several prompts need is computed by one of them, and waited for by the others.
+A step is one pass: a row for each sequence that decodes, and a chunk of the prompts that prefill (the shortest first,
+half for the oldest). The size of the chunk follows from the times of the last steps, so that no stream stalls. A page
+that several prompts need is computed by one of them; the others wait for it.
 A sequence's results do not depend, to the last bit, on batching, chunks or caching (csrc/kernels/kernels.h).
 
-While few sequences run, their next tokens are guessed from what they hold already, and checked in the same pass.
+While few sequences run, draft tokens are taken from what they already hold and checked in the same pass.
 
-A sequence joins when the cache has room for all it may need, prompt and completion, so none is ever thrown out. One
-that needs much holds up none that needs little, and they do not hold it up for ever.
+A sequence joins when the cache has pages for its prompt and its longest completion, so none is ever evicted. A sequence
+that needs many pages does not block smaller ones, and at most a batch of them may overtake it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.filling import fill
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Capacity, Model, Output
 from chatsvc.engine.runners.native.pages import Pages
-from chatsvc.engine.runners.native.turns import (
+from chatsvc.engine.runners.native.sequences import (
+    BatchPart,
     Member,
-    Turn,
-    end_of_turn,
+    end_of_chunk,
     fillers,
     lay_out,
     num_pages,
@@ -47,12 +47,12 @@ from chatsvc.models.card import ModelCard
 
 # The process without weights and cache: Python, numpy, the model card, the buffers of a pass.
 _PROCESS_BYTES = 140 * MIB
-# A pass of so many rows takes less than twice as long as one of a single row, and a right guess saves a whole pass.
+# A pass of this many rows takes less than twice as long as one of a single row, and a right draft saves a whole pass.
 _MAX_GUESSING_ROWS = 8
-# While several prompts wait for a pass, it takes no more of them than this, which costs hardly any speed: so the first
-# of them is answered sooner.
+# While several prompts wait, a pass takes no more of their tokens than this: the first of them is answered sooner, at
+# hardly any cost in speed.
 _CHUNK_OF_MANY = 128
-# The cache that is in memory ahead of need, for each sequence that may run.
+# Cache that is faulted in ahead of need, for each sequence that may run.
 _READY_TOKENS = 128
 
 
@@ -66,7 +66,7 @@ class NativeRunner:
         clock: monotonic seconds.
 
     Raises:
-        NotServed: another runner may.
+        NotServed: the model needs what this runner does not compute; another may serve it.
         OperatorError: it cannot be loaded, or does not fit.
     """
 
@@ -83,11 +83,11 @@ class NativeRunner:
         page_bytes = library.page_bytes(weights.shape)
         fixed_bytes = library.weights_bytes(weights.shape) + _PROCESS_BYTES
         self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, card.context_length, options))
-        # Whoever asks for more than the cache holds is told so like one who asks for more than the model knows.
+        # A request that exceeds the cache is refused like one that exceeds the model's context.
         context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
         self.card = msgspec.structs.replace(card, runner="native", context_length=context_length)
         self._num_cache_bytes = len(self._pages) * page_bytes
-        self._num_in_memory = 0  # so many, from the first page on, are
+        self._num_in_memory = 0  # pages faulted in, from the first on
         self._waiting: list[Member] = []
         self._running: dict[int, Member] = {}
         capacity = Capacity(
@@ -100,7 +100,7 @@ class NativeRunner:
         fill(self._model, weights)
 
     def warm_up(self) -> None:
-        """Two full chunks, of which the second tells what a chunk costs, and a full batch."""
+        """Run two full chunks, of which the second is timed, and a full batch."""
         chunk = self._steering.max_chunk
         for first in (1, 2):
             self._run_to_end([[first, *range(1, min(chunk, self.card.context_length - 1))]], 1)
@@ -139,26 +139,26 @@ class NativeRunner:
             self._pages.release(sequence.num_promised)
 
     def step(self) -> list[StepOutput]:
-        """One pass over what is running, after those have joined for whom there is room."""
+        """Let sequences join, then one pass over all that run."""
         self._join_waiting()
-        turns = self._plan()
-        if not turns:
+        parts = self._plan()
+        if not parts:
             return []
-        self._take_pages(turns)
+        self._take_pages(parts)
         started = self._clock()
-        choices = self._model.forward_largest(*lay_out(turns))
-        prompts = [turn for turn in turns if turn.sequence.is_prefilling]
-        num_prompt_tokens = sum(len(turn.ids) for turn in prompts)
-        position = max((turn.sequence.num_held + len(turn.ids) for turn in prompts), default=0)
-        outputs = self._take_in(turns, choices)
-        is_decoding = len(prompts) < len(turns)
+        choices = self._model.forward_largest(*lay_out(parts))
+        prompts = [part for part in parts if part.sequence.is_prefilling]
+        num_prompt_tokens = sum(len(part.ids) for part in prompts)
+        position = max((part.sequence.num_held + len(part.ids) for part in prompts), default=0)
+        outputs = self._take_in(parts, choices)
+        is_decoding = len(prompts) < len(parts)
         self._steering.note(self._clock() - started, num_prompt_tokens, position, is_decoding=is_decoding)
         return outputs
 
     def rest(self) -> bool:
-        """Have one more page in memory before it is needed; False when enough are.
+        """Fault in one more cache page before it is needed; False when enough are.
 
-        Where a host gives a virtual machine its memory on first use only, a pass over prompts would wait for it.
+        On a virtual machine whose host allocates memory on first use, a pass over prompts would wait for each page.
         """
         self._num_in_memory = max(self._num_in_memory, self._pages.num_ever_used)
         num_ready = self._pages.num_free - (len(self._pages) - self._num_in_memory)
@@ -169,11 +169,11 @@ class NativeRunner:
         return True
 
     def cache_usage(self) -> float:
-        """The share of pages that live sequences hold or were promised."""
+        """The share of pages that sequences hold or have reserved, 0 to 1."""
         return self._pages.num_used / len(self._pages)
 
     def _join_waiting(self) -> None:
-        """In their order; but one that needs more room than there is may be overtaken, by a batch at most."""
+        """In order of arrival; a sequence that needs more pages than are free may be overtaken, by a batch at most."""
         blocked: list[Member] = []
         for sequence in list(self._waiting):
             is_full = len(self._running) >= self.max_num_seqs
@@ -196,38 +196,38 @@ class NativeRunner:
         return True
 
     def _catch_up(self, sequence: Member) -> None:
-        """Take over what has been computed for others meanwhile."""
+        """Use pages that other sequences have computed since its last step."""
         if sequence.is_at_new_page:
             shared = self._pages.share(sequence.prompt_names[len(sequence.names) :])
             self._pages.release(len(shared))
             sequence.take_over(shared)
 
     def _begin_page(self, sequence: Member) -> None:
-        """Give a prompt the page it needs next; nobody's words that it begins with are copied where they are cached."""
+        """Give a prompt its next page; if its public prefix ends in that page and is cached, copy it."""
         if not sequence.is_at_new_page:
             return
-        page = self._pages.take()  # first: of all pages it may be the one that is looked for
+        page = self._pages.take()  # first: taking may evict the very page that is looked up next
         if (rest := sequence.next_public_rest) and (found := self._pages.share([rest])):
-            # What is behind in that page may be another principal's: it is not looked at before it is written over.
+            # Slots after the prefix may hold another principal's tokens: they are overwritten before they are read.
             self._model.copy_page(found[0], page)
             self._pages.give_back(found)
             sequence.num_shared += sequence.num_public - sequence.num_held
             sequence.num_held = sequence.num_public
         sequence.pages.append(page)
 
-    def _plan(self) -> list[Turn]:
-        """Who gets how many rows: a token and its guesses, or a chunk of a prompt."""
+    def _plan(self) -> list[BatchPart]:
+        """The batch: a token and its drafts of each sequence that decodes, a chunk of each prompt that gets one."""
         decoding = [one for one in self._running.values() if not one.is_prefilling]
         prompts = [one for one in self._running.values() if one.is_prefilling]
         for one in prompts:
             self._catch_up(one)
         prefilling = fillers(prompts)
         left = 0 if prefilling else _MAX_GUESSING_ROWS - len(decoding)
-        turns = []
+        parts = []
         for one in decoding:
             guesses = one.drafter.propose(min(left, one.num_left - 1))
             left -= len(guesses)
-            turns.append(Turn(one, [one.ids[-1], *guesses], 1 + len(guesses)))
+            parts.append(BatchPart(one, [one.ids[-1], *guesses], 1 + len(guesses)))
         if prefilling:
             chunk = self._steering.chunk(prefilling[0].num_held, is_decoding=bool(decoding))
             if len(prefilling) > 1:
@@ -235,37 +235,37 @@ class NativeRunner:
             for one, num_tokens in share_out(chunk, prefilling):
                 if num_tokens:
                     self._begin_page(one)
-                    end = end_of_turn(one, num_tokens)
-                    turns.append(Turn(one, one.ids[one.num_held : end], int(end == one.num_prompt)))
-        return turns
+                    end = end_of_chunk(one, num_tokens)
+                    parts.append(BatchPart(one, one.ids[one.num_held : end], int(end == one.num_prompt)))
+        return parts
 
-    def _take_pages(self, turns: Sequence[Turn]) -> None:
-        for turn in turns:
-            sequence = turn.sequence
-            while len(sequence.pages) < num_pages(sequence.num_held + len(turn.ids)):
+    def _take_pages(self, parts: Sequence[BatchPart]) -> None:
+        for part in parts:
+            sequence = part.sequence
+            while len(sequence.pages) < num_pages(sequence.num_held + len(part.ids)):
                 sequence.pages.append(self._pages.take())
 
-    def _take_in(self, turns: Sequence[Turn], choices: Sequence[Output]) -> list[StepOutput]:
+    def _take_in(self, parts: Sequence[BatchPart], choices: Sequence[Output]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
         first = 0
-        for turn in turns:
-            if turn.num_choices:
-                outputs.append(self._choose(turn, choices[first : first + turn.num_choices]))
-                first += turn.num_choices
+        for part in parts:
+            if part.num_choices:
+                outputs.append(self._choose(part, choices[first : first + part.num_choices]))
+                first += part.num_choices
             else:
-                turn.sequence.num_held += len(turn.ids)
-            self._name_pages(turn.sequence)
+                part.sequence.num_held += len(part.ids)
+            self._name_pages(part.sequence)
         for output in outputs:
             if output.finish_reason is not None:
                 self.cancel(output.sequence_id)
         return outputs
 
-    def _choose(self, turn: Turn, choices: Sequence[Output]) -> StepOutput:
-        """Choose behind every row as long as the guess in the next one was right."""
-        sequence = turn.sequence
+    def _choose(self, part: BatchPart, choices: Sequence[Output]) -> StepOutput:
+        """Choose a token after each row, as long as the draft in the next row was right."""
+        sequence = part.sequence
         num_cached = sequence.num_shared if sequence.is_prefilling else 0
-        guesses = turn.ids[len(turn.ids) - turn.num_choices + 1 :]
-        sequence.num_held += len(turn.ids) - turn.num_choices
+        guesses = part.ids[len(part.ids) - part.num_choices + 1 :]
+        sequence.num_held += len(part.ids) - part.num_choices
         reason: FinishReason | None = None
         chosen: list[Chosen] = []
         for choice, guess in zip(choices, [*guesses, None], strict=True):

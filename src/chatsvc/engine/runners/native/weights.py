@@ -1,7 +1,7 @@
 """Reads a model's shape and tensors from a GGUF file or a folder of safetensors, without any inference library.
 
-Both are mapped, not read: a tensor's pages are touched when its rows are packed. What this runner cannot compute is
-refused with the reason, so that another runner may serve it. Formats: ggml-org/ggml docs/gguf.md, and
+Both are memory-mapped: a tensor is read when its rows are packed. A model that this runner cannot compute is refused
+with the reason, so that another runner may serve it. Formats: ggml-org/ggml docs/gguf.md, and
 huggingface/safetensors ("Format" in its README).
 """
 
@@ -31,13 +31,13 @@ _GGUF_KINDS = frozenset(
     {"F64", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
     | {"IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"}
 )
-# What no model has; beyond it a file would make sizes overflow.
+# No model is larger; a damaged file that says so would make sizes overflow.
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY = 1024, 1 << 18, 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Rows of bytes as they lie in the file; ``kind`` is a name of the file's format."""
+    """(rows, bytes) as stored; ``kind`` is the number type in the file format's words."""
 
     kind: str
     rows: NDArray[np.uint8]
@@ -59,13 +59,15 @@ def open_weights(path: Path) -> Weights:
     """A ``.gguf`` file, or a folder with ``config.json`` and safetensors.
 
     Raises:
-        NotServed: another runner may.
+        NotServed: this runner does not compute it; another may.
         OperatorError: the files are damaged.
     """
     try:
         return GgufWeights(path) if path.is_file() else SafetensorsWeights(path)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
-        raise OperatorError(f"{path.name} is damaged ({error}); import another copy of it") from error
+        raise OperatorError(
+            f"{path.name} is damaged and cannot be read ({error}); import another copy of it"
+        ) from error
 
 
 def obstacle(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""A sequence in the native runner, and what it puts into a pass. Pure; knows neither the model nor its cache."""
+"""Sequences of the native runner, and how a batch is made of them. Pure; knows neither the model nor its cache."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from chatsvc.engine.runners.openvino.prefixes import block_name, block_names
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A sequence: ``ids`` are prompt and completion, the first ``num_held`` of them are in the cache.
+    """A sequence, waiting or running.
 
-    Its first ``num_public`` ids are nobody's words. ``names`` are those of its full pages, ``prompt_names`` of all that
-    its prompt will fill but the last token's, and ``public_rest`` is that of the public ids in a page with others, if
-    there is one. An id of
-    ``eos`` ends it. ``own_root``, the key behind the last full public page, is what its own pages are named behind.
-    ``num_shared`` tokens were found in the cache.
+    Attributes:
+        ids: prompt, then completion.
+        num_held: how many of ``ids``, from the first on, are in the cache.
+        num_shared: how many of them were found there.
+        num_public: how many, from the first on, are the public prompt prefix.
+        eos: ids that end it.
+        pages: its cache pages, in order.
+        names: of its full pages (see :class:`chatsvc.engine.runners.native.pages.Pages`).
+        prompt_names: of all pages that its prompt fills; the last token is not counted, because it is always computed.
+        public_rest: the name of the public ids in a page that holds others, too; None: there is no such page.
+        own_root: what the names of its own pages hash first: its sharing key and the last full public page.
+        num_overtaken: how many sequences have joined before it that came later.
     """
 
     number: int
@@ -43,29 +50,29 @@ class Member:
     num_shared: int = 0
 
     def __post_init__(self) -> None:
-        """Work out the names."""
+        """Compute the names."""
         ids = self.ids[: self.num_prompt - 1]  # the last token is always computed
         self.num_public = min(self.num_public, len(ids))
         public = block_names(ids[: self.num_public])
         before = public[-1] if public else b""
         rest = ids[len(public) * PAGE_TOKENS : self.num_public]
         self.public_rest = block_name(rest, before) if rest else None
-        self.own_root = b"of " + self.key.encode() + before  # no key at all is not everybody's either
+        self.own_root = b"of " + self.key.encode() + before  # an empty key does not share with everybody
         self.prompt_names = public + block_names(ids[len(public) * PAGE_TOKENS :], self.own_root)
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether its prompt is not all in the cache yet."""
+        """Whether some of its prompt is not in the cache yet."""
         return len(self.ids) == self.num_prompt
 
     @property
     def is_at_new_page(self) -> bool:
-        """Whether its next token goes into a page that it does not have yet."""
+        """Whether its next token needs a new page."""
         return self.num_held == len(self.pages) * PAGE_TOKENS
 
     @property
     def next_public_rest(self) -> bytes | None:
-        """The name of the public ids that end in the page it fills next, if they do."""
+        """The name of the public ids in the page it fills next, if they end there."""
         return self.public_rest if len(self.names) == self.num_public // PAGE_TOKENS else None
 
     @property
@@ -75,7 +82,7 @@ class Member:
 
     @property
     def num_promised(self) -> int:
-        """Pages that it may yet need."""
+        """The most pages that it may still need."""
         return num_pages(self.num_prompt + self.max_tokens) - len(self.pages)
 
     @property
@@ -90,20 +97,20 @@ class Member:
 
     @property
     def end(self) -> FinishReason | None:
-        """How it ends with its last token, if it does."""
+        """Why its last token ends it, if it does."""
         if self.ids[-1] in self.eos:
             return "stop"
         return "length" if self.num_left == 0 else None
 
     def take_over(self, pages: Sequence[int]) -> None:
-        """These are the next ones of its prompt, computed already."""
+        """Continue its prompt with pages that are computed already."""
         self.pages += pages
         self.names = self.prompt_names[: len(self.pages)]
         self.num_held += len(pages) * PAGE_TOKENS
         self.num_shared += len(pages) * PAGE_TOKENS
 
     def name_next_page(self) -> bytes:
-        """The name of the page that has just become full, from now on among its names."""
+        """Name the page that has just become full."""
         start = len(self.names) * PAGE_TOKENS
         before = self.names[-1] if len(self.names) > self.num_public // PAGE_TOKENS else self.own_root
         name = self.next_name or block_name(self.ids[start : start + PAGE_TOKENS], before)
@@ -112,8 +119,8 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """What a sequence puts into a pass: the next of its tokens, then guesses; behind how many of them one is chosen."""
+class BatchPart:
+    """A sequence's rows in a batch: its next ids, then drafts; the last ``num_choices`` each choose a token."""
 
     sequence: Member
     ids: Sequence[int]
@@ -121,14 +128,14 @@ class Turn:
 
 
 def num_pages(num_tokens: int) -> int:
-    """How many pages hold so many tokens."""
+    """How many pages so many tokens need."""
     return -(-num_tokens // PAGE_TOKENS)
 
 
 def fillers(prompts: Sequence[Member]) -> list[Member]:
-    """Of those that would fill the same page next the shortest one: the others will share it.
+    """Of the prompts that would fill the same page next, the one with fewest tokens left: the others will share it.
 
-    In their order; the first is the oldest, or fills for it.
+    In the order of ``prompts``; the first is the oldest, or fills a page that the oldest waits for.
     """
     by_page: dict[bytes | int, Member] = {}
     for one in prompts:
@@ -139,10 +146,10 @@ def fillers(prompts: Sequence[Member]) -> list[Member]:
 
 
 def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, int]]:
-    """How much of a chunk each prompt gets, the shortest first; half is for the oldest, so that none waits for ever.
+    """How many tokens of a chunk each prompt gets: the shortest first, but half for the oldest, so that none starves.
 
-    Prompts of one length so come one after the other, each whole, and not all at the end. A short prompt need not wait
-    for a long one before it, and a long one goes on whatever comes.
+    So prompts of equal length finish one after the other instead of all at the end, and a short prompt does not wait
+    for a long one.
     """
     oldest = prefilling[0]
     shares = {oldest: min(oldest.num_missing, max(chunk // 2, PAGE_TOKENS))}
@@ -155,29 +162,29 @@ def share_out(chunk: int, prefilling: Sequence[Member]) -> list[tuple[Member, in
     return list(shares.items())
 
 
-def end_of_turn(one: Member, num_tokens: int) -> int:
-    """Where so many more tokens of a prompt end: with a page, if they can, so that others may share what follows."""
+def end_of_chunk(one: Member, num_tokens: int) -> int:
+    """The end of a prompt's next chunk: cut at a page's end where possible, so that others can share the page."""
     end = min(one.num_held + num_tokens, one.num_prompt)
     end_of_page = end // PAGE_TOKENS * PAGE_TOKENS
     return end_of_page if one.num_held < end_of_page and end < one.num_prompt else end
 
 
-def lay_out(turns: Sequence[Turn]) -> tuple[list[Rows], list[int], list[int]]:
-    """The rows of a pass, those behind which a token is chosen, and how many of the largest logits each needs."""
+def lay_out(parts: Sequence[BatchPart]) -> tuple[list[Rows], list[int], list[int]]:
+    """The batch's rows, the rows after which a token is chosen, and how many largest logits each choice needs."""
     rows: list[Rows] = []
     chosen_rows: list[int] = []
     needed: list[int] = []
     end = 0
-    for turn in turns:
-        end += len(turn.ids)
-        rows.append(Rows(turn.ids, turn.sequence.num_held, turn.sequence.pages))
-        chosen_rows += range(end - turn.num_choices, end)
-        needed += [turn.sequence.chooser.num_needed(num_before) for num_before in range(turn.num_choices)]
+    for part in parts:
+        end += len(part.ids)
+        rows.append(Rows(part.ids, part.sequence.num_held, part.sequence.pages))
+        chosen_rows += range(end - part.num_choices, end)
+        needed += [part.sequence.chooser.num_needed(num_before) for num_before in range(part.num_choices)]
     return rows, chosen_rows, needed
 
 
 def output_of(number: int, chosen: Sequence[Chosen], reason: FinishReason | None, num_cached_tokens: int) -> StepOutput:
-    """What was chosen, without a token that ended the sequence."""
+    """A step's output; a token that ended the sequence is left out."""
     shown = chosen[:-1] if reason == "stop" else chosen
     return StepOutput(
         number,
