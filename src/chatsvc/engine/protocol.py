@@ -96,7 +96,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal).
 
-    The first ``num_public`` ids are no caller's words: all may share them.
+    The first ``num_public`` ids are the public prompt prefix, which all keys share.
     """
 
     sequence_id: int
@@ -113,7 +113,7 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
 
 
 class Adopt(msgspec.Struct, frozen=True, kw_only=True, tag="adopt"):
-    """web -> engine: its model's card has been taken, and new work goes to it."""
+    """web -> engine: the client has accepted its model's card and sends new work to it."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

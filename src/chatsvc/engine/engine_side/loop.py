@@ -1,6 +1,6 @@
-"""The engine's loop: one thread and three verbs. Take what came in, step, give out what came of it; else let it rest.
+"""The engine's loop, in one thread: receive frames, step, send the results; when idle, let the runner work ahead.
 
-Sequences wait here, first come first served (fairness is the web side's business), until the runner has room. When a
+Sequences wait here, first come first served (the web side queues fairly), until the runner has a slot. When a
 connection closes, breaks or is not read, its sequences are cancelled. Knows nothing about models, texts or principals.
 """
 
@@ -28,7 +28,7 @@ from chatsvc.engine.runners.base import Runner, StepOutput
 
 _log = logging.getLogger(__name__)
 
-# With fewer sequences a step is so short, and its deltas are so few, that collecting them saves nothing worth a wait.
+# With fewer running sequences, steps are short and deltas few: collecting them would save little.
 _MANY = 5
 
 
@@ -176,7 +176,7 @@ class Loop:
 
     def _start_waiting(self) -> None:
         if self._waiting and len(self._running) < self._runner.max_num_seqs:
-            self._post_collected(0.0)  # a prompt makes the next step a long one
+            self._post_collected(0.0)  # a prompt makes the next step long
             self._clients.send()
         while self._waiting and len(self._running) < self._runner.max_num_seqs:
             sequence = self._waiting.popleft()

@@ -1,4 +1,4 @@
-"""Memory of the engine process: giving back what is mapped twice. Knows nothing about inference libraries."""
+"""Memory of the engine process: what it holds, and dropping mapped files. Knows nothing about inference libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MADV_DONTNEED_LOCKED = 24  # Linux 5.18; the memory is locked where weights wer
 
 
 def private_bytes() -> int:
-    """What this process alone holds: anonymous pages, neither files nor what it has only reserved."""
+    """Bytes of this process's anonymous pages in memory: no mapped files, no untouched reservations."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -21,7 +21,7 @@ def private_bytes() -> int:
 def drop_file_mapping(path: Path) -> int:
     """Drop the pages of weights that are mapped from ``path`` (a file, or a directory's files); they come back if read.
 
-    The library has repacked the weights by then, so the mapped originals would be held for nothing.
+    Call it when the library has repacked the weights and no longer reads the mapping.
 
     Returns:
         how many bytes of mappings were dropped.

@@ -9,13 +9,13 @@ from typing import Literal, Protocol
 from chatsvc.engine.protocol import FinishReason, Sampling, TokenLogprobs
 from chatsvc.models.card import ModelCard
 
-# Sampling over the whole vocabulary (150,000 entries, sorted) would halve the speed of everybody.
+# Sorting the whole vocabulary (150,000 entries) for one sequence would halve the speed of the whole batch.
 MAX_TOP_K = 256
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """How a runner is set up; what one runner has no use for it ignores.
+    """How a runner is set up; each runner ignores what does not apply to it.
 
     Attributes:
         kind: which runner; ``auto`` takes the fastest that serves this model here.
@@ -24,8 +24,8 @@ class RunnerOptions:
         prefill_chunk_tokens: most prompt tokens in one step.
         max_gap_ms: how long a running sequence may wait for its next token when a long prompt joins.
         num_threads: 0 leaves the choice to the library.
-        memory_limit_mb: what the process may take in all; the KV cache gets what the model leaves. 0: no limit.
-        max_draft_tokens: the longest guess that a sequence's next pass checks, while few run; 0 guesses nothing.
+        memory_limit_mb: of the whole process; the KV cache gets what the model leaves. 0: no limit.
+        max_draft_tokens: of a draft that a pass checks while few sequences run; 0: no drafts.
         dynamic_quantization_group: activations that share a scale, in OpenVINO; larger is faster, less exact.
     """
 
@@ -41,12 +41,12 @@ class RunnerOptions:
 
 
 class NotFinite(ArithmeticError):
-    """The logits behind a row are NaN or infinite: its sequence ends with an error, the others go on."""
+    """A row's logits are NaN or infinite: its sequence ends with an error, the others go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What one sequence got out of a step.
+    """What a step produced for one sequence.
 
     ``token_ids`` are new ids without one that ended the sequence; ``num_generated`` counts that id too.
     ``finish_reason`` is None while the sequence goes on. ``logprobs`` has one entry for each of ``token_ids`` where the
@@ -69,15 +69,15 @@ class Runner(Protocol):
     max_num_seqs: int
 
     def warm_up(self) -> None:
-        """Run the batch sizes that will be served once, so that no caller pays for first-time compilation."""
+        """Run every batch size once, so that no request waits for first-time compilation."""
 
     def add(
         self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
     ) -> None:
         """Take a sequence in; it joins at the next step.
 
-        What is cached under the same ``sharing_key`` may serve it, and for its first ``num_public`` ids
-        what was anybody's first public ones.
+        It may use what is cached under the same ``sharing_key``; its first ``num_public`` ids are the public prompt
+        prefix, which all keys share.
 
         Raises:
             ValueError, RuntimeError: this sequence cannot be taken; the others are not touched.
@@ -90,7 +90,7 @@ class Runner(Protocol):
         """One forward pass over what is running (a chunk of prefill, or a token each). Empty when idle."""
 
     def rest(self) -> bool:
-        """While none runs, do a little (milliseconds) of what the next ones would wait for. False: nothing is left."""
+        """While no sequence runs, do some milliseconds of work ahead of need. False: nothing is left to do."""
 
     def cache_usage(self) -> float:
         """How much of the KV cache is in use, 0 to 1."""

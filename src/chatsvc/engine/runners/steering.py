@@ -1,4 +1,4 @@
-"""How many prompt tokens the next step may take, so that no running sequence waits long for its next token.
+"""The prefill chunk: how many prompt tokens the next step may take without stalling the sequences that decode.
 
 It learns from every step what a prompt token costs at which position (attention makes later ones dearer), beside
 sequences that decode or not (some libraries take half as long again), and what a step costs without any. Pure; knows no
@@ -14,9 +14,9 @@ from chatsvc.engine.runners.openvino.prefixes import BLOCK_TOKENS
 
 _BUCKET_TOKENS = 512
 _NEWEST_SHARE = 0.5
-# Aim below the target: what a step will take is known only roughly.
+# Aim below the target, because a step's time is only estimated.
 _SAFETY = 0.8
-# What a prompt token costs beside others, against alone, before it was seen.
+# The cost of a prompt token beside decoding sequences, relative to alone, until it has been measured.
 _COMPANY = 1.5
 
 
@@ -40,7 +40,7 @@ class Steering:
         """Learn from a step that took ``num_prompt_tokens`` of prompts, the last ending at ``position``."""
         if num_prompt_tokens == 0:
             self.decode_s += _NEWEST_SHARE * (step_s - self.decode_s)
-        elif num_prompt_tokens >= BLOCK_TOKENS:  # fewer tell more about the step than about themselves
+        elif num_prompt_tokens >= BLOCK_TOKENS:  # with fewer, the step's fixed cost dominates
             cost_s = max(step_s - (self.decode_s if is_decoding else 0.0), 0.1 * step_s) / num_prompt_tokens
             bucket = position // _BUCKET_TOKENS
             known = self._beside_s if is_decoding else self._alone_s
@@ -58,7 +58,7 @@ class Steering:
         return max(_nearest(self._beside_s, bucket), alone_s) if self._beside_s else alone_s * _COMPANY
 
     def chunk(self, position: int, *, is_decoding: bool) -> int:
-        """Prompt tokens for the next step, a multiple of the block; all there may be when nobody would wait."""
+        """Prompt tokens for the next step, a multiple of the block; ``max_chunk`` when no sequence decodes."""
         if not is_decoding:
             return self.max_chunk
         tokens = int(_SAFETY * (self.max_gap_s - self.decode_s) / self.token_s(position, is_decoding=True))

@@ -146,7 +146,7 @@ class EngineClient:
             sampling: how to choose tokens.
             sharing_key: who may share cached prefixes.
             card: the model the ids were rendered for; where the model has been changed since, the ids mean nothing.
-            num_public: so many of the first ids are no caller's words: all may share them.
+            num_public: so many of the first ids are the public prompt prefix, which all keys share.
 
         Raises:
             EngineUnavailable: no engine is ready.

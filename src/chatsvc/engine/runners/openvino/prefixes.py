@@ -1,4 +1,4 @@
-"""Who has computed which prefix: a shadow of OpenVINO's prefix cache, which does not know principals.
+"""Which principal has computed which prefix: a shadow of OpenVINO's prefix cache, which does not know principals.
 
 A block is 32 tokens; its name is a hash of it and of everything before it. The library shares blocks between all
 sequences, so a request would be answered sooner if somebody else's prompt began alike, and that can be measured.

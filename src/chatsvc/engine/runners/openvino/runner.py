@@ -3,10 +3,10 @@
 The library takes a prompt in chunks of one fixed size and shares its prefix cache between all. Neither is what we want,
 so a prompt goes in here as growing prefixes, each a request for one token whose blocks the next one finds in the cache:
 
-1. Blocks that the principal has computed before, or that are nobody's words, cost nothing: the prefill starts behind
-   them.
-2. Blocks that only others have computed are there too, and would betray them by a quick answer: the sequence waits as
-   long as computing them would take, then they count as its own.
+1. Blocks that the principal has computed before, or that are the public prompt prefix, cost nothing: the prefill
+   starts after them.
+2. Blocks that only others have computed are cached, too; a quick answer would reveal that. So the sequence waits as
+   long as computing them would take; then they count as its own.
 3. The rest is computed in chunks that follow from what the last steps took, so that running sequences do not stall.
 4. The last chunk is the request itself.
 5. A finished sequence leaves a last block that is not full. The library (2026.4.1) gives it to every prompt that goes
