@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Whole:
+class WholeChoice:
     """The complete text of one choice; ``scored`` if log-probabilities were requested."""
 
     text: str = ""
@@ -117,9 +117,9 @@ class ChatService:
         wholes, finish = self.complete_all(call, request)
         return wholes[0].text, finish
 
-    def complete_all(self, call: Call, request: ChatRequest) -> tuple[list[Whole], Finish]:
+    def complete_all(self, call: Call, request: ChatRequest) -> tuple[list[WholeChoice], Finish]:
         """The texts of all choices, and the end."""
-        wholes = [Whole() for _ in range(request.num_choices)]
+        wholes = [WholeChoice() for _ in range(request.num_choices)]
         event: Event = Waiting()
         for event in self.stream(call, request):
             if isinstance(event, Delta):

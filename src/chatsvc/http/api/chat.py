@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 from flask import Response, request
 
 from chatsvc.chat.parallel import in_parallel
-from chatsvc.chat.service import Call, ChatService, Whole
+from chatsvc.chat.service import Call, ChatService, WholeChoice
 from chatsvc.chat.types import ChatRequest, Delta, Event, Finish, IndexedEvent, Reason, Start, Usage
 from chatsvc.errors import ChatsvcError, EngineUnavailable, LimitExceeded
 from chatsvc.guard.gate import Gate
@@ -67,7 +67,7 @@ class ChatAccess:
         told = {**call.admission.limits_headers(), **headers}
         return sse.answer(events, encoder, keep_alive_s=self.keep_alive_s, headers=told)
 
-    def complete(self, chat_request: ChatRequest) -> tuple[list[Whole], Finish, dict[str, str]]:
+    def complete(self, chat_request: ChatRequest) -> tuple[list[WholeChoice], Finish, dict[str, str]]:
         """The text of every choice, how they ended, and the headers of the limits."""
         call = self.call()
         wholes, finish = self.service.complete_all(call, chat_request)
@@ -83,10 +83,12 @@ class ChatAccess:
         answer.headers.update(told)
         return answer
 
-    def complete_all(self, requests: Sequence[ChatRequest]) -> tuple[list[tuple[list[Whole], Finish]], dict[str, str]]:
+    def complete_all(
+        self, requests: Sequence[ChatRequest]
+    ) -> tuple[list[tuple[list[WholeChoice], Finish]], dict[str, str]]:
         """The choices of each completion and how they ended, and the headers of the limits."""
         told: dict[str, str] = {}
-        wholes = [[Whole() for _ in range(one.num_choices)] for one in requests]
+        wholes = [[WholeChoice() for _ in range(one.num_choices)] for one in requests]
         ends: dict[int, Finish] = {}
         for choice in self._in_parallel(requests, told):
             if isinstance(choice.event, Delta):

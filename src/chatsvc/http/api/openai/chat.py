@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypedDict
 
 from flask import Response
 
-from chatsvc.chat.service import Whole
+from chatsvc.chat.service import WholeChoice
 from chatsvc.chat.types import Delta, Event, Finish, Reason, ScoredToken, Usage
 from chatsvc.errors import ChatsvcError, ModelNotFound
 from chatsvc.guard.principal import scope
@@ -164,7 +164,7 @@ class OpenAIViews:
         return model(card)
 
 
-def completion(wholes: Sequence[Whole], finish: Finish, created: int, *, scored: bool | None) -> Completion:
+def completion(wholes: Sequence[WholeChoice], finish: Finish, created: int, *, scored: bool | None) -> Completion:
     """``chat.completion``; ``scored``: log-probabilities were asked for."""
     return {
         "id": f"chatcmpl-{finish.id}",

@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal, TypedDict
 
 from flask import Response
 
-from chatsvc.chat.service import Whole
+from chatsvc.chat.service import WholeChoice
 from chatsvc.chat.types import Delta, Finish, IndexedEvent, Reason, ScoredToken, Usage
 from chatsvc.errors import ChatsvcError
 from chatsvc.guard.principal import scope
@@ -96,7 +96,7 @@ class CompletionViews:
 
 
 def text_completion(
-    done: Sequence[tuple[Sequence[Whole], Finish]], echoes: Sequence[str], created: int, body: CompletionBody
+    done: Sequence[tuple[Sequence[WholeChoice], Finish]], echoes: Sequence[str], created: int, body: CompletionBody
 ) -> TextCompletion:
     """The whole answer."""
     choices: list[TextChoice] = []
