@@ -23,7 +23,7 @@ from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.verify.log import Trust, verify_log
 from chatsvc.audit.verify.verdict import CLEAN
-from chatsvc.audit.write.journal import Entry, Journal
+from chatsvc.audit.write.journal import Draft, Journal
 from chatsvc.audit.write.opening import open_journal, open_mirror
 from chatsvc.audit.write.timekeeping import system_clock
 from chatsvc.disk.append import Calls
@@ -109,11 +109,11 @@ def fill(journal: Journal, num_records: int) -> None:
     """Records straight into the journal, a checkpoint every 256."""
     written = journal.position.seq
     while written < num_records:
-        entries: list[Entry] = [journal.entry("event", FACTS, RESULT) for _ in range(BATCH // 2)]
+        drafts: list[Draft] = [journal.draft("event", FACTS, RESULT) for _ in range(BATCH // 2)]
         journal.keep_up()
-        journal.commit(entries)
+        journal.commit(drafts)
         journal.checkpoint()
-        written += len(entries)
+        written += len(drafts)
 
 
 def timed(directory: Path, trust: Trust) -> float:
