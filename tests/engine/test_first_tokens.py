@@ -25,6 +25,8 @@ from tests.engine.conftest import run
 from tests.engine.filemodel import make_card
 from tests.engine.trained import ANSWERS, PROMPTS, SCALINGS, Files
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("llama", "llama-biases", "qwen2", "qwen3")
 KINDS = {"safetensors": ("native", "torch"), "gguf": ("native", "openvino")}
 

@@ -36,9 +36,10 @@ from tests.engine.filemodel import make_card
 from tests.engine.truth import model_of
 from tests.models.ggufs import tiny_gguf
 
-pytestmark = pytest.mark.skipif(
-    bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"),
+]
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 500,

@@ -102,6 +102,7 @@ def test_a_pattern_that_is_known_to_be_slow_is_found(known: str) -> None:
     assert slow_attack(pattern, search_of(pattern, {"sub"})) is not None
 
 
+@pytest.mark.slow
 def test_every_pattern_is_linear() -> None:
     found = [pattern for module in our_modules() for pattern in patterns_of(module)]
     assert len(found) > 30

@@ -32,6 +32,7 @@ def test_only_an_administrator_may(bare_client, login):
     assert bare_client.post("/admin/models/x/activate", headers=headers).status_code == 403
 
 
+@pytest.mark.slow
 def test_a_model_is_listed_and_made_the_one_that_is_served(bare_app, bare_client, admin):
     running = running_in(bare_app)
     store = ModelStore(running.settings.models_directory, running.settings.keys_directory)

@@ -141,6 +141,7 @@ def denials(app):
     return [record["reason"] for record in found if record["outcome"] == "denied"]
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_not_to_this_login_is_refused(app, client, wait_until):
     for change, reason in CHANGED_ANSWERS:
         back = urlsplit(at_the_provider(client.get("/oidc/login").headers["Location"], "sub-carol"))
