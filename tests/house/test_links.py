@@ -75,3 +75,17 @@ def test_every_document_is_reached_from_the_index() -> None:
         links = (link.partition("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8")))
         waiting += [(page.parent / link).resolve() for link in links if not re.match(r"[a-z]+:", link)]
     assert pages - reached == set()
+
+
+def test_every_file_of_the_code_that_a_document_names_is_there() -> None:
+    native = ROOT / "src" / "chatsvc" / "engine" / "runners" / "native"
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in DOCUMENTS
+        if path.name != "CHANGELOG.md"
+        for name in re.findall(
+            r"`((?!var/)(?:[\w.]+/)+[\w.]+\.(?:py|c|h|js|toml|service|conf))`", path.read_text(encoding="utf-8")
+        )
+        if not any((folder / name).exists() for folder in (ROOT, ROOT / "src" / "chatsvc", native, ROOT / "src"))
+    ]
+    assert missing == []
