@@ -1,6 +1,6 @@
 """Packs weight files into a model, a block of rows at a time, so that little is held twice.
 
-Every tensor is checked against the model's shape before C gets it, because C does not check.
+Every tensor is compared with the model's shape before C sees it: C believes what it is told.
 """
 
 from __future__ import annotations
@@ -8,27 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from chatsvc.engine.runners.native.balancing import BalancedWeights
 from chatsvc.engine.runners.native.library import Matrix, Model, Number, Shape, Vector
 from chatsvc.engine.runners.native.weights import Tensor, Weights, unpacked
 from chatsvc.errors import OperatorError
 
 _BLOCK_ROWS = 4096
-# Kinds that C reads as stored: the kind's number there, and a block's size in bytes and in numbers.
-_READ_AS_STORED = {
-    "F32": (Number.FLOAT32, 4, 1),
-    "F16": (Number.FLOAT16, 2, 1),
-    "BF16": (Number.BFLOAT16, 2, 1),
-    "Q8_0": (Number.Q8_0, 34, 32),
-}
+# Kinds that C reads as stored.
+_READ_AS_STORED = {"F32": Number.FLOAT32, "F16": Number.FLOAT16, "BF16": Number.BFLOAT16, "Q8_0": Number.Q8_0}
 
 
 def fill(model: Model, weights: Weights) -> None:
-    """Pack all matrices and vectors.
+    """All matrices and vectors.
 
     Raises:
-        OperatorError: a tensor is missing or does not fit the model's shape.
+        OperatorError: a tensor is not there, or not of the size that the model's shape says.
     """
     try:
         _fill(model, weights)
@@ -39,31 +36,38 @@ def fill(model: Model, weights: Weights) -> None:
 
 
 def _fill(model: Model, weights: Weights) -> None:
+    _check_sizes(weights)
+    balanced, shape = BalancedWeights(weights), weights.shape
+    for matrix, layer in _matrices(shape):
+        tensor = balanced.matrix(matrix, layer)
+        for first in range(0, len(tensor.rows), _BLOCK_ROWS):
+            model.set_rows(matrix, layer, first, *_block(tensor, first))
+    for vector, layer in _vectors(shape):
+        model.set_vector(vector, layer, balanced.vector(vector, layer))
+        if vector is Vector.BIAS:
+            model.set_vector(Vector.MEAN_KEY_BIAS, layer, balanced.vector(Vector.MEAN_KEY_BIAS, layer))
+
+
+def _check_sizes(weights: Weights) -> None:
     shape = weights.shape
     sizes = _matrix_sizes(shape)
     for matrix, layer in _matrices(shape):
         tensor = weights.matrix(matrix, layer)
-        num_rows, depth = sizes[matrix]
-        _check(len(tensor.rows) == num_rows, matrix.name, layer)
-        for first in range(0, num_rows, _BLOCK_ROWS):
-            number, rows, row_numbers = _block(tensor, first)
-            _check(row_numbers == depth, matrix.name, layer)
-            model.set_rows(matrix, layer, first, number, rows)
+        num_numbers, num_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.kind]]
+        depth = tensor.rows.shape[1] * num_numbers / num_bytes
+        _check((len(tensor.rows), depth) == sizes[matrix], matrix.name, layer)
     for vector, layer in _vectors(shape):
-        numbers = weights.vector(vector, layer)
         num_biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
-        _check(len(numbers) == (num_biases if vector is Vector.BIAS else shape.hidden_size), vector.name, layer)
-        model.set_vector(vector, layer, numbers)
+        size = num_biases if vector is Vector.BIAS else shape.hidden_size
+        _check(len(weights.vector(vector, layer)) == size, vector.name, layer)
 
 
-def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic], float]:
-    """A block of rows for C, and the numbers in each; kinds that C does not read are unpacked to float32."""
+def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic]]:
+    """A block of rows for C; kinds that C does not read are unpacked to float32."""
     rows = np.ascontiguousarray(tensor.rows[first : first + _BLOCK_ROWS])
-    if tensor.kind not in _READ_AS_STORED:
-        numbers = np.ascontiguousarray(unpacked(Tensor(tensor.kind, rows)))
-        return Number.FLOAT32, numbers, numbers.shape[1]
-    number, num_bytes, num_numbers = _READ_AS_STORED[tensor.kind]
-    return number, rows, rows.shape[1] * num_numbers / num_bytes
+    if tensor.kind in _READ_AS_STORED:
+        return _READ_AS_STORED[tensor.kind], rows
+    return Number.FLOAT32, np.ascontiguousarray(unpacked(Tensor(tensor.kind, rows)))
 
 
 def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it is the condition itself
@@ -74,7 +78,7 @@ def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it 
 
 
 def _matrix_sizes(shape: Shape) -> Mapping[Matrix, tuple[int, int]]:
-    """(rows, numbers of a row) of each matrix."""
+    """Rows and numbers of a row."""
     num_queries, num_keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
     return {
         Matrix.EMBEDDING: (shape.vocabulary_size, shape.hidden_size),

@@ -57,12 +57,16 @@ class Matrix(IntEnum):
 
 
 class Vector(IntEnum):
-    """A weight vector; all but the first, one of each layer. ``BIAS`` is that of queries, keys and values, joined."""
+    """A weight vector; all but the first, one of each layer. ``BIAS`` is that of queries, keys and values, joined.
+
+    ``MEAN_KEY_BIAS`` is in no file (balancing.py).
+    """
 
     FINAL_NORM = 0
     ATTENTION_NORM = 1
     MLP_NORM = 2
     BIAS = 3
+    MEAN_KEY_BIAS = 4
 
 
 @dataclass(frozen=True, slots=True)

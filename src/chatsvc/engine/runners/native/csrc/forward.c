@@ -151,6 +151,7 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const size_t first_query = (size_t)row * s->num_heads + kv_head * num_queries;
     const head_input in = {.values = m->qkv + (size_t)row * qkv_width(s) + first,
                            .bias = s->has_bias ? m->layers[layer].bias + first : NULL,
+                           .mean_key_bias = s->has_bias ? m->layers[layer].mean_key_bias + kv_head * size : NULL,
                            .cosines = m->cosines + (size_t)position * (size / 2),
                            .sines = m->sines + (size_t)position * (size / 2)};
     query *queries = m->queries + first_query;

@@ -63,8 +63,8 @@ static void place_weights(model *m) {
 
 static void place_vectors(model *m) {
     const model_shape *s = &m->shape;
-    const int qkv = qkv_width(s);
-    float *at = reserve(m, sizeof(float) * ((size_t)s->num_layers * (2 * s->hidden_size + qkv) + s->hidden_size));
+    const int qkv = qkv_width(s), keys = s->num_kv_heads * s->head_size, width = 2 * s->hidden_size + qkv + keys;
+    float *at = reserve(m, sizeof(float) * ((size_t)s->num_layers * width + s->hidden_size));
     if (!at) return;
     m->final_norm = at;
     at += s->hidden_size;
@@ -72,7 +72,8 @@ static void place_vectors(model *m) {
         m->layers[i].attention_norm = at;
         m->layers[i].mlp_norm = at + s->hidden_size;
         m->layers[i].bias = at + 2 * s->hidden_size;
-        at += 2 * s->hidden_size + qkv;
+        m->layers[i].mean_key_bias = at + 2 * s->hidden_size + qkv;
+        at += width;
     }
 }
 
@@ -226,6 +227,9 @@ void model_set_vector(model *m, int which, int layer, const float *data) {
         case ATTENTION_NORM: memcpy(m->layers[layer].attention_norm, data, hidden); break;
         case MLP_NORM: memcpy(m->layers[layer].mlp_norm, data, hidden); break;
         case BIAS: place_biases(s, m->layers[layer].bias, data); break;
+        case MEAN_KEY_BIAS:
+            memcpy(m->layers[layer].mean_key_bias, data, (size_t)s->num_kv_heads * s->head_size * sizeof *data);
+            break;
     }
 }
 

@@ -39,7 +39,7 @@ typedef struct {
 
 /* Python mirrors the structs above and the enums below: mirror.c exports them, library.py compares at load. */
 typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_MATRICES } model_matrix;
-typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS, NUM_VECTORS } model_vector;
+typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS, MEAN_KEY_BIAS, NUM_VECTORS } model_vector;
 /* How numbers are stored in a weight file. */
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, NUM_NUMBERS } model_number;
 
@@ -63,7 +63,8 @@ EXPORT model *model_new(const model_shape *shape); /* NULL: not enough memory */
 EXPORT void model_free(model *m);
 /* Packs rows [first, first + num_rows) of a weight matrix, stored as `number` says, contiguous. */
 EXPORT void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data);
-/* Copies a vector: [hidden_size], or for BIAS the biases of all queries, then of all keys, then of all values. */
+/* Copies a vector: [hidden_size]; for BIAS the biases of all queries, then of all keys, then of all values; for
+ * MEAN_KEY_BIAS [num_kv_heads][head_size], what to subtract from rotated keys (balancing.py), pairs half a head apart. */
 EXPORT void model_set_vector(model *m, int which, int layer, const float *data);
 /* seconds[NUM_PHASES]: sums over all passes so far. */
 EXPORT void model_seconds(const model *m, double *seconds);

@@ -21,6 +21,7 @@ typedef struct {
     float *attention_norm;  /* [hidden] */
     float *mlp_norm;        /* [hidden] */
     float *bias;            /* [qkv_width] */
+    float *mean_key_bias;   /* [num_kv_heads][head_size]: subtracted from every key */
 } layer_weights;
 
 /* Consecutive rows of one sequence whose attention one thread computes at a time. */

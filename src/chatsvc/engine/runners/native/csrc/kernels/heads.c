@@ -58,6 +58,11 @@ INLINE float round_head(head h, int8_t *bytes, int32_t *sum, const int size) {
     return limit / 127.0f;
 }
 
+INLINE head without(head h, const float *mean, const int size) {
+    for (int i = 0; mean && i < size / LANES; i++) h.part[i] = _mm512_sub_ps(h.part[i], _mm512_loadu_ps(mean + i * LANES));
+    return h;
+}
+
 INLINE void round_heads_of(const head_input *in, query *queries, int num_queries, rounded_head *key,
                            rounded_head *value, const int size) {
     const float *values = in->values, *bias = in->bias;
@@ -68,8 +73,8 @@ INLINE void round_heads_of(const head_input *in, query *queries, int num_queries
         q->scale = round_head(h, q->bytes, &sum, size) / __builtin_sqrtf((float)size);
         q->offset = offset_of(sum);
     }
-    const head k = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
-    key->scale = round_head(k, key->bytes, &sum, size);
+    const head k = without(rope(load_head(values, bias, size), in->cosines, in->sines, size), in->mean_key_bias, size);
+    key->scale = round_head(rotated_head(k, size), key->bytes, &sum, size);
     value->scale = round_head(load_head(values + size, bias ? bias + size : NULL, size), value->bytes, &sum, size);
 }
 

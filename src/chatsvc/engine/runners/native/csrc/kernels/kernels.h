@@ -225,6 +225,7 @@ void attend(const kv_cache *cache, const kv_head_cache *head, const kv_head_cach
 typedef struct {
     const float *values;          /* [num_queries + 2][head_size] */
     const float *bias;            /* the same shape; NULL: the model has none */
+    const float *mean_key_bias;   /* [head_size], subtracted from the rotated key; NULL: the model has none */
     const float *cosines, *sines; /* [head_size / 2], of the row's position */
 } head_input;
 
