@@ -1,6 +1,6 @@
 """Packs weight files into a model, a block of rows at a time, so that little is held twice.
 
-Every tensor is compared with the model's shape before C sees it: C believes what it is told.
+Every tensor is checked against the model's shape before C gets it, because C does not check.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _READ_AS_STORED = {"F32": Number.FLOAT32, "F16": Number.FLOAT16, "BF16": Number.
 
 
 def fill(model: Model, weights: Weights) -> None:
-    """All matrices and vectors.
+    """Pack all matrices and vectors.
 
     Raises:
-        OperatorError: a tensor is not there, or not of the size that the model's shape says.
+        OperatorError: a tensor is missing or does not fit the model's shape.
     """
     try:
         _fill(model, weights)
@@ -78,7 +78,7 @@ def _check(is_right: bool, name: str, layer: int) -> None:  # noqa: FBT001 - it 
 
 
 def _matrix_sizes(shape: Shape) -> Mapping[Matrix, tuple[int, int]]:
-    """Rows and numbers of a row."""
+    """(rows, numbers of a row) of each matrix."""
     num_queries, num_keys = shape.num_heads * shape.head_size, shape.num_kv_heads * shape.head_size
     return {
         Matrix.EMBEDDING: (shape.vocabulary_size, shape.hidden_size),
