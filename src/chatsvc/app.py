@@ -141,7 +141,7 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     queue = Queue(
         settings.engine.max_num_seqs, settings.limits.max_waiting, settings.limits.max_concurrent_per_principal
     )
-    gate = guard.gate(options, queue, outbox_recorder(log), issuer=oidc_bearer(provider, guard.vouched))
+    gate = guard.gate(options, queue, outbox_recorder(log), issuer=oidc_bearer(provider, guard.external_accounts))
     engine = EngineClient(settings.engine_socket, stall_timeout_s=settings.engine.stall_timeout_s)
     drain, metrics, kept = Drain(), Metrics(), Conversations(guard.database)
     templates = TemplateProcess()
@@ -234,7 +234,7 @@ def _register_oidc(app: Flask, running: Running) -> None:
 
     guard = running.guard
     secret = read_or_make_secret(running.settings.keys_directory / "oidc.key")
-    views = oidc.views(running.provider, guard.vouched, guard.sessions, running.audit, secret)
+    views = oidc.views(running.provider, guard.external_accounts, guard.sessions, running.audit, secret)
     app.register_blueprint(routing.blueprint("oidc", views))
 
 

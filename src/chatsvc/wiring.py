@@ -16,8 +16,8 @@ from chatsvc.audit.facts import Facts, Result
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.options import AuditOptions, Peer
 from chatsvc.errors import OperatorError
+from chatsvc.guard.accounts.external import Directory, ExternalAccounts, TrustedIssuer
 from chatsvc.guard.accounts.passwords import PasswordOptions
-from chatsvc.guard.accounts.vouched import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.assembly import GuardOptions
 from chatsvc.guard.credentials.tokens import TokenOptions
 from chatsvc.guard.gate import GateOptions
@@ -132,7 +132,7 @@ def guard_options(settings: Settings) -> GuardOptions:
     )
 
 
-def ldap_directory(settings: Settings) -> Callable[[VouchedAccounts], Directory] | None:
+def ldap_directory(settings: Settings) -> Callable[[ExternalAccounts], Directory] | None:
     """A factory of the LDAP directory, which needs the accounts; None if no directory is configured.
 
     Raises:
@@ -189,7 +189,7 @@ def oidc_provider(settings: Settings) -> OidcProvider | None:
     )
 
 
-def oidc_bearer(provider: OidcProvider | None, accounts: VouchedAccounts) -> TrustedIssuer | None:
+def oidc_bearer(provider: OidcProvider | None, accounts: ExternalAccounts) -> TrustedIssuer | None:
     """Accepts the provider's tokens as bearers; None if there is no provider."""
     if provider is None:
         return None

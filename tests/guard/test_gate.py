@@ -14,7 +14,7 @@ from chatsvc.errors import (
     PermissionRefused,
     StoreUnavailable,
 )
-from chatsvc.guard.accounts.vouched import Vouched
+from chatsvc.guard.accounts.external import BearerAccount
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials, Gate
 from chatsvc.guard.limits.admission import duration_text
@@ -178,10 +178,10 @@ class Issuer:
     """Accepts any token, for one account."""
 
     def __init__(self, account_id):
-        self.vouched = Vouched(account_id, 2**40)
+        self.account = BearerAccount(account_id, 2**40)
 
     def check_bearer(self, token):
-        return self.vouched
+        return self.account
 
 
 def test_2_an_account_that_another_issuer_vouches_for_must_still_be_there_and_enabled(guard, options, ada):

@@ -47,7 +47,7 @@ def layout(slapd):
 
 @pytest.fixture
 def directory(layout, guard):
-    return LdapDirectory(layout, guard.vouched)
+    return LdapDirectory(layout, guard.external_accounts)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_made_account_and_changed_roles_are_recorded(directory, layout, guard)
     records = []
     for _ in range(2):
         directory.verify("carol", PASSWORD)
-    LdapDirectory(replace(layout, roles={}), guard.vouched).verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, roles={}), guard.external_accounts).verify("carol", PASSWORD)
     Outbox(guard.database, lambda *record: records.append(record)).drain()
     assert [(action, actor) for action, actor, _ in records] == [("ldap.account", "directory")] * 2
     assert records[0][2]["before"] is None
@@ -81,15 +81,15 @@ def test_a_made_account_and_changed_roles_are_recorded(directory, layout, guard)
 
 def test_roles_are_those_of_today(directory, layout, guard):
     directory.verify("carol", PASSWORD)
-    LdapDirectory(replace(layout, roles={"chatters": "viewer"}), guard.vouched).verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, roles={"chatters": "viewer"}), guard.external_accounts).verify("carol", PASSWORD)
     assert guard.accounts.get("carol").roles == ("viewer",)
-    LdapDirectory(replace(layout, group_base=""), guard.vouched).verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, group_base=""), guard.external_accounts).verify("carol", PASSWORD)
     assert guard.accounts.get("carol").roles == ()
 
 
 def test_a_group_is_found_by_its_dn_in_any_spelling(layout, guard):
     spelled = {"CN=Operators, OU=Groups,DC=example,dc=org": "operator", "CHATTERS": "user", "cn=chatters": "admin"}
-    LdapDirectory(replace(layout, roles=spelled), guard.vouched).verify("carol", PASSWORD)
+    LdapDirectory(replace(layout, roles=spelled), guard.external_accounts).verify("carol", PASSWORD)
     assert guard.accounts.get("carol").roles == ("operator", "user")
 
 
@@ -137,24 +137,26 @@ def test_a_local_account_is_not_opened_by_a_name_in_the_directory(login, directo
 
 def test_the_local_administrator_comes_in_while_the_directory_is_down(layout, guard):
     guard.accounts.add("admin", "the administrator's password", ["admin"])
-    down = LdapDirectory(replace(layout, url=f"ldaps://localhost:{free_port()}"), guard.vouched)
+    down = LdapDirectory(replace(layout, url=f"ldaps://localhost:{free_port()}"), guard.external_accounts)
     login = Login(guard.database, guard.passwords, guard.throttle, down)
     assert login.verify("admin", "the administrator's password", HERE)
     with pytest.raises(StoreUnavailable):
         login.verify("carol", PASSWORD, HERE)
     with pytest.raises(StoreUnavailable):
-        LdapDirectory(replace(layout, url="ldaps://no-such-host.invalid"), guard.vouched).verify("carol", PASSWORD)
+        LdapDirectory(replace(layout, url="ldaps://no-such-host.invalid"), guard.external_accounts).verify(
+            "carol", PASSWORD
+        )
 
 
 def test_start_tls_and_plain_on_loopback_work_too(layout, slapd, guard):
     plain = replace(layout, url=f"ldap://localhost:{slapd.plain}")
-    assert LdapDirectory(plain, guard.vouched).verify("carol", PASSWORD)
-    assert LdapDirectory(replace(plain, start_tls=True), guard.vouched).verify("carol", PASSWORD)
+    assert LdapDirectory(plain, guard.external_accounts).verify("carol", PASSWORD)
+    assert LdapDirectory(replace(plain, start_tls=True), guard.external_accounts).verify("carol", PASSWORD)
 
 
 def test_a_password_is_not_sent_over_a_plain_connection(guard):
     with pytest.raises(OperatorError, match="ldaps"):
-        LdapDirectory(LdapOptions(url="ldap://ldap.example.org", user_base=""), guard.vouched)
+        LdapDirectory(LdapOptions(url="ldap://ldap.example.org", user_base=""), guard.external_accounts)
 
 
 # The library leaves the socket of a failed handshake to the garbage collector.
@@ -162,16 +164,19 @@ def test_a_password_is_not_sent_over_a_plain_connection(guard):
 def test_a_server_whose_certificate_is_not_trusted_is_not_asked(layout, guard):
     for changed in (replace(layout, ca_file=None), replace(layout, url=layout.url.replace("localhost", "127.0.0.1"))):
         with pytest.raises(StoreUnavailable):
-            LdapDirectory(changed, guard.vouched).verify("carol", PASSWORD)
+            LdapDirectory(changed, guard.external_accounts).verify("carol", PASSWORD)
 
 
 def test_a_directory_that_does_not_know_us_is_an_outage(layout, guard):
     with pytest.raises(StoreUnavailable, match="own password"):
-        LdapDirectory(replace(layout, bind_password="wrong"), guard.vouched).verify("carol", PASSWORD)
+        LdapDirectory(replace(layout, bind_password="wrong"), guard.external_accounts).verify("carol", PASSWORD)
 
 
 def test_an_anonymous_search_without_read_access_finds_no_entry(layout, guard):
-    assert LdapDirectory(replace(layout, bind_dn="", bind_password=""), guard.vouched).verify("carol", PASSWORD) is None
+    assert (
+        LdapDirectory(replace(layout, bind_dn="", bind_password=""), guard.external_accounts).verify("carol", PASSWORD)
+        is None
+    )
 
 
 SPELLINGS = ["carol", "CAROL", "cArOl", "ｃａｒｏｌ", " carol", "carol ", "CAROL  "]
@@ -195,7 +200,7 @@ def test_no_spelling_is_a_way_round_a_disabled_account(login, guard):
 def test_no_spelling_is_a_way_round_the_throttle(layout, guard):
     """Not even a spelling that only the directory regards as equal: another attribute, or inner white space."""
     both = replace(layout, user_filter="(&(objectClass=inetOrgPerson)(|(uid={name})(mail={name})))")
-    login = Login(guard.database, guard.passwords, guard.throttle, LdapDirectory(both, guard.vouched))
+    login = Login(guard.database, guard.passwords, guard.throttle, LdapDirectory(both, guard.external_accounts))
     spellings = ["pat o'neil", "PAT  O'NEIL", "pat@example.org", "PAT@example.org", " Pat   O'Neil"]
     for spelling in spellings:
         refused(login, spelling, "a wrong password")
@@ -303,7 +308,7 @@ def test_a_doubled_account_that_was_disabled_is_not_forgotten(login, guard):
 
 
 def test_a_directory_that_hangs_keeps_one_waiting_and_refuses_the_others_at_once(layout, guard, slapd):
-    directory = LdapDirectory(replace(layout, timeout_s=1.5), guard.vouched)
+    directory = LdapDirectory(replace(layout, timeout_s=1.5), guard.external_accounts)
     login = Login(guard.database, guard.passwords, guard.throttle, directory)
     with slapd.hanging():
         with pytest.raises(IdentityUnavailable):
@@ -332,7 +337,7 @@ def test_what_is_no_directory_is_an_outage(guard, answer):
         thread.start()
         options = LdapOptions(url=f"ldap://127.0.0.1:{listener.getsockname()[1]}", user_base="dc=x", timeout_s=2)
         with pytest.raises(IdentityUnavailable):
-            LdapDirectory(options, guard.vouched).verify("carol", PASSWORD)
+            LdapDirectory(options, guard.external_accounts).verify("carol", PASSWORD)
         thread.join()
 
 

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, PermissionRefused
+from chatsvc.guard.accounts.external import LoggedIn
 from chatsvc.guard.accounts.login import LOGIN_REFUSED, Login
 from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
 from chatsvc.guard.accounts.throttle import network_of
-from chatsvc.guard.accounts.vouched import LoggedIn
 from chatsvc.store.tables import Account, LoginFailure
 
 PASSWORD = "correct horse battery"

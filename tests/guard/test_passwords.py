@@ -28,7 +28,7 @@ def test_only_the_right_password_matches():
 @pytest.mark.parametrize("stored", [None, "", "not a hash", "$argon2id$broken"])
 def test_without_a_valid_hash_nothing_matches(stored):
     passwords = Passwords(QUICK)
-    assert not passwords.matches("what an unknown account is compared with", stored)
+    assert not passwords.matches("dummy for unknown accounts", stored)
 
 
 def test_a_hash_made_at_another_cost_is_outdated():
@@ -39,9 +39,9 @@ def test_a_hash_made_at_another_cost_is_outdated():
 
 def test_at_most_two_hash_at_once_and_who_waits_too_long_is_refused():
     passwords = Passwords(PasswordOptions(memory_kib=8192, time_cost=1, max_wait_s=0.05))
-    with passwords.turn(), passwords.turn(), pytest.raises(Overloaded), passwords.turn():
+    with passwords.slot(), passwords.slot(), pytest.raises(Overloaded), passwords.slot():
         pytest.fail("a third one")
-    with passwords.turn():
+    with passwords.slot():
         pass
 
 
@@ -51,16 +51,16 @@ def test_who_finds_too_many_waiting_is_refused_at_once():
 
     def wait_for_a_turn():
         waits.set()
-        with passwords.turn():
+        with passwords.slot():
             pass
 
-    with passwords.turn():
+    with passwords.slot():
         waiting = threading.Thread(target=wait_for_a_turn)
         waiting.start()
         waits.wait()
         while passwords._turns._inside.acquire(blocking=False):  # until the other thread is inside
             passwords._turns._inside.release()
-        with pytest.raises(Overloaded), passwords.turn():
+        with pytest.raises(Overloaded), passwords.slot():
             pytest.fail("the other thread never came inside")
     waiting.join()
 
@@ -88,7 +88,7 @@ def test_fifty_parallel_hashes_of_the_real_cost_do_not_keep_their_memory():
     held = threading.Barrier(50)
 
     def hash_one():
-        with passwords.turn():
+        with passwords.slot():
             passwords.hash("correct horse battery")
         held.wait()  # keep all threads alive: a new thread would reuse the arena of one that ended
 

@@ -1,4 +1,4 @@
-"""Accounts of people whom an authority vouches for, and the lenient reading of what providers publish."""
+"""Accounts of people from an external authority."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from joserfc.jwk import RSAKey
 
 from chatsvc.errors import AuthenticationFailed, LimitExceeded
+from chatsvc.guard.accounts.external import Person, bounded
 from chatsvc.guard.accounts.names import with_digest
-from chatsvc.guard.accounts.vouched import Person, bounded
 from chatsvc.guard.providers.claims import claim_at, groups_in, unverified_issuer
 from chatsvc.guard.providers.jwks import usable_keys
 from tests.http.test_oidc_foreign import ODD_KEYS
@@ -23,17 +23,17 @@ def person(subject, name):
 
 def test_a_person_whose_two_possible_names_are_taken_is_refused(guard):
     wanted = person("3", "pat")
-    guard.vouched.take(person("1", "pat"), ["user"])
-    assert guard.vouched.take(person("2", with_digest("pat", wanted.key)), []).name != "pat"
+    guard.external_accounts.find_or_create(person("1", "pat"), ["user"])
+    assert guard.external_accounts.find_or_create(person("2", with_digest("pat", wanted.key)), []).name != "pat"
     with pytest.raises(AuthenticationFailed) as caught:
-        guard.vouched.take(wanted, [])
+        guard.external_accounts.find_or_create(wanted, [])
     assert "belong to other accounts" in caught.value.reason
 
 
 def test_a_crowd_of_guessers_does_not_lock_a_person_of_a_directory_out(guard):
     pat = person("1", "pat")
     home, elsewhere = ip_address("192.0.2.1"), ip_address("192.0.2.2")
-    guard.sessions.start(guard.vouched.take(pat, ["user"]).account_id, str(home))
+    guard.sessions.start(guard.external_accounts.find_or_create(pat, ["user"]).account_id, str(home))
     for number in range(100):
         guard.throttle.failed(pat.key, ip_address(f"198.51.100.{number}"))
     guard.throttle.check(pat.key, home)

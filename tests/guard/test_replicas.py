@@ -15,7 +15,7 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import DataError
 
 from chatsvc.errors import AuthenticationFailed, Conflict, LimitExceeded, StoreUnavailable
-from chatsvc.guard.accounts.vouched import Person
+from chatsvc.guard.accounts.external import Person
 from chatsvc.guard.assembly import assemble
 from chatsvc.guard.credentials.api_keys import NewKey
 from chatsvc.guard.gate import Credentials
@@ -267,7 +267,9 @@ def test_a_person_who_logs_in_at_both_at_once_has_one_account(replicas):
         found = []
         in_parallel(
             [
-                lambda carol=carol, found=found, guard=guard: found.append(guard.vouched.take(carol, ["user"]))
+                lambda carol=carol, found=found, guard=guard: found.append(
+                    guard.external_accounts.find_or_create(carol, ["user"])
+                )
                 for guard in guards * 4
             ]
         )
@@ -280,13 +282,17 @@ def test_people_of_one_name_at_both_at_once_have_an_account_each(replicas):
     guards, found = [replica.guard for replica in replicas], []
     in_parallel(
         [
-            lambda person=person, guard=guards[number % 2]: found.append(guard.vouched.take(person, []))
+            lambda person=person, guard=guards[number % 2]: found.append(
+                guard.external_accounts.find_or_create(person, [])
+            )
             for number, person in enumerate(people)
         ]
     )
     assert len({one.account_id for one in found}) == 8
     assert sum(one.name == "sam" for one in found) == 1
-    assert {one.account_id for one in found} == {guards[0].vouched.take(person, []).account_id for person in people}
+    assert {one.account_id for one in found} == {
+        guards[0].external_accounts.find_or_create(person, []).account_id for person in people
+    }
 
 
 def test_an_account_of_an_earlier_version_is_adopted_once(replicas):
@@ -296,7 +302,12 @@ def test_an_account_of_an_earlier_version_is_adopted_once(replicas):
         session.add(row)
     people = [Person("ldap", "ldap", f"entryUUID:{number}", "carol") for number in range(4)]
     found = []
-    in_parallel([lambda person=person: found.append(guards[0].vouched.take(person, ["user"])) for person in people])
+    in_parallel(
+        [
+            lambda person=person: found.append(guards[0].external_accounts.find_or_create(person, ["user"]))
+            for person in people
+        ]
+    )
     assert len({one.account_id for one in found}) == 4
     assert sum(one.account_id == row.id for one in found) == 1
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chatsvc.guard.accounts.accounts import Accounts
+from chatsvc.guard.accounts.external import Directory, ExternalAccounts, TrustedIssuer
 from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.accounts.passwords import PasswordOptions, Passwords
 from chatsvc.guard.accounts.roles import DEFAULT_ROLES, Roles
 from chatsvc.guard.accounts.throttle import LoginThrottle
-from chatsvc.guard.accounts.vouched import Directory, TrustedIssuer, VouchedAccounts
 from chatsvc.guard.credentials.api_keys import ApiKeys
 from chatsvc.guard.credentials.keyring import KeyRing, read_or_make_secret
 from chatsvc.guard.credentials.sessions import Sessions
@@ -54,7 +54,7 @@ class Guard:
     roles: Roles
     passwords: Passwords
     accounts: Accounts
-    vouched: VouchedAccounts
+    external_accounts: ExternalAccounts
     sessions: Sessions
     api_keys: ApiKeys
     throttle: LoginThrottle
@@ -96,7 +96,7 @@ class Guard:
 def assemble(
     options: GuardOptions,
     *,
-    directory: Callable[[VouchedAccounts], Directory] | None = None,
+    directory: Callable[[ExternalAccounts], Directory] | None = None,
     on_change: OnChange = note_nothing,
     clock: Callable[[], float] = time.time,
 ) -> Guard:
@@ -122,7 +122,7 @@ def assemble(
     throttle = LoginThrottle(database, read_or_make_secret(options.keys_directory / "throttle.key"), clock=clock)
     accounts = Accounts(database, passwords, roles, on_change=on_change, clock=clock)
     # The login is recorded by itself; creating an account or changing its roles needs a record of its own.
-    vouched = VouchedAccounts(database, accounts, roles, on_change=put_into_outbox("directory", clock=clock))
+    external_accounts = ExternalAccounts(database, accounts, roles, on_change=put_into_outbox("directory", clock=clock))
     return Guard(
         database=database,
         ring=ring,
@@ -130,11 +130,11 @@ def assemble(
         roles=roles,
         passwords=passwords,
         accounts=accounts,
-        vouched=vouched,
+        external_accounts=external_accounts,
         sessions=Sessions(database, tokens, absolute_s=options.refresh_absolute_s, on_change=on_change, clock=clock),
         api_keys=ApiKeys(database, roles, on_change=on_change, clock=clock),
         throttle=throttle,
-        login=Login(database, passwords, throttle, directory(vouched) if directory else None),
+        login=Login(database, passwords, throttle, directory(external_accounts) if directory else None),
         quotas=Quotas(database, clock=clock),
         rates=Rates(options.redis_url),
         on_change=on_change,

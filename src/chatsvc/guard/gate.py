@@ -20,9 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from chatsvc.errors import AuditUnavailable, AuthenticationFailed, LimitExceeded, PermissionRefused, StoreUnavailable
+from chatsvc.guard.accounts.external import BearerAccount, TrustedIssuer
 from chatsvc.guard.accounts.roles import Roles, parse_names
 from chatsvc.guard.accounts.throttle import LoginThrottle
-from chatsvc.guard.accounts.vouched import TrustedIssuer, Vouched
 from chatsvc.guard.address import Network, client_address, contains, unwrap_network
 from chatsvc.guard.credentials.api_keys import PREFIX, ApiKeys
 from chatsvc.guard.credentials.sessions import Sessions
@@ -103,12 +103,12 @@ class Gate:
         Raises:
             PermissionRefused: the address is unknown or not on the allow-list.
         """
-        address = self.tell_address(peer, forwarded_for)
+        address = self.find_address(peer, forwarded_for)
         if not contains(self._allowed, address):
             raise PermissionRefused(f"address {address} is not on the list")
         return address
 
-    def tell_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
+    def find_address(self, peer: str, forwarded_for: Sequence[str]) -> ClientAddress:
         """The client's address, allowed or not, for the log.
 
         Raises:
@@ -224,11 +224,11 @@ class Gate:
             raise AuthenticationFailed("session ended or account disabled")
         return replace(self._account_of(row), sid=claims.sid, jti=claims.jti, expires_at=claims.exp)
 
-    def _principal_of_issuer(self, vouched: Vouched) -> Principal:
-        row = self._parts.sessions.account_state(vouched.account_id)
+    def _principal_of_issuer(self, found: BearerAccount) -> Principal:
+        row = self._parts.sessions.account_state(found.account_id)
         if row is None or row.disabled_at is not None:
             raise AuthenticationFailed("account disabled")
-        return replace(self._account_of(row), expires_at=vouched.expires_at)
+        return replace(self._account_of(row), expires_at=found.expires_at)
 
     def _principal_of_key(self, text: str) -> Principal:
         row = self._parts.api_keys.check(text)

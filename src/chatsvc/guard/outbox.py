@@ -44,7 +44,7 @@ OnChange = Callable[[Session, str, Change], None]
 
 
 def note_nothing(_session: Session, _action: str, _change: Change) -> None:
-    """For the web process, which records an act around it, in the audit log itself."""
+    """For the web process, which records its acts in the audit log directly."""
 
 
 def put_into_outbox(actor: str, *, clock: Callable[[], float] = time.time) -> OnChange:

@@ -1,1 +1,1 @@
-"""HTTP: the only room that imports Flask. Turns requests into domain values, and results and errors into answers."""
+"""HTTP: the only package that imports Flask. Turns requests into domain values, and results and errors into answers."""

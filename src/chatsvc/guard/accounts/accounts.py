@@ -83,7 +83,7 @@ class Accounts:
         wanted = self._checked_name(name)
         self._check_roles(roles)
         check_password_rules(password, "password")
-        with self._passwords.turn():
+        with self._passwords.slot():
             password_hash = self._passwords.hash(password)
         row = self.new_row(wanted, password_hash, roles)
         try:
@@ -93,7 +93,9 @@ class Accounts:
                 change = Change(None, view(row).as_dict())
                 self._on_change(session, "admin.account.create", change)
         except IntegrityError:
-            raise Conflict(f"There is an account named {wanted} already; case and width make no other name.") from None
+            raise Conflict(
+                f"An account named {wanted} exists; names that differ only in case or width are the same."
+            ) from None
         return change
 
     def new_row(self, name: str, password_hash: str, roles: Sequence[str], source: str = "local") -> Account:
@@ -225,12 +227,12 @@ class Accounts:
     def _password_setter(self, password: str, but_sid: str | None = None) -> Callable[[StoreSession, Account], None]:
         """Hash the password before the transaction begins: hashing takes long and the transaction holds a lock."""
         check_password_rules(password, "password")
-        with self._passwords.turn():
+        with self._passwords.slot():
             password_hash = self._passwords.hash(password)
 
         def act(session: StoreSession, row: Account) -> None:
             if row.source != "local":
-                raise Conflict("The account's password is changed in the directory that it comes from.")
+                raise Conflict("The directory keeps this account's password; change it there.")
             row.password_hash = password_hash
             row.password_changed_at = self._clock()
             self._end_sessions(session, row, "password", but_sid)

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from sqlalchemy import update
 
 from chatsvc.errors import AuthenticationFailed, PermissionRefused
+from chatsvc.guard.accounts.external import Directory, LoggedIn, Person
 from chatsvc.guard.accounts.lookup import find_named
 from chatsvc.guard.accounts.names import MAX_TYPED_NAME
-from chatsvc.guard.accounts.passwords import Passwords, Turns
+from chatsvc.guard.accounts.passwords import Passwords, Slots
 from chatsvc.guard.accounts.throttle import LoginThrottle
-from chatsvc.guard.accounts.vouched import Directory, LoggedIn, Person
 from chatsvc.guard.principal import ClientAddress
 from chatsvc.store.database import Database
 from chatsvc.store.tables import Account
@@ -46,7 +46,7 @@ class Login:
         self._passwords = passwords
         self._throttle = throttle
         self._directory = directory
-        self._directory_turns = Turns(_MAX_DIRECTORY_PARALLEL, _MAX_DIRECTORY_WAITING, _MAX_DIRECTORY_WAIT_S)
+        self._directory_slots = Slots(_MAX_DIRECTORY_PARALLEL, _MAX_DIRECTORY_WAITING, _MAX_DIRECTORY_WAIT_S)
 
     def verify(self, name: str, password: str, address: ClientAddress) -> LoggedIn:
         """The account of that name and password.
@@ -59,7 +59,7 @@ class Login:
         """
         counted = [name]
         self._throttle.check(name, address)  # (1)
-        with self._passwords.turn():  # (2)
+        with self._passwords.slot():  # (2)
             self._throttle.check(name, address)  # (3)
             row = self._row(name)
             is_local = row is not None and row.source == "local"
@@ -71,7 +71,7 @@ class Login:
             self._throttle.check(person.key, address)
             counted.append(person.key)
 
-        with self._directory_turns.turn():
+        with self._directory_slots.slot():
             self._throttle.check(name, address)
             refusal = None
             try:

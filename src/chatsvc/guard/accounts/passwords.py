@@ -36,7 +36,7 @@ class PasswordOptions:
     max_wait_s: float = 10.0
 
 
-class Turns:
+class Slots:
     """Limits how many callers work at once, how many wait, and for how long."""
 
     def __init__(self, max_parallel: int, max_waiting: int, max_wait_s: float) -> None:
@@ -45,7 +45,7 @@ class Turns:
         self._max_wait_s = max_wait_s
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """Hold one of the slots.
 
         Raises:
@@ -65,7 +65,7 @@ class Turns:
 
 
 class Passwords:
-    """Makes and checks hashes. Every call of the other methods belongs inside :meth:`turn`."""
+    """Makes and checks hashes. Every call of the other methods belongs inside :meth:`slot`."""
 
     def __init__(self, options: PasswordOptions | None = None) -> None:
         self._options = options or PasswordOptions()
@@ -75,13 +75,13 @@ class Passwords:
             parallelism=self._options.parallelism,
             type=Type.ID,
         )
-        self._turns = Turns(self._options.max_parallel, self._options.max_waiting, self._options.max_wait_s)
+        self._slots = Slots(self._options.max_parallel, self._options.max_waiting, self._options.max_wait_s)
         _give_memory_back()
-        self._dummy_hash = self._hasher.hash("what an unknown account is compared with")
+        self._dummy_hash = self._hasher.hash("dummy for unknown accounts")
 
-    def turn(self) -> AbstractContextManager[None]:
-        """See :meth:`Turns.turn`."""
-        return self._turns.turn()
+    def slot(self) -> AbstractContextManager[None]:
+        """See :meth:`Slots.slot`."""
+        return self._slots.slot()
 
     def hash(self, password: str) -> str:
         """The hash as a PHC string, with its parameters and salt."""

@@ -1,4 +1,4 @@
-"""Says what our JSON Web Tokens hold, and checks them. Knows nothing about sessions, accounts or Flask.
+"""Defines the contents of our JSON Web Tokens, and checks them. Knows nothing about sessions, accounts or Flask.
 
 Flask-JWT-Extended signs the contents, in :mod:`chatsvc.http.wire.tokens`. A check takes these steps. PyJWT, which does
 the third, by itself accepts tokens without ``exp``, ``jti`` or ``type``, with any ``typ``, and valid for centuries:

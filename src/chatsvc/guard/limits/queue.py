@@ -68,7 +68,7 @@ class Queue:
 
     Args:
         max_running: slots.
-        max_waiting: callers that may be inside without a slot.
+        max_waiting: callers that may be in the queue without a slot.
         max_per_principal: callers of one principal, running and waiting together.
         clock: monotonic seconds.
     """
@@ -99,7 +99,7 @@ class Queue:
 
     @property
     def num_waiting(self) -> int:
-        """Callers inside without a slot."""
+        """Callers in the queue without a slot."""
         with self._lock:
             return len(self._tickets) - len(self._running)
 

@@ -1,8 +1,8 @@
 """Daily token quotas: reserved before a generation, settled after it, exact under any concurrency.
 
 One SQL statement checks the limit and adds the reservation, so no interleaving of requests exceeds the limit. Settling
-gives back what was not used. A reservation that is never settled (its process died) stays counted in full: nobody knows
-what that generation used, and the limit must hold.
+gives back what was not used. A reservation that is never settled (its process died) stays counted in full: what that
+generation used is unknown, and the limit must hold.
 
 Days are UTC days of a clock that may have been wrong. So old counts are not deleted by age: see :meth:`Quotas.purge`.
 Knows nothing about principals.

@@ -1,7 +1,7 @@
 """Requests a minute over a sliding window, by the package ``limits``: in memory, or in Redis for several replicas.
 
-Without Redis nobody is unlimited: :class:`StoreUnavailable`. While Redis hangs, a breaker lets one caller at a time
-wait for it and refuses the others at once. Knows nothing about principals.
+While Redis is down, requests are refused (:class:`StoreUnavailable`), never unlimited. While Redis hangs, a breaker
+lets one caller at a time wait for it and refuses the others at once. Knows nothing about principals.
 
 Times in memory come from the monotonic clock, so setting the system clock changes nothing. Times in Redis come from the
 replicas' system clocks; entries of a clock that was ahead disappear after a minute, because Redis expires their key.

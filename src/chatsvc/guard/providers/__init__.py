@@ -1,1 +1,1 @@
-"""Authorities that vouch for people: LDAP directories and OpenID providers."""
+"""External authorities for accounts: LDAP directories and OpenID providers."""

@@ -7,7 +7,7 @@
    unauthenticated (RFC 4513 5.1.2).
 4. Map the entry's groups to roles, anew at every login. Without a mapped group there is no role and no scope.
 5. Find or create the account by the entry's ``entryUUID`` (RFC 4530) or ``objectGUID``, or by its DN if the directory
-   has neither. Names of local accounts never get here.
+   has neither. Names of local accounts are never looked up in the directory.
 
 While the directory does not answer, one login at a time waits for it; the others are refused at once.
 """
@@ -31,8 +31,8 @@ from ldap3.utils.conv import escape_filter_chars
 from ldap3.utils.dn import parse_dn
 
 from chatsvc.errors import IdentityUnavailable, OperatorError
+from chatsvc.guard.accounts.external import ExternalAccounts, LoggedIn, Person, admit_all, bounded
 from chatsvc.guard.accounts.names import name_key
-from chatsvc.guard.accounts.vouched import LoggedIn, Person, VouchedAccounts, admit_all, bounded
 from chatsvc.guard.address import LOOPBACK_HOSTS
 from chatsvc.store.breaker import Breaker
 
@@ -78,10 +78,10 @@ class _Entry:
 class LdapDirectory:
     """Checks passwords against the directory, with a new connection for each login."""
 
-    def __init__(self, options: LdapOptions, accounts: VouchedAccounts) -> None:
+    def __init__(self, options: LdapOptions, accounts: ExternalAccounts) -> None:
         url = urlsplit(options.url)
         if url.scheme != "ldaps" and not options.start_tls and url.hostname not in LOOPBACK_HOSTS:
-            raise OperatorError("Passwords go to ldap.url: make it ldaps://…, or set ldap.start_tls.")
+            raise OperatorError("Passwords are sent to ldap.url, so encrypt it: use ldaps://… or set ldap.start_tls.")
         self._options = options
         self._accounts = accounts
         self._breaker = Breaker(options.timeout_s, refusal=IdentityUnavailable)
@@ -90,7 +90,7 @@ class LdapDirectory:
         self._server = ldap3.Server(options.url, tls=tls, connect_timeout=options.timeout_s, get_info=ldap3.NONE)
 
     def verify(self, name: str, password: str, admit: Callable[[Person], None] = admit_all) -> LoggedIn | None:
-        """See :meth:`chatsvc.guard.accounts.vouched.Directory.verify`; ``admit`` is step 2."""
+        """See :meth:`chatsvc.guard.accounts.external.Directory.verify`; ``admit`` is step 2."""
         if not password:
             return None
         try:
@@ -98,7 +98,7 @@ class LdapDirectory:
                 proved = self._proved(name, password, admit)
         except _FAILURES as error:
             raise IdentityUnavailable from error
-        return self._accounts.take(*proved) if proved is not None else None  # (5)
+        return self._accounts.find_or_create(*proved) if proved is not None else None  # (5)
 
     def _proved(self, name: str, password: str, admit: Callable[[Person], None]) -> tuple[Person, Sequence[str]] | None:
         """Steps 1 to 4: the person and the roles; None if there is no such person or the password is wrong."""

@@ -36,13 +36,13 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 from chatsvc.errors import AuthenticationFailed, IdentityUnavailable, OperatorError
-from chatsvc.guard.accounts.vouched import Person, Vouched, VouchedAccounts, bounded
+from chatsvc.guard.accounts.external import BearerAccount, ExternalAccounts, Person, bounded
 from chatsvc.guard.address import LOOPBACK_HOSTS
 from chatsvc.guard.providers.claims import claim_at, groups_in, unverified_issuer
 from chatsvc.guard.providers.jwks import usable_keys
 from chatsvc.store.breaker import Breaker
 
-# Public-key signatures only: whoever can verify a shared-secret signature can also forge one.
+# Public-key signatures only: anyone who can verify a shared-secret signature can also forge one.
 _ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519")
 _METADATA_FOR_S = 3600.0
 _KEYS_FOR_S = 3600.0
@@ -289,12 +289,12 @@ def _is_safe(url: str) -> bool:
 class OidcBearer:
     """Maps a tool's access token of the provider to its account."""
 
-    def __init__(self, provider: OidcProvider, accounts: VouchedAccounts) -> None:
+    def __init__(self, provider: OidcProvider, accounts: ExternalAccounts) -> None:
         self._provider = provider
         self._accounts = accounts
 
-    def check_bearer(self, token: str) -> Vouched:
-        """See :meth:`chatsvc.guard.accounts.vouched.TrustedIssuer.check_bearer`."""
+    def check_bearer(self, token: str) -> BearerAccount:
+        """See :meth:`chatsvc.guard.accounts.external.TrustedIssuer.check_bearer`."""
         identity = self._provider.check_bearer(token)
-        found = self._accounts.take(identity.person, identity.roles)
-        return Vouched(found.account_id, identity.expires_at)
+        found = self._accounts.find_or_create(identity.person, identity.roles)
+        return BearerAccount(found.account_id, identity.expires_at)

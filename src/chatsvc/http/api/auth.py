@@ -1,7 +1,7 @@
 """Logging in and out: ``/login``, ``/refresh``, ``/logout``, ``/password``, ``/me``, and the public keys.
 
 The audit record begins before a password is checked; for an address that fails often, only before a token is made.
-While the log cannot be written, nobody can log in (503). Knows nothing about how a password or a token is checked.
+While the log cannot be written, every login is refused (503). Knows nothing about how a password or a token is checked.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pydantic import Field
 from chatsvc.audit.log import AuditLog
 from chatsvc.errors import LimitExceeded, NotFound, PermissionRefused
 from chatsvc.guard.accounts.accounts import Accounts
+from chatsvc.guard.accounts.external import LoggedIn
 from chatsvc.guard.accounts.login import Login
 from chatsvc.guard.accounts.passwords import check_password_rules
-from chatsvc.guard.accounts.vouched import LoggedIn
 from chatsvc.guard.credentials.keyring import KeyRing
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import Claims, TokenPair
@@ -48,12 +48,14 @@ class PasswordBody(Body):
 
 
 class TokenAnswer(TypedDict):
-    """An access token, and the refresh token that is spent for the next pair."""
+    """An access token, and the refresh token to exchange for the next pair."""
 
     access_token: Annotated[str, like("eyJhbGciOiJFZERTQSIs…")]
     refresh_token: Annotated[str, like("eyJhbGciOiJFZERTQSIs…")]
     token_type: Literal["Bearer"]
-    expires_in: Annotated[int, msgspec.Meta(ge=0, examples=[900], description="Seconds the access token is good for.")]
+    expires_in: Annotated[
+        int, msgspec.Meta(ge=0, examples=[900], description="Lifetime of the access token in seconds.")
+    ]
 
 
 class Standing(TypedDict):
@@ -72,7 +74,7 @@ class OwnRequest(TypedDict):
 
 
 class Me(TypedDict):
-    """Who is calling. ``session`` is set for a token, ``key`` for an API key."""
+    """The caller. ``session`` is set for a token, ``key`` for an API key."""
 
     principal: Annotated[str, like("alice")]
     account_id: Annotated[str, like("0f8b6c1e2d3a4b5c8d9e0f1a2b3c4d5e")]

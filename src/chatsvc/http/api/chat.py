@@ -42,7 +42,7 @@ class ChatAccess:
             return self.max_body_bytes
         try:
             context_length = self.service.engine.card().context_length
-        except EngineUnavailable:  # the service says so itself, once the body has been checked
+        except EngineUnavailable:  # the service reports it, once the body has been checked
             context_length = None
         return max_chat_bytes(context_length)
 
@@ -55,7 +55,7 @@ class ChatAccess:
         except LimitExceeded as error:
             self.service.audit.count_denial(facts, error.code or "limit_exceeded")
             raise
-        # Nothing may come between the admission and the service that releases it.
+        # No code between the admission and the service, which releases it: an error there would leak the admission.
         return Call(admission, caller.account_id, facts, is_gone)
 
     def stream(
@@ -160,7 +160,7 @@ class ChatViews:
     def chat(self) -> tuple[ChatAnswer, int, dict[str, str]]:
         """Chat; the whole answer at once.
 
-        Send exactly one of `query` and `messages`. With `conversation_id` the conversation goes on.
+        Send exactly one of `query` and `messages`. With `conversation_id`, the request continues that conversation.
         """
         body = self.access.read(ChatBody)
         wholes, finish, headers = self.access.complete(body.to_request(self.access.bounds))
@@ -173,7 +173,7 @@ class ChatViews:
         """Chat; the answer as server-sent events.
 
         `event: start` with the ids comes first, then events with a `token` each, then `event: done`; or `event: error`
-        with an error in its usual shape, after which nothing comes. The tokens joined are the `result` of `/chat`. A
+        with an error in its usual shape, and the stream ends. The tokens joined equal the `result` of `/chat`. A
         comment line keeps a quiet connection alive.
         """
         body = self.access.read(ChatBody)
@@ -200,7 +200,7 @@ class ChatEncoder:
 
 def ending(finish: Finish) -> Ending:
     """What an answer and the end of a stream have in common."""
-    assert finish.conversation_id is not None, "what is asked here is kept in a conversation"
+    assert finish.conversation_id is not None, "requests of these routes belong to a conversation"
     return {
         "id": finish.id,
         "finish_reason": finish.reason,

@@ -13,9 +13,12 @@ from chatsvc.http.wire.schema import Body, Text
 
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 Temperature = Annotated[StrictFloat, Field(ge=0, le=2, description="0 takes the most likely token each time.")]
-TopP = Annotated[StrictFloat, Field(gt=0, le=1, description="Share of probability that tokens are drawn from.")]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Makes the drawing of tokens repeatable.")]
-MaxTokens = Annotated[int, Field(ge=1, description="The longest answer.")]
+TopP = Annotated[
+    StrictFloat,
+    Field(gt=0, le=1, description="Sample only from the most likely tokens whose probabilities add up to this."),
+]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Makes sampling repeatable.")]
+MaxTokens = Annotated[int, Field(ge=1, description="The longest answer, in tokens.")]
 StopList = Annotated[list[NonEmptyText], Field(min_length=1, max_length=4)]
 # (pydantic's patterns are Rust's: $ is the very end.) An unknown id is 404; one that cannot be an id is 400.
 ConversationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -23,7 +26,7 @@ ConversationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What configuration says about a request."""
+    """Configured bounds of a request."""
 
     max_tokens_cap: int = 4096
 
@@ -52,8 +55,8 @@ class ChatBody(Body):
         None, description="One message of the user.", examples=["What is the capital of France?"]
     )
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000, fail_fast=True)] | None = None
-    system: Text | None = Field(None, description="A system message in front of the others.")
-    conversation_id: ConversationId | None = Field(None, description="The conversation to go on with.")
+    system: Text | None = Field(None, description="A system message, put before the others.")
+    conversation_id: ConversationId | None = Field(None, description="The conversation to continue.")
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None

@@ -32,7 +32,7 @@ class RenameBody(Body):
 class PageQuery(Query):
     """A page of the list."""
 
-    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="How many at most."), Digits] = 50
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE, description="Maximum number of items."), Digits] = 50
     offset: Annotated[int, Field(ge=0, le=MAX_OFFSET, description="How many to skip."), Digits] = 0
 
 
@@ -79,7 +79,7 @@ class ConversationViews:
     @requires(_CHAT)
     @Operation(query=PageQuery, answer=ConversationPage)
     def list_own(self) -> ConversationPage:
-        """List your own conversations, the last used first."""
+        """List your own conversations, the most recently used first."""
         page = parse_query(request, PageQuery)
         owner = context.principal().account_id
         found = self.conversations.summaries(owner, limit=page.limit + 1, offset=page.offset)

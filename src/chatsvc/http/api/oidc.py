@@ -1,6 +1,6 @@
-"""Single sign-on with an OpenID provider: to it, back from it, and the tokens for the chat page.
+"""Single sign-on with an OpenID provider: the redirect to it, the callback, and the tokens for the chat page.
 
-The browser carries the state of a login in a signed cookie that no script can read, so any replica can go on with it.
+The browser carries the state of a login in a signed cookie that no script can read, so any replica can continue it.
 Tokens are never in an address: the page fetches them with a second signed cookie that lives for a minute. After a
 refused login the browser is sent to the page with one of two codes after the ``#``; the page has a sentence for each.
 Nothing that the provider says is shown.
@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from chatsvc.audit.log import AuditLog
 from chatsvc.errors import AuthenticationFailed, InvalidRequest
-from chatsvc.guard.accounts.vouched import LoggedIn, VouchedAccounts
+from chatsvc.guard.accounts.external import ExternalAccounts, LoggedIn
 from chatsvc.guard.credentials.sessions import Sessions
 from chatsvc.guard.credentials.tokens import TokenPair
 from chatsvc.guard.principal import PUBLIC
@@ -58,7 +58,7 @@ class _Denied(AuthenticationFailed):
 
 
 class CallbackQuery(Query):
-    """What the provider sends back by the browser: a code, or an error (RFC 6749 4.1.2)."""
+    """What the provider sends back through the browser: a code, or an error (RFC 6749 4.1.2)."""
 
     state: Text | None = Field(None, examples=["af0ifjsldkj"])
     code: Text | None = Field(None, examples=["SplxlOBeZQQYbYS6WxSbIA"])
@@ -69,23 +69,23 @@ class SignedCookie:
     """A signed cookie that no script can read. It holds one value between two requests of a login."""
 
     def __init__(self, name: str, secret: bytes, max_age_s: int, samesite: str, *, secure: bool) -> None:
-        # Browsers take such a name only from this very host by https, so no other host of the domain can put one there
-        # (RFC 6265bis 4.1.3.2). On loopback without TLS they would not keep it at all.
+        # Browsers accept such a name only from this host over https, so no other host of the domain can set one
+        # (RFC 6265bis 4.1.3.2). Without TLS (loopback) they would not store it at all.
         self._name = f"__Host-{name}" if secure else name
         self._serializer = URLSafeTimedSerializer(secret, salt=name)
         self._max_age_s = max_age_s
         self._flags: dict[str, Any] = {"secure": secure, "httponly": True, "samesite": samesite}
 
     def put(self, answer: AnyResponse, value: dict[str, Any]) -> None:
-        """Send it with an answer."""
+        """Set the cookie on an answer."""
         answer.set_cookie(self._name, self._serializer.dumps(value), self._max_age_s, **self._flags)
 
     def delete(self, answer: AnyResponse) -> None:
-        """Have the browser forget it."""
+        """Delete the cookie in the browser."""
         answer.delete_cookie(self._name, **self._flags)
 
     def value(self) -> dict[str, Any]:
-        """What the request being answered brings.
+        """The value that the current request sent.
 
         Raises:
             AuthenticationFailed: no such cookie, or it is forged or too old.
@@ -93,7 +93,7 @@ class SignedCookie:
         try:
             value: dict[str, Any] = self._serializer.loads(request.cookies.get(self._name, ""), self._max_age_s)
         except BadData:
-            raise AuthenticationFailed("no such login is on its way", message=_REFUSED) from None
+            raise AuthenticationFailed("no login in progress", message=_REFUSED) from None
         return value
 
 
@@ -104,7 +104,7 @@ class OidcViews:
     TAG: ClassVar = "session"
 
     provider: OidcProvider
-    accounts: VouchedAccounts
+    accounts: ExternalAccounts
     sessions: Sessions
     audit: AuditLog
     flow: SignedCookie
@@ -124,7 +124,7 @@ class OidcViews:
     @requires(PUBLIC)
     @Operation(query=CallbackQuery, status=302)
     def callback(self) -> AnyResponse:
-        """Back from the identity provider: on to the chat page, which is logged in or says why not."""
+        """Callback from the identity provider: redirects to the chat page, which is logged in or says why not."""
         try:
             flow, code = self._answered()
         except AuthenticationFailed as error:
@@ -168,29 +168,29 @@ class OidcViews:
         return answer
 
     def _answered(self) -> tuple[Flow, str]:
-        """The login that this is the provider's answer to, and the code it gave."""
+        """The login in progress and the code that the provider returned for it."""
         flow = Flow(**self.flow.value())
         try:
             given = parse_query(request, CallbackQuery)
         except InvalidRequest as error:
-            reason = "an answer of the provider without a code that can be read"
+            reason = "the provider's answer has no valid code"
             raise AuthenticationFailed(reason, message=_REFUSED) from error
-        if given.error == "access_denied":  # whatever its state: it lets nobody in, and some providers leave that out
+        if given.error == "access_denied":  # without checking state: it logs nobody in, and some providers omit it
             raise _Denied("the provider says access_denied", message=_REFUSED)
         if given.state != flow.state:
-            raise AuthenticationFailed("an answer to another login", message=_REFUSED)
+            raise AuthenticationFailed("state mismatch: the answer belongs to another login", message=_REFUSED)
         if given.code is None:
             known = f" ({given.error})" if given.error in _ERRORS else ""
-            raise AuthenticationFailed(f"an answer of the provider without a code{known}", message=_REFUSED)
+            raise AuthenticationFailed(f"the provider's answer has no code{known}", message=_REFUSED)
         return flow, given.code
 
     def _take(self, code: str, flow: Flow) -> LoggedIn:
         identity = self.provider.finish(code, flow)
-        return self.accounts.take(identity.person, identity.roles)
+        return self.accounts.find_or_create(identity.person, identity.roles)
 
 
 def views(
-    provider: OidcProvider, accounts: VouchedAccounts, sessions: Sessions, audit: AuditLog, secret: bytes
+    provider: OidcProvider, accounts: ExternalAccounts, sessions: Sessions, audit: AuditLog, secret: bytes
 ) -> OidcViews:
     """The views; ``secret`` signs their cookies."""
     secure = provider.options.redirect_url.startswith("https:")
@@ -201,6 +201,6 @@ def views(
 
 
 def _turned_away(error: AuthenticationFailed) -> AnyResponse:
-    """To the chat page, which shows why and offers the login again: a person follows this, not a program."""
+    """Redirect to the chat page, which shows the reason and offers the login again, for a person."""
     context.current().error_code = error.code
     return redirect("/#oidc-denied" if isinstance(error, _Denied) else "/#oidc-refused")

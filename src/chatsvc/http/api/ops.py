@@ -1,8 +1,9 @@
 """``/healthz``, ``/livez``, ``/readyz`` and ``/metrics``: read from memory; no inference, nothing that blocks.
 
-Health is made of what this process knows already: the engine's heartbeat, the state of the audit log, whether the
-database and Redis answered a second ago and the database could be written, how the last chats ended, whether it drains.
-A slow engine is healthy (its heartbeats and steps go on); a hung one is not (the engine client sees no progress).
+Health is derived from what this process already knows: the engine's heartbeat, the state of the audit log, whether the
+database and Redis answered a second ago and the database could be written, how the last chats ended, whether it is
+draining. A slow engine is healthy (its heartbeats and steps continue); a hung one is not (the engine client sees no
+progress).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Health:
     streak: Streak
 
     def state(self) -> tuple[State, str]:
-        """How it is, and why where it is not ``ok``."""
+        """The state, and the reason if it is not ``ok``."""
         if self.drain.has_begun:
             return "draining", _MESSAGES["draining"]
         if (problem := self._problem()) is not None:
@@ -152,10 +153,10 @@ def gauges(health: Health, queue: Queue) -> Callable[[], dict[str, tuple[str, fl
             "chatsvc_audit_writable": ("1 while the audit log can be written.", float(health.audit.problem() is None)),
             "chatsvc_store_reachable": ("1 while database and Redis answer.", float(health.pulse.problem() is None)),
             "chatsvc_audit_alarms": (
-                "What needs somebody: disks, devices, witnesses, the clock, floods of failed logins.",
+                "Active alarms: disks, devices, witnesses, the clock, floods of failed logins.",
                 len(health.audit.alarms()),
             ),
-            "chatsvc_draining": ("1 while the service goes down.", float(health.drain.has_begun)),
+            "chatsvc_draining": ("1 while the service is shutting down.", float(health.drain.has_begun)),
         }
 
     return read

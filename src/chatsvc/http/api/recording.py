@@ -46,7 +46,7 @@ def recorded_attempt(
 ) -> Done:
     """As :func:`recorded`, for a login: ``check`` identifies the caller, ``enter`` starts the session.
 
-    From an address that fails often nothing is recorded before ``check``, and a failure is only counted: a flood of
+    For an address with many failures nothing is recorded before ``check``, and a failure is only counted: a flood of
     guesses with fresh names must not fill the disk. No session starts without a ``begin``, and nothing is checked while
     the log cannot be written.
 
@@ -81,13 +81,13 @@ def _result_of(error: ChatsvcError) -> Result:
 
 
 def recorded_change(audit: AuditLog, action: str, act: Callable[[], Change]) -> dict[str, Any]:
-    """Make and record an administrator's change; returns what is there after it."""
+    """Make and record an administrator's change; returns the state after it."""
     done = recorded(audit, context.facts(f"admin.{action}"), act, details=Change.as_details)
     return done.after or {}
 
 
 def recorded_key(audit: AuditLog, action: str, act: Callable[[], tuple[str, Change]]) -> dict[str, Any]:
-    """The same for an act that makes a secret: what is returned has it as ``key``, the record does not."""
+    """The same for an act that makes a secret: the returned value has it as ``key``, the record does not."""
     facts = context.facts(f"admin.{action}")
     secret, change = recorded(audit, facts, act, details=lambda done: done[1].as_details())
     return {"key": secret, **(change.after or {})}

@@ -1,4 +1,4 @@
-"""An example value for a JSON Schema, put together from the examples of its parts. Knows nothing about routes."""
+"""An example value for a JSON Schema, composed of the examples of its parts. Knows nothing about routes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NoExample(Exception):
 def example_of(schema: Mapping[str, Any], components: Mapping[str, Any]) -> Any:
     """A value that the schema allows.
 
-    A part's own example comes first, then its first or only value; null where it is allowed and nothing else is known.
+    A part's own example is used first, then its first or only value; null if it is allowed and nothing else is known.
     An object has the properties that are required and those that have an example.
 
     Raises:

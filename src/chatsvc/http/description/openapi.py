@@ -38,9 +38,9 @@ _TAGS = {
 _ERRORS = {
     "400": "The request is malformed; `param` names what is wrong.",
     "401": "No valid token.",
-    "403": "The address is not on the list, or the scope is missing.",
-    "404": "Not there, or not yours.",
-    "409": "It exists already, or contradicts what is there.",
+    "403": "The client's address is not on the allow-list, or the scope is missing.",
+    "404": "It does not exist, or belongs to another account.",
+    "409": "It already exists, or conflicts with the current state.",
     "413": "The body is too large.",
     "415": "The body is not application/json.",
     "429": "Over your own rate, quota or concurrency; `Retry-After` says when to try again.",
@@ -70,14 +70,14 @@ class OpenApiDocument(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """Configured values that bound what a request may say."""
+    """Configured bounds of a request."""
 
     max_tokens_cap: int
     roles: Sequence[str]
 
 
 class _DocumentViews:
-    """The view, and the document once it is made."""
+    """The view, and the finished document."""
 
     TAG: ClassVar = "pages"
 
@@ -93,7 +93,7 @@ class _DocumentViews:
 
 
 def install(app: Flask, version: str, configured: Configured) -> None:
-    """Add the route. Call it last: the document has the routes that are there then."""
+    """Add the route. Call it last: the document has the routes that exist at that time."""
     views = _DocumentViews()
     app.register_blueprint(routing.blueprint("openapi", views))
     views.document = _Maker(app, configured).document(version)
@@ -128,7 +128,7 @@ class _Maker:
     def _described(self, rule: Rule) -> dict[str, Any]:
         operation, text, tag = routing.operation_of(self._app, rule)
         requirement = routing.requirement_of(self._app, rule)
-        assert requirement is not None, "create_app refuses routes that declare nothing"
+        assert requirement is not None, "create_app refuses routes without a declared requirement"
         summary, _, details = text.partition("\n")
         described: dict[str, Any] = {
             "tags": [tag],
@@ -160,7 +160,7 @@ class _Maker:
             answers[status] = {"$ref": f"#/components/responses/Error{status}"}
         for failure, kind in operation.failures.items():
             content = {"application/json": self._json(self._type(kind))}
-            answers[str(failure)] = {"description": "No; `reason` says why.", "content": content}
+            answers[str(failure)] = {"description": "Not healthy; `reason` says why.", "content": content}
         return answers
 
     def _success(self, operation: Operation) -> dict[str, Any]:
@@ -180,7 +180,8 @@ class _Maker:
             f"Error{status}": {"description": description, "content": content}
             for status, description in _ERRORS.items()
         }
-        # A request that is not HTTP is refused by the server in front of the application, in its own words.
+        # A request that is not valid HTTP is refused by the server in front of the application, with the server's own
+        # body.
         answers["Error400"]["content"] = {**content, "text/html": {"schema": {"type": "string"}}}
         return answers
 
@@ -188,7 +189,7 @@ class _Maker:
         return {"schema": schema, "example": example_of(schema, self._schemas)}
 
     def _type(self, kind: Any) -> dict[str, Any]:
-        """A reference to the schema of an answer, which has no property but these."""
+        """A reference to the schema of an answer; no other properties are allowed."""
         (schema,), components = msgspec.json.schema_components([kind], ref_template=_REF.format("{name}"))
         for name, component in components.items():
             closed = {"additionalProperties": False} if "properties" in component else {}
@@ -215,7 +216,7 @@ def _set(properties: dict[str, Any], configured: Configured) -> None:
 
 
 def _tidied(schema: Any) -> Any:
-    """Without the titles that are made from names, and without the markup of docstrings."""
+    """The schema without titles generated from names and without docstring markup."""
     if isinstance(schema, list):
         return [_tidied(item) for item in schema]
     if not isinstance(schema, dict):
@@ -227,7 +228,7 @@ def _tidied(schema: Any) -> Any:
 
 
 def _joined(text: str) -> str:
-    """Paragraphs of one line each."""
+    """The text with each paragraph on one line."""
     return "\n\n".join(" ".join(part.split()) for part in text.replace("``", "`").strip().split("\n\n"))
 
 

@@ -1,7 +1,7 @@
-"""The page that a browser shows in place of JSON when it opens an address of the service and is refused.
+"""The HTML page that a browser gets instead of JSON when a page it opens is refused.
 
-It is self-contained: a browser refused by address could load neither a style sheet nor a script. It has both languages,
-the one that the browser prefers first. Knows nothing about which status an error has.
+It is self-contained: a browser refused by address could load neither a style sheet nor a script. It is in both
+languages, the browser's preferred one first. Knows nothing about which status an error has.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def wants_page() -> bool:
     """Whether a browser is navigating here for a person. Programs get JSON.
 
     Browsers prefer ``text/html`` when they navigate; a page's ``fetch`` and most programs send ``*/*``.
-    ``Sec-Fetch-Mode`` says it outright, but browsers send it only to https and to this machine. A request with a
+    ``Sec-Fetch-Mode`` would be exact, but browsers send it only over https and to localhost. A request with a
     credential gets JSON whatever its ``Accept``: no browser sends one when it navigates.
     """
     if request.method not in {"GET", "HEAD"} or "Authorization" in request.headers or "X-Api-Key" in request.headers:

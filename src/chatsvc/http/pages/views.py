@@ -1,6 +1,6 @@
 """``/`` and ``/docs``: two pages whose files are part of the package. No other file is ever served.
 
-The pages load nothing from elsewhere and run no inline script; the Content-Security-Policy below enforces it.
+The pages load nothing from other hosts and run no inline script; the Content-Security-Policy below enforces it.
 Knows nothing about what the pages do.
 """
 
@@ -24,7 +24,7 @@ _TYPES = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-# What every page of ours sends beside a content security policy.
+# Headers of every page, besides its Content-Security-Policy.
 ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -44,7 +44,7 @@ _FILES = resources.files("chatsvc.http.pages").joinpath("static")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One file, as it is sent."""
+    """One file with its headers."""
 
     content: bytes
     content_type: str
@@ -52,7 +52,7 @@ class Page:
 
 
 class PageViews:
-    """The views. ``single_sign_on``: the page offers to log in by the identity provider."""
+    """The views. ``single_sign_on``: the page offers login at the identity provider."""
 
     TAG: ClassVar = "pages"
 

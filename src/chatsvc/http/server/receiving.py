@@ -11,7 +11,7 @@ from typing import Any
 from gunicorn.http.unreader import SocketUnreader
 from gunicorn.workers.gthread import TConn
 
-# The time a body may take: these seconds, and its bytes at the least speed.
+# The time a body may take: this many seconds, plus its bytes at the minimum speed.
 _BODY_S = 10.0
 _LEAST_BYTES_PER_S = 4096
 
@@ -24,7 +24,7 @@ class Connection(TConn):  # type: ignore[misc]
     Args:
         arguments: the base class's: configuration, socket, the client's address, the server's.
         waiting: bounds how many threads wait for clients' bytes at once.
-        let_go: closes it; the second argument says whether it lingers.
+        let_go: closes it; the second argument says whether to linger.
     """
 
     def __init__(self, arguments: tuple[Any, ...], waiting: BoundedSemaphore, let_go: LetGo) -> None:
@@ -67,7 +67,7 @@ class _Unreader(SocketUnreader):  # type: ignore[misc]
         """The next bytes.
 
         Raises:
-            TimeoutError: the client is too slow, or too many others are.
+            TimeoutError: the client is too slow, or too many threads already wait for slow clients.
         """
         size = min(max(size_hint or 0, self.mxchunk), self.max_body_chunk)
         try:

@@ -2,10 +2,10 @@
 
 Behind nginx a request arrives whole. Over TCP a client may send a byte now and then, or nothing, or never close its
 side, and gunicorn's own worker waits for it: in a thread for a request, in its main thread for the end of a connection.
-Here the main thread gathers a request's head without blocking, and a thread gets the request only then. A body has a
-minimum speed, and few threads at once may wait for one. A closed connection lingers in the poller, not in a thread. At
-the limit of connections, the oldest that has sent no whole request is closed. When all threads but the reserved ones
-are busy, only health requests get one.
+Here the main thread reads a request's head without blocking, and hands only complete heads to a thread. A body has a
+minimum speed, and few threads at once may wait for one. Closing a connection waits for the client in the poller, not in
+a thread. At the limit of connections, the oldest that has sent no whole request is closed. When all threads but the
+reserved ones are busy, only health requests get one.
 
 The overridden methods are gunicorn 27's; a test compares the names. Knows nothing about the application.
 """
@@ -42,7 +42,7 @@ _MAX_LINGERING = 128
 _ACCEPT_PAUSE_S = 0.2
 _SPARE_CONNECTIONS = 8
 _TELL_EVERY_S = 10.0
-_HEALTH = {b"/livez", b"/healthz", b"/health", b"/readyz"}  # read from memory; /metrics may wait for the database
+_HEALTH = {b"/livez", b"/healthz", b"/health", b"/readyz"}  # answered from memory; /metrics may wait for the database
 _MAX_HEALTH_LINE = 300
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _STATUS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -65,11 +65,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Bounds the threads that wait for bytes of bodies; the others serve requests that are complete.
+        # Bounds the threads that wait for bodies; the others serve complete requests.
         self._waiting = threading.BoundedSemaphore(max(1, self.cfg.threads // 4))
         self._max_of_address = self.worker_connections // 2
         self._of_address: Counter[str] = Counter()
-        # In the order of their deadlines: all have the same time-out.
+        # In the order of their deadlines, because all have the same time-out.
         self._heads: dict[Connection, None] = {}
         self._lingering: dict[Connection, None] = {}
         self._accept_at = 0.0
@@ -77,7 +77,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._num_refused, self._told_at = 0, 0.0
 
     def accept(self, listener: socket.socket) -> None:
-        """Take a connection; at the limit, in place of a waiting one."""
+        """Accept a connection; at the limit, close a waiting one for it."""
         try:
             sock, client = listener.accept()
         except OSError as error:
@@ -96,7 +96,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._drop(conn)
 
     def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001  (the base class's)
-        """As in the base class, after a pause where descriptors ran out."""
+        """As in the base class, but after a pause if descriptors ran out."""
         if not enabled or time.monotonic() >= self._accept_at:
             super().set_accept_enabled(enabled)
 
@@ -111,7 +111,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, EVENT_READ, partial(self._on_head, conn))
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
-        """As in the base class; a pipelined request that has begun to arrive is waited for like any other."""
+        """As in the base class; a pipelined request that has begun to arrive is handled like any other."""
         self._num_in_threads -= 1
         is_kept = not fs.cancelled() and fs.exception() is None and fs.result()
         early = conn.parser.unreader.take_buffered() if is_kept and conn.parser is not None else b""
@@ -199,7 +199,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Every thread but the reserved ones is busy: answer 503 from the main thread, without blocking."""
         self._num_refused += 1
         if time.monotonic() - self._told_at > _TELL_EVERY_S:
-            self.log.warning("all threads are taken: %d requests were refused since the last line", self._num_refused)
+            self.log.warning(
+                "all threads are busy: %d requests were refused since the last such line", self._num_refused
+            )
             self._num_refused, self._told_at = 0, time.monotonic()
         with suppress(OSError):
             conn.sock.send(_answer(503, "Service Unavailable"), socket.MSG_DONTWAIT)
@@ -243,7 +245,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         util.close(conn.sock)
 
     def _free_descriptors(self) -> None:
-        """No descriptor is left: close waiting connections, or pause accepting where none waits."""
+        """File descriptors ran out: close waiting connections, or pause accepting if none waits."""
         self.log.warning("no file descriptor is left for another connection; raise the limit (ulimit -n)")
         for conn in [*self._lingering]:
             self._end_lingering(conn)

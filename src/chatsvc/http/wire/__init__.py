@@ -1,1 +1,1 @@
-"""What every route shares: around a request, its body, its errors, its events."""
+"""What every route shares: hooks, context, bodies, errors, server-sent events."""

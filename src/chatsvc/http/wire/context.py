@@ -1,4 +1,4 @@
-"""What is known of the request being answered: its id, its address and, once verified, its principal.
+"""The current request: its id, its address and, once verified, its principal.
 
 The one place that uses Flask's ``g``. Knows nothing about how these values are determined.
 """
@@ -17,7 +17,7 @@ from chatsvc.guard.principal import ClientAddress, Principal
 class CurrentRequest:
     """Filled in by ``http/wire/hooks.py``, step by step; views only read it.
 
-    ``cors_origin`` is the origin of the page that asks, if it is listed. ``log`` takes further values for the access
+    ``cors_origin`` is the origin of the calling page, if it is listed. ``log`` takes further values for the access
     line, never a prompt, token or password.
     """
 
@@ -50,12 +50,12 @@ def is_begun() -> bool:
 def principal() -> Principal:
     """The verified caller; only for views that require one."""
     found = current().principal
-    assert found is not None, "the view's requirement lets callers without a token in"
+    assert found is not None, "this view does not require a principal"
     return found
 
 
 def facts(action: str, *, model: str | None = None, attempted_name: str | None = None) -> Facts:
-    """For the audit log: who asks for what, and from where."""
+    """The caller, the act and the address, for an audit record."""
     now = current()
     caller = now.principal
     return Facts(

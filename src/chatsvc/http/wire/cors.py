@@ -1,8 +1,8 @@
 """CORS: which web pages of other origins may call this service (Fetch standard, section 3.3).
 
-A page of a listed origin is a client like any other: its address is checked first, and it sends a token. Credentials
-mode is never allowed, so a browser sends no cookie of ours. For an origin that is not listed no header is sent, and the
-browser does not let the page read the answer. Knows nothing about routes.
+A page of a listed origin is treated like any client: its address is checked first, and it must send a token.
+Credentials mode is never allowed, so a browser sends no cookie of ours. For an origin that is not listed no header is
+sent, and the browser does not let the page read the answer. Knows nothing about routes.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _ALWAYS = {
     "Cache-Control": "no-store",
 }
 
-# The largest body of a route that needs no token: a name and a password fit many times over.
+# The largest body of a route that needs no token; a name and a password are far smaller.
 _MAX_PUBLIC_BODY = 64 * 1024
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -74,7 +74,7 @@ def install(app: Flask, needs: Hooks) -> None:
         if now.cors_origin is not None:
             cors.allow(response, now.cors_origin)
         route = request.url_rule.rule if request.url_rule else "-"
-        method = request.method if request.method in _METHODS else "-"  # a caller must not invent values of labels
+        method = request.method if request.method in _METHODS else "-"  # callers must not create new label values
         labels, line = (route, method, response.status_code), _log_line(response)
         response.call_on_close(lambda: _close(needs, now, labels, line))
         return response
@@ -89,11 +89,11 @@ def request_id(unverified: str | None, new_id: Callable[[], str]) -> str:
 
 
 def _admit(app: Flask, needs: Hooks) -> Response | None:
-    """None lets the request in. A browser's CORS preflight is answered here."""
+    """None means admitted. A browser's CORS preflight is answered here."""
     now = context.current()
     # (1) address: for every path, also those that do not exist
     peer, forwarded_for = request.environ.get("REMOTE_ADDR") or "", request.headers.getlist("X-Forwarded-For")
-    now.address = needs.gate.tell_address(peer, forwarded_for)  # the logs name it also where it is refused
+    now.address = needs.gate.find_address(peer, forwarded_for)  # set first, so that a refusal is logged with it
     needs.gate.admit_address(peer, forwarded_for)
     # RFC 9112 section 3.2: no Host, or two (a server joins them with a comma), is 400.
     if not _HOST.fullmatch(request.environ.get("HTTP_HOST", "")):
@@ -101,16 +101,16 @@ def _admit(app: Flask, needs: Hooks) -> Response | None:
     now.cors_origin = cors.listed_origin(request, needs.cors_origins)
     # (-) path and method: 404 and 405 tell a listed address nothing that /openapi.json does not
     rule = _rule(app)
-    # A preflight carries no token. It tells the methods of a route, which are no secret.
+    # A preflight carries no token. Its answer shows the methods of a route, which are no secret.
     if now.cors_origin is not None and cors.is_preflight(request):
         return cors.preflight_answer(request)
     if routing.is_open_to_scrapers(app, rule) and any(now.address in network for network in needs.scraper_networks):
         return None
     # (2) token, (3) scope
     requirement = routing.requirement_of(app, rule)
-    assert requirement is not None, "create_app refuses routes that declare nothing"
+    assert requirement is not None, "create_app refuses routes without a declared requirement"
     if requirement.kind == "public":
-        # One byte more than is taken, see http/wire/schema.py: read_body.
+        # One byte above the limit, see http/wire/schema.py: read_body.
         most = _MAX_PUBLIC_BODY + 1
         request.max_content_length = min(request.max_content_length or most, most)
     credentials = Credentials(
@@ -122,15 +122,15 @@ def _admit(app: Flask, needs: Hooks) -> Response | None:
 
 
 def _rule(app: Flask) -> Rule:
-    """The route that was asked for."""
+    """The route of the request."""
     problem = request.routing_exception
-    if "\0" in request.path:  # no name or id has one, and PostgreSQL takes none
+    if "\0" in request.path:  # no name or id contains NUL, and PostgreSQL refuses it
         raise NotFound
     if isinstance(problem, RequestRedirect):  # Flask would answer it with a redirect
         raise NotFound
     if isinstance(problem, WerkzeugNotFound) and request.path.startswith("/v1/"):
         there = ", ".join(routing.routes_below(app, "/v1/"))
-        raise NotFound(f"There is nothing at this path. Below /v1 there is: {there}.")
+        raise NotFound(f"No such path. The routes below /v1 are: {there}.")
     if problem is not None:
         raise problem
     assert request.url_rule is not None, "a request that was routed has a rule"
@@ -151,7 +151,7 @@ def _log_line(response: Response) -> dict[str, object]:
 
 
 def _close(needs: Hooks, now: context.CurrentRequest, labels: tuple[str, str, int], line: dict[str, object]) -> None:
-    """After the last byte, also of a stream."""
+    """Called after the last byte, also of a stream."""
     duration_s = needs.clock() - now.started_at
     needs.metrics.observe_request(*labels, duration_s)
     _log.info("request", extra={"fields": {**line, **now.log, "duration_ms": round(duration_s * 1000, 3)}})

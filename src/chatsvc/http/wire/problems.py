@@ -18,7 +18,7 @@ from chatsvc.http.pages import refusal
 from chatsvc.http.wire import context
 from chatsvc.http.wire.routing import like
 
-# The most specific class of an error that is in this table decides.
+# The most specific class of an error found in this table applies.
 TABLE: dict[type[errors.ChatsvcError], tuple[int, str]] = {
     errors.InvalidRequest: (400, "invalid_request_error"),
     errors.AuthenticationFailed: (401, "authentication_error"),
@@ -58,7 +58,7 @@ _BY_STATUS: dict[int, type[errors.RequestError]] = {
     415: errors.UnsupportedMediaType,
 }
 _SERVER_ERROR = errors.ChatsvcError(
-    "Something went wrong on our side; the operator finds the cause in the log by the X-Request-Id of this answer.",
+    "Internal error. The operator finds the cause in the log by this answer's X-Request-Id.",
     code="server_error",
 )
 

@@ -52,7 +52,7 @@ class Operation:
         texts: successful answers of other media types, each with an example.
         status: of a successful answer.
         errors: statuses of errors that are not every route's.
-        failures: types of answers, by status, that are not errors in the common shape.
+        failures: types of answers, by status, of failures that are not in the common error shape.
         path: an example of each parameter in the path.
     """
 
@@ -78,7 +78,7 @@ def like(example: Any) -> Meta:
 
 
 def route(method: str, path: str, *, endpoint: str | None = None) -> Callable[[View], View]:
-    """Declare where a view is called; ``endpoint``: its name, where that is not the method's."""
+    """Declare a view's method and path; ``endpoint``: its name, if that is not the Python method's."""
 
     def declare(view: View) -> View:
         setattr(view, _ROUTES, [*getattr(view, _ROUTES, ()), (method, path, endpoint or view.__name__)])
@@ -88,7 +88,7 @@ def route(method: str, path: str, *, endpoint: str | None = None) -> Callable[[V
 
 
 def requires(requirement: Requirement, *, open_to_scrapers: bool = False) -> Callable[[View], View]:
-    """Declare what a view asks for. ``open_to_scrapers``: an address on the scraper networks needs no token."""
+    """Declare what a view requires. ``open_to_scrapers``: an address on the scraper networks needs no token."""
 
     def declare(view: View) -> View:
         setattr(view, _REQUIREMENT, requirement)
@@ -126,7 +126,7 @@ def is_open_to_scrapers(app: Flask, rule: Rule) -> bool:
 
 
 def routes_below(app: Flask, prefix: str) -> list[str]:
-    """``POST /v1/chat/completions`` and so on, for a caller who asked for a path that is not there."""
+    """``POST /v1/chat/completions`` and so on, for the message of a 404."""
     found = [
         f"{method} {template(rule)}"
         for rule in app.url_map.iter_rules()

@@ -38,7 +38,7 @@ def _scalar_values(text: str) -> str:
     if "\0" in text:
         raise ValueError("the character NUL is not allowed")
     if not text.isascii() and _SURROGATE.search(text):
-        raise ValueError("half of a surrogate pair is no character")
+        raise ValueError("an unpaired surrogate is not a character")
     return text
 
 
@@ -61,7 +61,7 @@ class Body(BaseModel):
 
 
 def _digits(value: Any) -> Any:
-    """``int`` itself takes more than digits, and much time for very many of them."""
+    """``int`` accepts more than digits, and takes quadratic time."""
     if isinstance(value, str):
         if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
             raise ValueError(f"a whole number of at most {_MAX_DIGITS} digits")
@@ -74,7 +74,7 @@ Digits = BeforeValidator(_digits)
 
 
 class Query(BaseModel):
-    """The parameters of a query string; ones that are not known are ignored."""
+    """The parameters of a query string; unknown ones are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
@@ -86,13 +86,13 @@ def parse_query(request: Request, model: type[Model]) -> Model:
     """Check the query string of a request.
 
     Raises:
-        InvalidRequest: a parameter is there twice, missing or out of range; ``param`` names it.
+        InvalidRequest: a parameter is repeated, missing or out of range; ``param`` names it.
     """
     known = {info.alias or name for name, info in model.model_fields.items()}
     given = {name: values for name, values in request.args.lists() if name in known}
     for name, values in given.items():
         if len(values) > 1:
-            raise InvalidRequest(f"{name}: send it once.", param=name, code="invalid_value")
+            raise InvalidRequest(f"{name}: it must be sent only once.", param=name, code="invalid_value")
     return validate({name: values[0] for name, values in given.items()}, model)
 
 
@@ -100,7 +100,7 @@ def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = 
     """Read and check the body of a request. Call it last: address, path, method, token and scope come before.
 
     Args:
-        request: the request that is answered.
+        request: the current request.
         model: the body's.
         max_bytes: the largest body; None: the application's (``MAX_CONTENT_LENGTH``).
 
@@ -113,7 +113,7 @@ def parse_json(request: Request, model: type[Model], *, max_bytes: int | None = 
     if max_bytes is not None:
         request.max_content_length = max_bytes + 1
     data = read_body(request)
-    with strict_json.turn(len(data)):
+    with strict_json.parsing_lock(len(data)):
         return validate(strict_json.loads(data), model)
 
 
@@ -124,7 +124,7 @@ def read_body(request: Request) -> bytes:
     except HTTPException:
         raise
     except Exception as error:  # the wire's edge: servers raise classes of their own for a malformed chunk
-        raise InvalidRequest("The body broke off or is not framed as HTTP says.", code="invalid_body") from error
+        raise InvalidRequest("The body is incomplete or its HTTP framing is invalid.", code="invalid_body") from error
     # Werkzeug is given one byte more than we take (see app.py): it refuses a chunked body of exactly its limit.
     if request.max_content_length is not None and len(data) >= request.max_content_length:
         raise BodyTooLarge
@@ -160,7 +160,7 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
     problem = _first_cause(problems)
     if problem["type"] == "extra_forbidden":
         name = _shown(problem["loc"][-1])
-        return InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
+        return InvalidRequest(f"Unknown field {name!r}.", param=name, code="unknown_field")
     if problem["type"] == "value_error":
         # Our validators raise ValueError("param: sentence") where several fields do not fit together.
         return _own_refusal(problem)
@@ -170,10 +170,10 @@ def _refusal(problems: list[ErrorDetails]) -> InvalidRequest:
 
 
 def _first_cause(problems: list[ErrorDetails]) -> ErrorDetails:
-    """The problem that tends to cause the others: a wrong ``type``, an unknown name (``mesages``), else the first.
+    """The problem that probably causes the others: a wrong ``type``, an unknown name (``mesages``), else the first.
 
-    Each member of a union reports its own problems of a field. The deepest is told, and one about the value rather than
-    its type.
+    Each member of a union reports its own problems of a field. The deepest is reported, preferring one about the value
+    to one about its type.
     """
     for problem in problems:
         if problem["type"] == "literal_error" and problem["loc"][-1] == "type":

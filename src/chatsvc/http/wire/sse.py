@@ -57,7 +57,7 @@ class Encoder(Protocol[T_contra]):
 
 
 class EventStream(Generic[T]):
-    """A WSGI iterable. ``close()``, which every server calls, cancels what still runs, also before the first byte."""
+    """A WSGI iterable. ``close()``, which every server calls, cancels what still runs, even before the first byte."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class EventStream(Generic[T]):
 
 
 def answer(events: Iterator[T], encoder: Encoder[T], *, keep_alive_s: float, headers: dict[str, str]) -> Response:
-    """A streaming answer that begins once two events are there: a refusal before them is an ordinary error.
+    """A streaming answer. It begins once two events exist, so that a refusal before them is an ordinary error response.
 
     The first event, Start, means only that the request is admitted; its record and the engine can still refuse it.
     """

@@ -1,8 +1,8 @@
 """JSON text to values, strictly by RFC 8259: UTF-8 only, no duplicate key, no NaN, bounded in depth and digits.
 
 Callers without a token send these bytes (``POST /login``), so the time is linear in their length: one pass of Python's
-parser, which refuses deep nesting by itself, and one walk over the values. Knows nothing about what the values mean.
-``param`` of an error is the key's name, or None where the text is not JSON.
+parser, which refuses deep nesting by itself, and one walk over the values. Knows nothing about the meaning of the
+values. ``param`` of an error is the key's name, or None where the text is not JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _NotANumber:
 _NOT_A_NUMBER = _NotANumber()
 
 
-def turn(num_bytes: int) -> AbstractContextManager[Any]:
+def parsing_lock(num_bytes: int) -> AbstractContextManager[Any]:
     """A lock to hold while a body of ``num_bytes`` is parsed and checked.
 
     A body of brackets takes about sixty times its size in memory, so large bodies are parsed one at a time. The GIL
@@ -70,7 +70,7 @@ def _too_deep() -> InvalidRequest:
 
 def _decode(data: bytes) -> str:
     if data.startswith(b"\xef\xbb\xbf"):
-        # RFC 8259 section 8.1 lets a parser ignore a byte order mark; two parsers that differ can be played off.
+        # RFC 8259 section 8.1 lets a parser ignore a byte order mark; two parsers that differ could be exploited.
         raise InvalidRequest("The body starts with a byte order mark; send plain UTF-8.", code="invalid_json")
     try:
         return data.decode("utf-8")
@@ -84,7 +84,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in result:
             shown = _shown(name)
-            raise InvalidRequest(f"The key {shown!r} is there twice.", param=shown, code="duplicate_key")
+            raise InvalidRequest(f"The key {shown!r} appears twice.", param=shown, code="duplicate_key")
         if value is _NOT_A_NUMBER:
             shown = _shown(name)
             raise InvalidRequest(f"The value of {shown!r} is not a number in JSON.", param=shown, code="invalid_json")

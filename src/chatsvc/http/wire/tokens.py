@@ -1,4 +1,4 @@
-"""Signs tokens with Flask-JWT-Extended: its adapter to what the guard decided a token holds.
+"""Signs the token contents that the guard decided, with Flask-JWT-Extended.
 
 No route uses the extension's decorators: hooks ask the gate, which checks tokens by stricter rules
 (:mod:`chatsvc.guard.credentials.tokens`). Knows nothing about sessions or keys.

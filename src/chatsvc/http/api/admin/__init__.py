@@ -1,1 +1,1 @@
-"""Administration, all of it with scope ``admin``. Every act is audited with what was there before and after."""
+"""Administration, all of it with scope ``admin``. Every change is audited with the state before and after."""

@@ -23,7 +23,7 @@ _ADMIN = requires(scope("admin"))
 _PATH = "/admin/accounts/<string(maxlength=64):name>"
 _ALICE = {"name": "alice"}
 
-# What the document says of rules that guard/ holds: names of accounts, lengths of passwords.
+# The rules for account names and passwords as the OpenAPI document shows them; guard/ enforces them.
 AccountName = Annotated[Text, Field(examples=["alice"], json_schema_extra={"pattern": r"^[\p{L}\p{N}_.@+-]{1,64}$"})]
 NewPassword = Annotated[
     Text, Field(examples=["correct horse battery staple"], json_schema_extra={"minLength": 15, "maxLength": 128})
@@ -40,7 +40,7 @@ class AccountBody(Body):
 
 
 class AccountPatchBody(Body):
-    """Changes to an account; what is left out stays."""
+    """Changes to an account; fields that are left out stay unchanged."""
 
     roles: RoleNames | None = Field(None, examples=[["user", "auditor"]])
     disabled: bool | None = None
@@ -50,8 +50,8 @@ class AccountPatchBody(Body):
 class AccountsQuery(Query):
     """A page of the list."""
 
-    limit: Annotated[int, Field(ge=1, le=1000, description="How many at most."), Digits] = 100
-    after: Text = Field("", description="The last name of the page before.")
+    limit: Annotated[int, Field(ge=1, le=1000, description="Maximum number of items."), Digits] = 100
+    after: Text = Field("", description="The last name of the previous page.")
 
 
 class AccountAnswer(OwnLimits):
@@ -72,7 +72,7 @@ class AccountPage(TypedDict):
 
 
 class DefaultLimits(TypedDict):
-    """Limits that hold where nothing else is set."""
+    """Limits that apply where nothing else is set."""
 
     requests_per_minute: Annotated[int, like(60)]
     tokens_per_day: Annotated[int, like(200_000)]
@@ -80,7 +80,7 @@ class DefaultLimits(TypedDict):
 
 
 class LimitsAnswer(TypedDict):
-    """``roles`` and ``accounts`` have only those with limits of their own."""
+    """``roles`` and ``accounts`` list only those with limits of their own."""
 
     default: DefaultLimits
     roles: Annotated[dict[str, dict[str, int]], like({"operator": {"requests_per_minute": 300}})]
@@ -120,7 +120,7 @@ class AccountViews:
     @_ADMIN
     @Operation(body=AccountBody, answer=AccountAnswer, status=201, errors=(409,))
     def add_account(self) -> tuple[dict[str, Any], int]:
-        """Make an account."""
+        """Create an account."""
         body = parse_json(request, AccountBody)
         new = partial(self.guard.accounts.add, body.name, body.password, body.roles)
         return recorded_change(self.audit, "account.create", new), 201
@@ -129,7 +129,7 @@ class AccountViews:
     @_ADMIN
     @Operation(body=AccountPatchBody, answer=AccountAnswer, errors=(409,), path=_ALICE)
     def change_account(self, name: str) -> dict[str, Any]:
-        """Change an account's roles or password, or disable it: all of it or nothing."""
+        """Change an account's roles or password, or disable it; either all changes are made or none."""
         body = parse_json(request, AccountPatchBody)
         wanted = AccountUpdate(body.roles, body.disabled, body.password)
         return recorded_change(self.audit, "account.change", lambda: self.guard.accounts.change(name, wanted))

@@ -26,14 +26,14 @@ _ID = "7kq2m9xw4t"
 _EXAMPLE = {"key_id": _ID}
 _DAY_S = 86_400
 
-# What the document says of a rule that guard/ holds.
+# The rule as the OpenAPI document shows it; guard/ enforces it.
 KeyName = Annotated[
     Text, Field(examples=["report tool"], json_schema_extra={"pattern": r"^[\p{L}\p{M}\p{N}\p{P}\p{S} ]{1,128}$"})
 ]
 
 
 class KeyLimitsBody(LimitsBody):
-    """What is left out stays, null removes a limit. The days count from now."""
+    """Fields that are left out stay unchanged; null removes a limit. Days count from now."""
 
     expires_days: Annotated[float, Field(gt=0, le=36_500, strict=False)] | None = None
 
@@ -54,7 +54,7 @@ class KeyBody(KeyLimitsBody):
 
 
 class RotateBody(Body):
-    """For how many seconds the old secret goes on working."""
+    """How many seconds the old secret stays valid."""
 
     grace_s: Annotated[int, Field(ge=0, le=90 * _DAY_S, examples=[3600])] = _DAY_S
 
@@ -117,7 +117,7 @@ class KeyViews:
     @_ADMIN
     @Operation(body=KeyBody, answer=NewKeyAnswer, status=201, errors=(404, 409))
     def create_key(self) -> tuple[dict[str, Any], int]:
-        """Make an API key; only this answer shows its secret."""
+        """Create an API key; only this answer shows its secret."""
         body = parse_json(request, KeyBody)
         new = NewKey(**body.model_dump(exclude={"expires_days"}), expires_at=_expiry(body.expires_days))
         return recorded_key(self.audit, "key.create", partial(self.guard.api_keys.create, new)), 201
@@ -128,7 +128,7 @@ class KeyViews:
     def change_key(self, key_id: str) -> dict[str, Any]:
         """Change a key's own limits; its secret stays.
 
-        What is left out stays, null removes a limit.
+        Fields that are left out stay unchanged; null removes a limit.
         """
         wanted = parse_json(request, KeyLimitsBody).wanted()
         return recorded_change(self.audit, "key.limits", lambda: self.guard.api_keys.set_limits(key_id, wanted))
@@ -137,7 +137,7 @@ class KeyViews:
     @_ADMIN
     @Operation(body=RotateBody, body_required=False, answer=NewKeyAnswer, errors=(409,), path=_EXAMPLE)
     def rotate_key(self, key_id: str) -> dict[str, Any]:
-        """Give a key a new secret; the old one still works for a while, a day unless the body says otherwise."""
+        """Give a key a new secret; the old one stays valid for a day, or as long as the body says."""
         grace_s = parse_json(request, RotateBody).grace_s if read_body(request) else RotateBody().grace_s
         return recorded_key(self.audit, "key.rotate", partial(self.guard.api_keys.rotate, key_id, grace_s=grace_s))
 
@@ -145,7 +145,7 @@ class KeyViews:
     @_ADMIN
     @Operation(status=204, path=_EXAMPLE)
     def revoke_key(self, key_id: str) -> Response:
-        """Revoke a key; answers that are running with it end too."""
+        """Revoke a key; running requests that use it end too."""
         recorded_change(self.audit, "key.revoke", lambda: self.guard.api_keys.revoke(key_id))
         return Response(status=204)
 

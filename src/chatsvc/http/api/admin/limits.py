@@ -1,4 +1,4 @@
-"""The limits that accounts and keys may have of their own, as they stand in bodies and answers. Data only."""
+"""Bodies and answers for the limits that accounts and keys may have of their own. Data only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TokenLimit = Annotated[int, Field(ge=1, le=2**62)]
 
 
 class LimitsBody(Body):
-    """What is left out or null goes back to the role's limit, or the default."""
+    """A limit that is left out or null returns to the role's limit or the default."""
 
     requests_per_minute: Limit | None = Field(None, examples=[30])
     tokens_per_day: TokenLimit | None = Field(None, examples=[100_000])
@@ -22,7 +22,7 @@ class LimitsBody(Body):
 
 
 class OwnLimits(TypedDict):
-    """Limits of one's own; null where the role's or the default holds."""
+    """An account's own limits; null where the role's limit or the default applies."""
 
     requests_per_minute: Annotated[int, like(30)] | None
     tokens_per_day: Annotated[int, like(100_000)] | None

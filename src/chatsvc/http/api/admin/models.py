@@ -32,7 +32,7 @@ class VersionQuery(Query):
 
 
 class StoredModel(TypedDict):
-    """A model of the store. One that does not verify has ``ok`` false and nothing after it."""
+    """A model of the store. If it does not verify, ``ok`` is false and the later fields are absent."""
 
     name: Annotated[str, like(_NAME)]
     active: Annotated[bool, like(True)]
@@ -51,7 +51,7 @@ class ModelList(TypedDict):
 
 
 class Activation(TypedDict):
-    """``swapping`` is false where no supervisor listens: the engine has to be restarted then."""
+    """``swapping`` is false if no supervisor is running; the engine must then be restarted."""
 
     active: Annotated[str, like(_NAME)]
     swapping: Annotated[bool, like(True)]
@@ -62,7 +62,7 @@ class ModelViews:
     """The views, and what they need.
 
     ``examine`` raises OperatorError for a model that would not be served. ``tell_to_swap`` asks the supervisor to
-    switch; False where none listens.
+    switch; False if none is running.
     """
 
     TAG: ClassVar = "admin"
@@ -114,7 +114,7 @@ class ModelViews:
 def _active(store: ModelStore) -> str | None:
     try:
         folder = store.active()
-    except OperatorError:  # it points to nothing that is there
+    except OperatorError:  # the link is broken
         return None
     return folder.name if folder else None
 

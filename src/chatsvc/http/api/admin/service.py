@@ -1,4 +1,4 @@
-"""How the service stands: the model that is served, and who is logged in."""
+"""State of the service: the served model and the sessions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EngineState(TypedDict):
 
 
 class Sequences(TypedDict):
-    """How many run, wait, and can run at once."""
+    """How many are running, waiting, and can run at once."""
 
     running: Annotated[int, like(3)]
     waiting: Annotated[int, like(0)]
@@ -62,7 +62,7 @@ class SessionsQuery(Query):
 
 
 class SessionAnswer(TypedDict):
-    """A login and all tokens that came of it; times in Unix seconds."""
+    """A login and all tokens issued for it; times in Unix seconds."""
 
     sid: Annotated[str, like(_SID)]
     account: Annotated[str, like("alice")]
@@ -92,7 +92,7 @@ class ServiceViews:
     @_ADMIN
     @Operation(answer=ModelState)
     def model(self) -> dict[str, Any]:
-        """The model that is served, and how its engine is."""
+        """The served model and the state of its engine."""
         status = self.engine.status()
         card = self.engine.card() if status.ready else None
         shown = ("name", "digest", "revision", "created", "context_length", "runner")
@@ -106,7 +106,7 @@ class ServiceViews:
     @_ADMIN
     @Operation(query=SessionsQuery, answer=SessionList)
     def sessions(self) -> dict[str, Any]:
-        """Who is logged in."""
+        """List the sessions of everyone who is logged in."""
         listed = self.stored_sessions.list_sessions(parse_query(request, SessionsQuery).account)
         return {"sessions": [session.as_dict() for session in listed]}
 
@@ -114,6 +114,6 @@ class ServiceViews:
     @_ADMIN
     @Operation(status=204, path={"sid": _SID})
     def end_session(self, sid: str) -> Response:
-        """End a session and every answer that is running in it."""
+        """End a session; its running requests end too."""
         recorded_change(self.audit, "session.end", lambda: self.stored_sessions.end(sid, "admin"))
         return Response(status=204)

@@ -1,1 +1,1 @@
-"""The routes below ``/v1``, as OpenAI's clients speak to them."""
+"""The routes below ``/v1``, compatible with OpenAI's clients."""

@@ -1,6 +1,6 @@
 """``/v1``: OpenAI's Chat Completions and Models, for OpenAI's clients.
 
-Shapes follow OpenAI's API reference. Knows nothing about models or tokens.
+The JSON follows OpenAI's API reference. Knows nothing about models or tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CachedTokens(TypedDict):
 
 
 class OpenAIUsage(UsageAnswer):
-    """The three counts, and how many prompt tokens were found in the prefix cache."""
+    """Token counts, and how many prompt tokens were found in the prefix cache."""
 
     prompt_tokens_details: CachedTokens
 
@@ -47,7 +47,7 @@ class Token(TypedDict):
 
 
 class ChosenToken(Token):
-    """A token of the answer, and the most likely ones in its place."""
+    """A token of the answer, and the most likely alternatives at its position."""
 
     top_logprobs: list[Token]
 
@@ -88,7 +88,7 @@ class Completion(TypedDict):
 
 
 class ModelAnswer(TypedDict):
-    """OpenAI's ``model``. ``max_model_len`` is vLLM's name for the tokens that prompt and answer may have together."""
+    """OpenAI's ``model``. ``max_model_len`` is vLLM's name for the maximum of prompt and answer tokens together."""
 
     id: Annotated[str, like("Qwen1.5-0.5B-Chat")]
     object: Literal["model"]
@@ -118,7 +118,7 @@ data: [DONE]
 
 @dataclass(frozen=True, slots=True)
 class OpenAIViews:
-    """The views, and what they need. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
+    """The views, and what they need. ``refuses_unknown``: an unknown field is a 400 instead of being ignored."""
 
     TAG: ClassVar = "openai"
 
@@ -132,9 +132,9 @@ class OpenAIViews:
     def chat_completions(self) -> Response | tuple[Completion, int, dict[str, str]]:
         """OpenAI's Chat Completions.
 
-        With `stream` the answer is OpenAI's chunks, then `data: [DONE]`; an error in mid-stream is
-        `data: {"error":{…}}` and ends the stream. Fields that change nothing, and fields that are not known, are named
-        in the header `x-ignored-parameters`.
+        With `stream`, the answer is OpenAI's chunks, then `data: [DONE]`; an error in mid-stream is
+        `data: {"error":{…}}` and ends the stream. The header `x-ignored-parameters` names fields that change nothing
+        and unknown fields.
         """
         body = self.access.read(OpenAIBody)
         told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
@@ -149,7 +149,7 @@ class OpenAIViews:
     @requires(scope("chat"))
     @Operation(answer=ModelPage)
     def models(self) -> ModelPage:
-        """List the models that are served."""
+        """List the served models."""
         return {"object": "list", "data": [model(self.access.service.engine.card())]}
 
     @route("GET", "/v1/models/<path:model_id>")

@@ -28,7 +28,7 @@ _MAX_BIASES = 1024
 
 
 def _are_not_too_many(value: Any) -> Any:
-    """Checked before the single entries: a long body holds hundreds of thousands."""
+    """Checked before the single entries, because a long body can hold hundreds of thousands."""
     if isinstance(value, dict) and len(value) > _MAX_BIASES:
         raise ValueError(f"at most {_MAX_BIASES} of them")
     return value
@@ -214,7 +214,7 @@ class OpenAIBody(GenerationBody):
         )
         return ChatRequest(
             messages=tuple(message.to_message() for message in self.messages),
-            # the old name and the new one; of both the smaller holds
+            # the old and the new name; if both are sent, the smaller applies
             max_tokens=min((number for number in given if number is not None), default=None),
             sampling=self.sampling((self.top_logprobs or 0) if self.logprobs else None),
             num_choices=self.n or 1,

@@ -1,7 +1,7 @@
 """``/v1/completions``: OpenAI's older API, for clients that write their prompts themselves.
 
-A prompt has no roles, and no text in it becomes one; the operator's system prompt goes before it. Shapes follow
-OpenAI's API reference. Knows nothing about models or tokens.
+A prompt has no roles, and its text is never read as a role marker; the operator's system prompt goes before it. The
+JSON follows OpenAI's API reference. Knows nothing about models or tokens.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ data: [DONE]
 
 @dataclass(frozen=True, slots=True)
 class CompletionViews:
-    """The view, and what it needs. ``refuses_unknown``: a field that is not known is a 400, not ignored."""
+    """The view, and what it needs. ``refuses_unknown``: an unknown field is a 400 instead of being ignored."""
 
     TAG: ClassVar = "openai"
 
@@ -80,9 +80,9 @@ class CompletionViews:
     @requires(scope("chat"))
     @Operation(body=CompletionBody, answer=TextCompletion, texts={"text/event-stream": _CHUNKS}, errors=(404, 429))
     def completions(self) -> Response | tuple[TextCompletion, int, dict[str, str]]:
-        """OpenAI's Completions: go on from a text, without roles.
+        """OpenAI's Completions: continue a text, without roles.
 
-        With `stream` the answer is OpenAI's chunks, then `data: [DONE]`.
+        With `stream`, the answer is OpenAI's chunks, then `data: [DONE]`.
         """
         body = self.access.read(CompletionBody)
         told = tolerance.headers(tolerance.ignored(body, refuses_unknown=self.refuses_unknown))
@@ -117,7 +117,7 @@ def text_completion(
 
 
 def logprobs(scored: Sequence[ScoredToken], offset: int) -> TextLogprobs:
-    """A choice's ``logprobs``; the first token stands at ``offset`` of the text. An echoed prompt has none."""
+    """A choice's ``logprobs``; the first token is at ``offset`` of the text. An echoed prompt has none."""
     shown = [one.data.decode("utf-8", "replace") for one in scored]
     return {
         "tokens": shown,

@@ -34,13 +34,13 @@ def _asks_for_nothing(value: Any) -> Any:
 
 
 # A hint in OpenAI's API: any value is accepted, and none is kept in memory.
-Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(None, description="Taken and ignored.")]
+Hint = Annotated[Any, _Ignored(), BeforeValidator(lambda _: True), Field(None, description="Accepted and ignored.")]
 # A field that would change the answer and is not supported: only a value that asks for nothing is accepted.
 Unsupported = Annotated[
     Any,
     AfterValidator(_asks_for_nothing),
     WithJsonSchema({"enum": [None, False, 0, [], {}]}),
-    Field(None, description="Not supported here; refused where it would change the answer."),
+    Field(None, description="Not supported here; refused if it would change the answer."),
 ]
 
 
@@ -78,7 +78,7 @@ def ignored(body: Tolerant, *, refuses_unknown: bool) -> tuple[str, ...]:
         unknown = set(part.model_extra or ())
         if unknown and refuses_unknown:
             name = min(unknown).encode("utf-8", "replace").decode()[:100]
-            raise InvalidRequest(f"The field {name!r} is not known here.", param=name, code="unknown_field")
+            raise InvalidRequest(f"Unknown field {name!r}.", param=name, code="unknown_field")
         names |= {path + name for name in unknown | part.ignored_fields()}
     return tuple(sorted(names))
 

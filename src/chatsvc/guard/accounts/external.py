@@ -1,4 +1,4 @@
-"""Accounts of people whom an authority vouches for: an LDAP directory or an OpenID provider. Knows neither protocol.
+"""Accounts of people from an external authority: an LDAP directory or an OpenID provider. Knows neither protocol.
 
 Each person gets an account at the first login, so that limits, keys and conversations have an owner. It is found by an
 id that the authority never changes (a directory's ``entryUUID``, a provider's ``sub``), never by a name:
@@ -66,7 +66,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Vouched:
+class BearerAccount:
     """The account of a verified token of another issuer, and the token's expiry in Unix seconds."""
 
     account_id: str
@@ -74,7 +74,7 @@ class Vouched:
 
 
 def admit_all(_person: Person) -> None:
-    """Let everybody in."""
+    """Accept every person."""
 
 
 class Directory(Protocol):
@@ -94,7 +94,7 @@ class Directory(Protocol):
 class TrustedIssuer(Protocol):
     """Another issuer whose bearer tokens are accepted."""
 
-    def check_bearer(self, token: str) -> Vouched:
+    def check_bearer(self, token: str) -> BearerAccount:
         """The account of a valid token.
 
         Raises:
@@ -103,7 +103,7 @@ class TrustedIssuer(Protocol):
         """
 
 
-class VouchedAccounts:
+class ExternalAccounts:
     """Finds or creates the account of a person."""
 
     def __init__(
@@ -114,7 +114,7 @@ class VouchedAccounts:
         self._roles = roles
         self._on_change = on_change
 
-    def take(self, person: Person, roles: Sequence[str]) -> LoggedIn:
+    def find_or_create(self, person: Person, roles: Sequence[str]) -> LoggedIn:
         """The account of a person, with roles and name updated.
 
         Raises:
