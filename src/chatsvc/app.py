@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from flask import Flask
 
 from chatsvc.audit.log import AuditLog
-from chatsvc.audit.witness.held_heads import Witnessed
+from chatsvc.audit.witness.held_heads import HeldHeads
 from chatsvc.chat.conversations import Conversations
 from chatsvc.chat.drain import Drain
 from chatsvc.chat.planning import Planner, PlannerOptions
@@ -240,7 +240,7 @@ def _register_oidc(app: Flask, running: Running) -> None:
 
 def _audit_views(running: Running) -> AuditViews:
     settings = running.settings
-    witnessed = Witnessed(settings.home / "witnessed", settings.audit.witnessed_keys_file)
+    witnessed = HeldHeads(settings.home / "witnessed", settings.audit.witnessed_keys_file)
     return AuditViews(running.audit, settings.audit_directory, settings.keys_directory, witnessed)
 
 

@@ -26,8 +26,8 @@ def home_trust(of: AuditOptions | Path, **more: Any) -> Trust:
     """What a verifier believes that has the home of this log, or the home in which this file or folder lies."""
     if isinstance(of, Path):
         places = [parent / "keys" for parent in of.parents]
-        return Trust(home=keys.vouched(next(each for each in places if each.is_dir())), **more)
-    return Trust(home=keys.vouched(of.keys), **more)
+        return Trust(home=keys.trusted_keys(next(each for each in places if each.is_dir())), **more)
+    return Trust(home=keys.trusted_keys(of.keys), **more)
 
 
 class Time:

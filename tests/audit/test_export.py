@@ -47,7 +47,7 @@ def test_an_export_of_everything_verifies_alone(small_log, tmp_path):
     assert verdict.vouched == (f"{own.name} {own.fingerprint}",)
 
 
-def test_an_export_that_nobody_vouches_for_is_whole_but_of_an_unknown_key(small_log, tmp_path):
+def test_an_export_signed_by_an_untrusted_key_is_intact_but_exit_code_6(small_log, tmp_path):
     path = exported(small_log, tmp_path)
     own = parse_vkey((small_log.directory / layout.VKEY).read_text())
     for trust in (Trust(), Trust(home=frozenset([bytes(32)]))):

@@ -128,7 +128,7 @@ def test_a_changed_header_is_not_written(small_log):
 
 def test_segments_that_are_gone_are_no_reason_to_begin_a_new_log(small_log):
     last_segment(small_log).unlink()
-    with pytest.raises(OperatorError, match="gone"):
+    with pytest.raises(OperatorError, match="missing"):
         AuditLog.open(small_log)
 
 

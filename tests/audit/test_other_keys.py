@@ -1,4 +1,4 @@
-"""A key vouches for the log it belongs to and for no other, however many keys somebody trusts."""
+"""A key is trusted for its own log only, however many keys are trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from chatsvc.audit.verify.export import Span, export, signature_text
 from chatsvc.audit.verify.export_check import verify_export
 from chatsvc.audit.verify.log import Trust, verify_log
 from chatsvc.audit.verify.verdict import CLEAN, TAMPERED, UNKNOWN_KEY
-from chatsvc.audit.witness.held_heads import Submission, Witnessed
+from chatsvc.audit.witness.held_heads import HeldHeads, Submission
 from chatsvc.audit.witness.seen import checkpoint_in
 from tests.audit.logs import NOON_US, Time, home_trust, write_some
 
@@ -27,7 +27,7 @@ from tests.audit.logs import NOON_US, Time, home_trust, write_some
 def test_a_witness_takes_no_head_of_one_log_signed_by_anothers_key(tmp_path: Path) -> None:
     one, other = (Signer(f"chatsvc.example/{name}", Ed25519PrivateKey.generate()) for name in ("aaaa", "bbbb"))
     (tmp_path / "keys").write_text(f"{format_vkey(one.verifier_key)}\n{format_vkey(other.verifier_key)}\n")
-    witness = Witnessed(tmp_path / "held", tmp_path / "keys")
+    witness = HeldHeads(tmp_path / "held", tmp_path / "keys")
     root = hashlib.sha256(b"a tree of four").digest()
     witness.take(Submission(one.sign(format_checkpoint(Checkpoint("chatsvc.example/aaaa", 4, root))), 0, []))
     leaf = hashlib.sha256(b"\0invented").digest()

@@ -73,7 +73,7 @@ def test_nothing_is_begun_on_a_log_that_was_taken_away(
     for _ in range(2):  # it stays refused: nobody knows what the file is now
         with pytest.raises(AuditUnavailable):
             log.begin(CHAT)
-    assert "its file was taken away" in (log.problem() or "")
+    assert "its file was removed" in (log.problem() or "")
     assert any("somebody changed it while it was open" in each for each in log.alarms())
     assert "somebody changed it while it was open" in caplog.text
     log.close()

@@ -19,7 +19,7 @@ from chatsvc.audit.format.notes import Checkpoint, Signer, format_checkpoint, fo
 from chatsvc.audit.format.ratchet import parse_seal_key
 from chatsvc.audit.format.record import FIRST_PREV, compute_mac, encode, seal
 from chatsvc.audit.format.replay import Replay, read_notes
-from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.rules import RuleChecker, Tampered, position_at
 from chatsvc.audit.format.tree import leaf_hash, root_of
 from chatsvc.audit.verify import log as verify
 from chatsvc.audit.verify.log import Trust, verify_log, verify_segment, verify_tree
@@ -78,7 +78,7 @@ def test_every_single_bit_flip_of_a_whole_segment_is_found(small_log):
     segment = last_segment(small_log)
     data, keys_here = segment.read_bytes(), home_trust(small_log).keys_of(small_log.directory)
     due = read_notes(segment, keys_here).checkpoints
-    walk = Walk(position_at(data.partition(b"\n")[0]))
+    walk = RuleChecker(position_at(data.partition(b"\n")[0]))
     start, missed = 0, []
     for seq, line in enumerate(data.splitlines(keepends=True)):
         for bit in range(len(line) * 8):
@@ -92,7 +92,7 @@ def test_every_single_bit_flip_of_a_whole_segment_is_found(small_log):
 
 
 def is_found(position, due, rest, start) -> bool:
-    replay = Replay(Walk(position))
+    replay = Replay(RuleChecker(position))
     replay.expect(due)
     try:
         for _ in replay.lines(io.BytesIO(rest), start):
@@ -213,7 +213,7 @@ def test_records_behind_the_last_checkpoint_are_said_to_be_held_by_the_chain_onl
     )
     verdict = verify_log(small_log.directory, home_trust(small_log))
     assert verdict.exit_code == CLEAN
-    assert "the last 7 are held by the chain" in verdict.message
+    assert "the last 7 are protected by the hash chain" in verdict.message
 
 
 def test_a_log_without_any_checkpoint_is_not_clean(small_log):
@@ -279,7 +279,7 @@ def test_resealing_yesterday_with_the_key_of_today_is_found(options, time):
         return [{**each, "epoch": 96} for each in backdated(records) if each["action"] != "audit.epoch"]
 
     forged(options, in_todays_epoch, mac_key=stolen.mac_key)
-    assert code_of(options) == TAMPERED  # even without the sealing key: the epoch does not fit the time
+    assert code_of(options) == TAMPERED  # even without the sealing key: the epoch does not match the time
 
 
 def test_an_epochs_end_cannot_be_cut_off_with_the_key_of_today(options, time):
@@ -342,7 +342,7 @@ def test_a_log_that_was_replaced_by_a_new_one_is_found_by_a_witness(options, tim
     assert code_of(options, trust) == CLEAN
     verdicts = verify_tree(options.directory, trust)
     assert worst(verdicts) == FEWER_RECORDS
-    assert "which is not here" in verdicts[-1].message
+    assert "which is missing here" in verdicts[-1].message
     assert worst(verify_tree(options.directory, home_trust(options))) == CLEAN
 
 

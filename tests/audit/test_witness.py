@@ -88,7 +88,7 @@ def test_a_witness_that_stays_away_is_told_once(tmp_path, caplog):
         publisher.send(note_of(size))
     publisher.stop()
     publisher.run()
-    assert caplog.text.count("does not take checkpoints") == 1
+    assert caplog.text.count("does not accept checkpoints") == 1
 
 
 def test_the_system_log_gets_checkpoints_that_can_be_read_back(options, tmp_path):
@@ -134,7 +134,7 @@ def test_a_witness_that_never_answers_costs_only_an_alarm():
     publisher = Publisher([])
     for size in range(300):
         publisher.send(note_of(size + 1) if size < 2 else "note")
-    assert "too many checkpoints wait" in publisher.alarms()[0]
+    assert "too many checkpoints are waiting" in publisher.alarms()[0]
     publisher._waiting.get_nowait()
     publisher.stop()
     publisher.run()

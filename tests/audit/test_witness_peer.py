@@ -25,7 +25,7 @@ from chatsvc.audit.options import Peer
 from chatsvc.audit.verify.log import verify_log
 from chatsvc.audit.verify.verdict import CLEAN, FEWER_RECORDS, TAMPERED
 from chatsvc.audit.witness.files import WitnessRefuses
-from chatsvc.audit.witness.growth_proofs import Growth
+from chatsvc.audit.witness.growth_proofs import GrowthProofs
 from chatsvc.audit.witness.peer import PeerWitness
 from chatsvc.audit.witness.seen import Seen
 from chatsvc.errors import OperatorError
@@ -363,7 +363,7 @@ def test_an_address_or_a_key_that_cannot_be_right_is_no_start(options, url, key)
 # -- the proofs
 
 
-def proves(options, growth: Growth, old: int, new: int) -> bool:
+def proves(options, growth: GrowthProofs, old: int, new: int) -> bool:
     leaves = [leaf_hash(line) for line in lines_of(options)]
     roots = root_of(leaves[:old]), root_of(leaves[:new])
     verify_consistency(old, new, growth.proof(old, new), *roots)
@@ -373,7 +373,7 @@ def proves(options, growth: Growth, old: int, new: int) -> bool:
 def test_proofs_over_segments_go_on_where_they_stopped_and_anywhere_else(options, time):
     daily = write_segments(options, time, 3)
     size = len(lines_of(daily))
-    growth = Growth(options.directory)
+    growth = GrowthProofs(options.directory)
     assert growth.proof(0, 5) == []
     assert all(proves(options, growth, old, old + 3) for old in range(1, size - 3, 3))
     assert all(proves(options, growth, old, new) for new in range(1, size + 1) for old in range(1, new + 1))
@@ -382,11 +382,11 @@ def test_proofs_over_segments_go_on_where_they_stopped_and_anywhere_else(options
 def test_records_that_are_gone_or_not_there_yet_prove_nothing(options, time):
     write_segments(options, time, 2)
     size = len(lines_of(options))
-    with pytest.raises(ProofInvalid, match="2 records less"):
-        Growth(options.directory).proof(1, size + 2)
+    with pytest.raises(ProofInvalid, match="2 records fewer"):
+        GrowthProofs(options.directory).proof(1, size + 2)
     layout.segments(options.directory)[0].unlink()
-    with pytest.raises(ProofInvalid, match="any more"):
-        Growth(options.directory).proof(1, size)
+    with pytest.raises(ProofInvalid, match="no longer holds"):
+        GrowthProofs(options.directory).proof(1, size)
 
 
 def test_the_second_device_is_read_where_the_first_does_not_hold_enough(options, time, tmp_path, replica):
@@ -399,7 +399,7 @@ def test_the_second_device_is_read_where_the_first_does_not_hold_enough(options,
     with served(replica.app) as url:
         peer = Peer(url, replica.key)
         PeerWitness(peer, [options.directory]).publish(first_note)
-        with pytest.raises(WitnessRefuses, match="records less"):
+        with pytest.raises(WitnessRefuses, match="records fewer"):
             PeerWitness(peer, [options.directory]).publish(last_note)
         PeerWitness(peer, [options.directory, second]).publish(last_note)
     assert verify_log(second, home_trust(second, witness=Seen.read(replica.directory))).exit_code == CLEAN

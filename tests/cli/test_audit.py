@@ -95,7 +95,7 @@ def test_the_last_ten_records_cut_off_are_exit_code_5(options, time):
     write_some(options, time, 10)
     segment = last_segment(options)
     segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:-10]))
-    assert "a checkpoint or witness says 23" in run("verify", code=5)
+    assert "a checkpoint or witness states 23" in run("verify", code=5)
 
 
 def test_a_torn_tail_is_exit_code_4(options, time):

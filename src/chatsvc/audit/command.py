@@ -1,4 +1,4 @@
-"""Opens a log for a command of the operator, also while the service holds the main one.
+"""Opens a log for an operator's command, even while the service holds the main one.
 
 A command that changes something is recorded like a request. The main log has one writer; while that is the service, the
 command writes a log of its own beside it (``commands/``, another ``log_id``), which verify, show and export read too.
@@ -17,7 +17,7 @@ ASIDE = "commands"
 
 
 def open_for_command(options: AuditOptions) -> AuditLog:
-    """The main log if nobody writes it, else the one beside it.
+    """The main log if no process writes it, else the one beside it.
 
     Raises:
         AuditUnavailable, OperatorError: as :meth:`chatsvc.audit.log.AuditLog.open`.

@@ -1,4 +1,4 @@
-"""What the service tells the audit log about an act: who did what, how it ended. The log decides what is written."""
+"""What the service tells the audit log about an act: who did what, and the result. The log decides what is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Outcome = Literal["allowed", "denied", "error", "aborted"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Who asked for what, from where. ``jti`` and ``attempted_name`` are written only as keyed hashes."""
+    """The caller, the act and the address. ``jti`` and ``attempted_name`` are written only as keyed hashes."""
 
     request_id: str
     action: str
@@ -30,7 +30,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How it ended. ``details`` is for administrative acts (before and after); the level decides on ``content``."""
+    """The result of an act. ``details`` is for administrative acts; the level decides on ``content``."""
 
     outcome: Outcome
     status: int | None = None

@@ -1,13 +1,13 @@
-"""The audit log's keys in ``CHATSVC_HOME/keys``: made on first use, mode 0400, never replaced in silence.
+"""The audit log's keys in ``CHATSVC_HOME/keys``: made on first use, mode 0400, never replaced silently.
 
 ============================== ==========================================================================
 ``audit-signing.pem``          Ed25519 (PKCS 8), signs checkpoints, tombstones and exports
 ``audit-signing.pub``          every public key that this home has signed with, as lines of ``audit.vkey``; not secret
 ``audit-hmac.key``             32 bytes, for keyed hashes of names, token ids and contents
-``audit-seal-LOG.key``         the sealing key of the present epoch; the only file that is ever replaced
+``audit-seal-LOG.key``         the sealing key of the current epoch; the only file that is ever replaced
 ============================== ==========================================================================
 
-A log's first sealing key, ``audit-seal-LOG.initial``, waits in ``CHATSVC_HOME/for-auditor``, apart from these, until
+A log's first sealing key, ``audit-seal-LOG.initial``, is kept in ``CHATSVC_HOME/for-auditor``, apart from these, until
 ``chatsvc audit seal-key`` moves it to the auditor or destroys it. Homes of earlier versions have it in ``keys``.
 """
 
@@ -43,7 +43,7 @@ def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
     """The key that signs.
 
     Raises:
-        OperatorError: it is not there and may not be made (a log exists that it belongs to), or cannot be read.
+        OperatorError: it is missing and must not be made anew (its log exists), or it cannot be read.
     """
     path = directory / _SIGNING
     made = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
@@ -56,7 +56,7 @@ def signing_key(directory: Path, *, create: bool) -> Ed25519PrivateKey:
     return key
 
 
-def vouched(directory: Path) -> frozenset[bytes]:
+def trusted_keys(directory: Path) -> frozenset[bytes]:
     """The public keys (32 bytes each) that this home has signed with: a verifier trusts them by default.
 
     Never read from beside the log: an attacker who can write the log could put a key of his own there.
@@ -65,19 +65,19 @@ def vouched(directory: Path) -> frozenset[bytes]:
         NoteInvalid: a line of ``audit-signing.pub`` is no key.
     """
     found = {key.public for key in _signed_with(directory)}
-    if os.access(directory / _SIGNING, os.R_OK):  # a home of before ``audit-signing.pub``
+    if os.access(directory / _SIGNING, os.R_OK):  # a home older than ``audit-signing.pub``
         found.add(signing_key(directory, create=False).public_key().public_bytes_raw())
     return frozenset(found)
 
 
 def public_keys(directory: Path, logs_directory: Path) -> list[VerifierKey]:
     """Every key that signs a log in ``logs_directory``, with its name: the keys that an auditor verifies with."""
-    own = vouched(directory)
+    own = trusted_keys(directory)
     return [key for log in layout.logs(logs_directory) for key in known_keys(log) if key.public in own]
 
 
-def vouch(directory: Path, key: VerifierKey) -> None:
-    """Remember a key that this home signs with, also after it is replaced."""
+def trust(directory: Path, key: VerifierKey) -> None:
+    """Add a key that this home signs with to its list, which keeps it after it is replaced."""
     known = _signed_with(directory)
     if key not in known:
         lines = [format_vkey(each) + "\n" for each in (*known, key)]
@@ -104,7 +104,7 @@ def hmac_key(directory: Path, *, create: bool) -> bytes:
 
 
 def seal_key(directory: Path, log_id: str) -> SealKey:
-    """The sealing key of the present epoch.
+    """The sealing key of the current epoch.
 
     Raises:
         OperatorError: it is missing.
@@ -119,7 +119,7 @@ def save_seal_key(directory: Path, key: SealKey) -> None:
 
     Raises:
         DiskFull: try again later; the former key may still be there.
-        DiskFailed: it could not be written for another reason.
+        DiskFailed: writing failed for another reason.
     """
     path = _seal_path(directory, key.log_id)
     with full_or_failed(path):
@@ -134,12 +134,12 @@ def begin_sealing(directory: Path, key: SealKey) -> None:
 
 
 def initial_seals(directory: Path) -> list[Path]:
-    """The files of first sealing keys that are still on this machine."""
+    """The first sealing keys that are still on this machine."""
     places = (directory.parent / _HANDOVER, directory)
     return sorted(path for place in places for path in place.glob("audit-seal-*.initial"))
 
 
-def take_away(path: Path, target: Path) -> Path:
+def move_to_auditor(path: Path, target: Path) -> Path:
     """Move a first sealing key into the auditor's directory ``target``; the file here is erased.
 
     Raises:

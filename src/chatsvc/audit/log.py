@@ -1,9 +1,9 @@
 """The audit log as the service sees it: many callers, one writer thread, group commit.
 
-``begin`` and ``event`` return when their record is on the disk; one fdatasync serves all that arrived meanwhile.
-Without space both are refused at once, ends wait in memory, and the writer tries again every ``retry_s``. After an
-fsync error, or an unknown one, the log is dead until a restart. Open it in the process that uses it: a thread does not
-survive a fork.
+``begin`` and ``event`` return when their record is on the disk; one fdatasync serves all records that arrived
+meanwhile. While the disk is full both are refused at once, ends wait in memory, and the writer retries every
+``retry_s``. After an fsync error, or an unknown one, the log is dead until a restart. Open it in the process that uses
+it: a thread does not survive a fork.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from chatsvc.errors import AuditUnavailable
 
 Condition = Literal["open", "full", "dead", "closed"]
 
-# Why nothing can be written, for anybody who asks /healthz: no path and no cause, these are in the process's own log.
+# Why nothing can be written, as /healthz tells anybody: without path and cause, which are in the process's own log.
 PROBLEMS: dict[Condition, str | None] = {
     "open": None,
     "full": "there is no space on its disk",
-    "dead": "its disk or its writer failed, or its file was taken away, and it is not tried again before a restart",
+    "dead": "its disk or its writer failed, or its file was removed; it is not retried before a restart",
     "closed": "it is closed",
 }
 SILENT = "its disk does not answer"
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
-FAILED = "login_failed"  # the reason, in a record that sums up many failed logins
+FAILED = "login_failed"  # the reason in a record that sums up many failed logins
 _PUBLISH_S = 5  # how long close() waits for witnesses to take the last checkpoint
 _MAX_FAILING_PLACES = 64
 _NUM_SINGLE_FAILURES = 5  # failed logins of an address in one window; further ones are only counted
-_ABANDONED = "nobody waited for the disk any longer"
+_ABANDONED = "abandoned: the disk did not answer in time"
 
 
 class _Batch:
@@ -53,7 +53,7 @@ class _Batch:
 
 
 class AuditLog:
-    """One log. ``AuditLog.open`` it, once per process; ``close`` it at the end."""
+    """One log. Call ``AuditLog.open`` once per process, and ``close`` at the end."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -64,7 +64,7 @@ class AuditLog:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._batch = _Batch()
-        self._owed: list[Draft] = []  # ends that found no space
+        self._owed: list[Draft] = []  # ends that wait for disk space
         self._num_refused = 0
         self._told: set[str] = set()
         self._state: Condition = "open"
@@ -85,8 +85,8 @@ class AuditLog:
         """Open the log, or begin a new one.
 
         Raises:
-            AuditUnavailable: it cannot be written just now (another process writes it, no space, a failing disk).
-            OperatorError: it is damaged, or a key is gone; the message says what to do.
+            AuditUnavailable: it cannot be written at present (another process writes it, no space, a failing disk).
+            OperatorError: it is damaged, or a key is missing; the message says what to do.
         """
         with ExitStack() as opened:
             try:
@@ -97,10 +97,10 @@ class AuditLog:
             opened.pop_all()
         return log
 
-    # -- what callers do
+    # -- called by other threads
 
     def begin(self, facts: Facts) -> OpenRecord:
-        """Record that an act begins, before it does. Durable on return.
+        """Record an act before it begins. Durable on return.
 
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
@@ -109,7 +109,7 @@ class AuditLog:
         return OpenRecord(facts, lambda result: self._finish(facts, begin, result))
 
     def event(self, facts: Facts, result: Result) -> None:
-        """Record an act that is over at once. Durable on return.
+        """Record an act that is already over. Durable on return.
 
         Raises:
             AuditUnavailable: it is not recorded, so it must not be done.
@@ -131,7 +131,7 @@ class AuditLog:
             return self._failures.is_spent(facts, FAILED)
 
     def count_failure(self, facts: Facts, *, is_recorded: bool) -> None:
-        """Count a failed login. ``is_recorded``: it has a begin and an end already; else it may get an event here.
+        """Count a failed login. ``is_recorded``: it already has a begin and an end; else this may record an event.
 
         Does not wait for the disk, as :meth:`count_denial`.
         """
@@ -142,14 +142,14 @@ class AuditLog:
                 self._enqueued(self._journal.draft("event", facts, Result("denied", reason=FAILED)))
 
     def problem(self) -> str | None:
-        """None while records can be written; else why not, without a path or a cause."""
+        """None while records can be written; else the reason, without path or cause."""
         since = self._committing_since
         if since is not None and time.monotonic() - since > self._options.commit_timeout_s:
             return SILENT
         return PROBLEMS[self._state]
 
     def alarms(self) -> list[str]:
-        """What an operator should look at: a stopped log, a flood, the clock, a device, space, a witness."""
+        """Active alarms: a stopped log, a flood, the clock, a device, disk space, a witness."""
         cause = self._cause  # the writer thread replaces it as a whole
         stopped = [f"nothing can be written: {cause}"] if cause else []
         with self._lock:
@@ -179,7 +179,7 @@ class AuditLog:
         self._threads[1].join(_PUBLISH_S)
         self._journal.close()
 
-    # -- what writing a record takes
+    # -- how a record is written
 
     def _finish(self, facts: Facts, begin: Draft, result: Result) -> None:
         """Write the end of ``begin``."""
@@ -207,7 +207,9 @@ class AuditLog:
                 raise AuditUnavailable
             batch = self._enqueued(draft)
         batch.done.wait(self._options.commit_timeout_s)
-        with self._lock:  # the writer reads `abandoned` under this lock: one of the two sees the other's mark
+        with (
+            self._lock
+        ):  # the writer reads `abandoned` under this lock: so one of the two threads always sees the other's mark
             draft.abandoned = draft.seq is None
         if draft.abandoned:
             raise AuditUnavailable
@@ -262,7 +264,7 @@ class AuditLog:
         self._told = alarms
 
     def _commit_all(self, drafts: list[Draft]) -> None:
-        """Commit records; without space, keep those of acts that have happened already."""
+        """Commit records; while the disk is full, keep those of acts that have already happened."""
         try:
             self._journal.keep_up()
             if drafts:
@@ -275,7 +277,7 @@ class AuditLog:
             self._owed += [self._journal.aborted(each.seq, each.fields, _ABANDONED) for each in abandoned]
 
     def _keep(self, drafts: list[Draft]) -> None:
-        """Ends and sums tell what has happened already, so they wait for space; a begin or an event is refused."""
+        """Ends and sums describe what has already happened, so they wait for space; a begin or an event is refused."""
         kept = [each for each in drafts if each.fields["stage"] == "end" or "suppressed" in each.fields]
         with self._lock:
             self._owed[:0] = kept
@@ -287,7 +289,7 @@ class AuditLog:
         ]
 
     def _try_again(self) -> None:
-        """After a full disk: write owed ends and the number of refusals; if that succeeds, the log is open again."""
+        """After a full disk: write pending ends and the number of refusals; then accept records again."""
         now = time.monotonic()
         if now < self._retry_at:
             return
@@ -311,7 +313,7 @@ class AuditLog:
             _log.critical("the audit log cannot be written: %s", cause)
 
     def _finish_writing(self) -> None:
-        """After the thread has ended: write owed ends, the last sums and the stop, then a checkpoint over all."""
+        """After the thread has ended: write pending ends, the last sums, the stop record and a last checkpoint."""
         try:
             self._journal.keep_up()
             with self._lock:

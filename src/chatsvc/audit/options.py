@@ -30,21 +30,18 @@ class AuditOptions:
     """The options of one log.
 
     Attributes:
-        directory: where its segments are.
-        keys: where signing key, HMAC key and sealing state are.
-        origin: prefix of the checkpoints' origin; the log's id follows it.
-        checkpoint_records, checkpoint_interval_s: a checkpoint is due after so many records, or so long after one.
-        segment_bytes, segment_age_s: a new segment begins at this size or age.
-        epoch_s: how long one sealing key lives.
-        denial_window_s: refusals of unknown callers (also failed logins) are summed over this time; longer in a flood.
-        max_denials_in_window: how many kinds of them get a record of their own in a window; the rest is only counted.
-        retry_s: while there is no space, writing is tried again this often.
-        commit_timeout_s: a disk that needs longer for one commit counts as not writable.
-        lock_timeout_s: how long to wait for another process that holds the log.
-        second_directory: a second copy of the log, best on another file system; one working copy is enough.
-        witness_files, witness_syslog, witness_url, witness_peer: where checkpoints are sent: files on other mounts, the
+        directory: the log's segments. keys: signing key, HMAC key and sealing state. origin: prefix of the checkpoints'
+        origin; the log's id follows it. checkpoint_records, checkpoint_interval_s: a checkpoint is due after so many
+        records, or so long after the last one. segment_bytes, segment_age_s: a new segment begins at this size or age.
+        epoch_s: lifetime of one sealing key. denial_window_s: refusals of unknown callers (also failed logins) are
+        summed over this time; longer in a flood. max_denials_in_window: how many kinds of them get a record of their
+        own in a window; the rest is only counted. retry_s: interval between attempts to write while the disk is full.
+        commit_timeout_s: a disk that takes longer for one commit counts as not writable. lock_timeout_s: how long to
+        wait for another process that holds the log. second_directory: a second copy of the log, best on another file
+        system; one working copy is enough. witness_files, witness_syslog, witness_url, witness_peer: where checkpoints
+        are sent: files on other mounts, the
             socket of a system log, a database, another replica.
-        level: how much of a content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
+        level: how much of a request's content a record holds; ``sealed`` needs ``auditor_key``, an X25519 public key.
         space_alarm: a file system that is fuller than this (0 to 1) raises an alarm.
         about: details of the record of every start: version and a digest of the configuration, so that changes show.
     """
@@ -74,5 +71,5 @@ class AuditOptions:
 
     @property
     def directories(self) -> list[Path]:
-        """Where the same log is kept, once or twice."""
+        """The directories that hold this log: one or two."""
         return [self.directory, *([self.second_directory] if self.second_directory else [])]

@@ -1,4 +1,4 @@
-"""Where things lie in a log's directory.
+"""The files in a log's directory.
 
 ::
 
@@ -6,7 +6,7 @@
     audit-000000000000.checkpoints   the signed notes that were made while it was written
     audit.vkey                       public keys that sign this log, one a line
     audit.tombstone                  a signed note about segments that were pruned
-    audit.lock                       held by the one process that writes
+    audit.lock                       locked by the one process that writes
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def segments(directory: Path) -> list[Path]:
 
 
 def files_of(directory: Path, segments: Sequence[Path]) -> list[Path]:
-    """Every file that a verifier reads, be it there or not."""
+    """Every file that a verifier reads, whether or not it exists."""
     notes = [checkpoints_of(segment) for segment in segments]
     return [directory / VKEY, directory / TOMBSTONE, *segments, *notes]
 

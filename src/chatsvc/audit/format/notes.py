@@ -42,7 +42,7 @@ class NoteInvalid(ChatsvcError):
 
 
 class KeyUnknown(ChatsvcError):
-    """No signature on the note is by a key that is known here."""
+    """No signature on the note is by a known key."""
 
     code = "key_unknown"
     message = "The note is signed by no known key."
@@ -97,7 +97,7 @@ def format_note(note: Note) -> str:
 
 
 def parse_note(data: str) -> Note:
-    """Read a note. The text is parted from the signatures by the last empty line."""
+    """Read a note. The last empty line separates the text from the signatures."""
     text, separator, tail = data.rpartition("\n\n")
     if not separator or not tail.endswith("\n"):
         raise NoteInvalid

@@ -1,15 +1,15 @@
-"""Forward sealing: a key that is ratcheted on every epoch, so that today's key cannot make yesterday's records.
+"""Forward sealing: the key is ratcheted every epoch, so today's key cannot forge yesterday's records.
 
 ::
 
-    K(0)                 32 random bytes, made with the log; the auditor takes it away from the machine
+    K(0)                 32 random bytes, made with the log; the auditor moves it off the machine
     K(e+1)               HMAC-SHA256(K(e), "chatsvc audit ratchet v1")
     mac key of epoch e   HMAC-SHA256(K(e), "chatsvc audit mac v1")
     epoch of a time t    floor((t - start) / length), seconds since 1970
 
-A record's ``epoch`` must be the epoch of its ``ts``: a record of yesterday under today's key is found even though its
-MAC is right for that key (CVE-2023-31439 was that check missing elsewhere). The step from e to a later f is itself a
-record under K(e) that names f (``audit.epoch``), so an epoch's end cannot be cut off without K(e) either.
+A record's ``epoch`` must be the epoch of its ``ts``: a record dated yesterday but sealed with today's key is detected,
+although its MAC is right for that key (CVE-2023-31439: another program lacked this check). The step from e to a later f
+is itself a record under K(e) that names f (``audit.epoch``), so an epoch's end cannot be cut off without K(e) either.
 Pure; knows nothing about files.
 """
 
@@ -34,7 +34,7 @@ class SealInvalid(ChatsvcError):
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """How time is cut into epochs: ``start_s`` and ``length_s`` in whole seconds."""
+    """How time is divided into epochs: ``start_s`` and ``length_s`` in whole seconds."""
 
     start_s: int
     length_s: int
@@ -50,7 +50,7 @@ class Epochs:
 
 @dataclass(frozen=True, slots=True)
 class SealKey:
-    """The ratchet's position: the key of one epoch of one log. It leads forward only."""
+    """The ratchet's position: the key of one epoch of one log. It can only move forward."""
 
     log_id: str
     epochs: Epochs
@@ -59,7 +59,7 @@ class SealKey:
 
     def forward(self, epoch: int) -> SealKey:
         """The key of a later epoch."""
-        assert epoch >= self.epoch, "the ratchet does not turn back"
+        assert epoch >= self.epoch, "the ratchet only moves forward"
         key = self.key
         for _ in range(epoch - self.epoch):
             key = hmac.digest(key, b"chatsvc audit ratchet v1", "sha256")
@@ -67,12 +67,12 @@ class SealKey:
 
     @property
     def mac_key(self) -> bytes:
-        """What this epoch's records are sealed with."""
+        """The key of the MACs of this epoch's records."""
         return hmac.digest(self.key, b"chatsvc audit mac v1", "sha256")
 
 
 def format_seal_key(key: SealKey) -> str:
-    """One line of text: what is kept on the machine, and (of epoch 0) what the auditor takes away."""
+    """One line of text: stored on the machine, and for epoch 0 also handed to the auditor."""
     return f"{_TITLE} {key.log_id} {key.epochs.start_s} {key.epochs.length_s} {key.epoch} {key.key.hex()}\n"
 
 

@@ -20,7 +20,7 @@ from chatsvc.audit.format.tree import leaf_hash
 from chatsvc.errors import ChatsvcError
 
 VERSION = 1
-FIRST_PREV = leaf_hash(b"")  # what the first record of a log names as its predecessor
+FIRST_PREV = leaf_hash(b"")  # the predecessor hash of a log's first record
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_TEXT = 65_536
 MAX_INTEGER = 2**53 - 1  # RFC 8785 via I-JSON
@@ -39,7 +39,7 @@ class RecordInvalid(ChatsvcError):
 
 
 def encode(record: Record) -> bytes:
-    """RFC 8785. msgspec agrees with it, and is thirty times faster, where text is ASCII and no object is free-form."""
+    """RFC 8785. For ASCII text without free-form objects msgspec gives the same bytes, thirty times faster."""
     if not _FREE.intersection(record):
         line = _fast.encode(record)
         if line.isascii():
@@ -51,7 +51,7 @@ def decode(line: bytes) -> Record:
     """Read a line (without its newline).
 
     Raises:
-        RecordInvalid: not an object, or not written the one way that RFC 8785 has for it.
+        RecordInvalid: not an object, or not in the canonical form of RFC 8785.
     """
     try:
         record = msgspec.json.decode(line)
@@ -87,7 +87,7 @@ def compute_mac(record: Record, mac_key: bytes) -> str:
 def mac_fits(line: bytes, mac: str, mac_key: bytes) -> bool:
     """Whether a canonical line carries the right MAC.
 
-    Members are sorted and ``mac`` is never the last, so the record without it is the line without that piece.
+    Members are sorted and ``mac`` is never the last, so cutting it out of the line gives the record without it.
     """
     bare = line.replace(f'"mac":"{mac}",'.encode(), b"", 1)
     return hmac.digest(mac_key, bare, "sha256").hex() == mac
@@ -124,7 +124,7 @@ class Pseudonyms:
 
 
 def describe(stage: str, facts: Facts, result: Result | None, pseudonyms: Pseudonyms) -> Record:
-    """The fields that come from the service; every field of the format is there, null where there is nothing to say."""
+    """The fields that come from the service; every field of the format is present, null if it has no value."""
     record: Record = {
         "v": VERSION,
         "request_id": plain(facts.request_id) or None,

@@ -19,7 +19,7 @@ from chatsvc.audit.format.notes import (
     split_notes,
 )
 from chatsvc.audit.format.record import MAX_LINE_BYTES, Record, RecordInvalid, decode
-from chatsvc.audit.format.rules import ChainBroken, Tampered, Walk
+from chatsvc.audit.format.rules import ChainBroken, RuleChecker, Tampered
 from chatsvc.audit.format.tree import Frontier, leaf_hash
 
 
@@ -35,7 +35,7 @@ class Notes:
 def known_keys(directory: Path) -> list[VerifierKey]:
     """The public keys that ``audit.vkey`` beside a log names; whether to trust them is the caller's decision.
 
-    More than one after the operator has put another signing key in place.
+    There are several after the operator has replaced the signing key.
 
     Raises:
         NoteInvalid: a line is no key.
@@ -67,13 +67,13 @@ def read_checkpoint(note: str, keys: Iterable[VerifierKey]) -> Checkpoint:
     checkpoint = parse_checkpoint(open_note(note, keys))
     try:
         open_note(note, [key for key in keys if key.name == checkpoint.origin])
-    except KeyUnknown:  # one log's key vouches for no other log
+    except KeyUnknown:  # a key of one log is not trusted for another
         raise NoteInvalid(f"The checkpoint of {checkpoint.origin} is signed under another name.") from None
     return checkpoint
 
 
 def check_header_note(record: Record, keys: Iterable[VerifierKey]) -> None:
-    """A segment's header carries the checkpoint that ended the one before it.
+    """Check that a segment's header has the checkpoint that ended the previous segment.
 
     Raises:
         Tampered, NoteInvalid, KeyUnknown: it does not, or that note does not verify.
@@ -84,16 +84,16 @@ def check_header_note(record: Record, keys: Iterable[VerifierKey]) -> None:
     checkpoint = read_checkpoint(str(note), keys)
     before = Frontier(record["seq"], [bytes.fromhex(each) for each in record["segment"]["tree"]])
     if checkpoint != Checkpoint(checkpoint.origin, record["seq"], before.root()):
-        raise Tampered(record["seq"], "the checkpoint in the segment record is not of the records before it")
+        raise Tampered(record["seq"], "the checkpoint in the segment record does not match the records before it")
 
 
 class Replay:
     """Goes through segments in order. ``due`` are checkpoints that the records have not reached yet."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: RuleChecker) -> None:
         self.walk = walk
         self.due: list[Checkpoint] = []
-        self.covered = 0  # how many records a compared checkpoint covers
+        self.covered = 0  # number of records that a compared checkpoint covers
         self.good_bytes = 0
         self.torn = b""
 
@@ -113,7 +113,7 @@ class Replay:
             yield from self.lines(file, start)
 
     def lines(self, file: BinaryIO, start: int = 0) -> Iterator[Record]:
-        """The same of an open file that stands at ``start`` of a segment."""
+        """The same for an open file, positioned at offset ``start`` of a segment."""
         self.good_bytes, self.torn = start, b""
         while line := file.readline(MAX_LINE_BYTES):
             if not line.endswith(b"\n"):
@@ -139,8 +139,8 @@ class Replay:
         if checkpoint.size != seq:
             raise Tampered(checkpoint.size, f"a checkpoint of {checkpoint.size} records is kept with later records")
         if checkpoint.root != self.walk.position.frontier.root():
-            # The chain holds up to here, so that one changed record can only be the last.
-            why = f"records {self.covered} to {seq - 1} are not those that the checkpoint of {seq} records covers"
+            # The hash chain is intact up to here, so if one record was changed, it is the last.
+            why = f"records {self.covered} to {seq - 1} do not match the checkpoint of {seq} records"
             raise Tampered(seq - 1, why)
         self.covered = seq
 

@@ -1,10 +1,10 @@
-"""The rules that every record keeps with the ones before it. The writer starts from them, the verifier checks them.
+"""The rules between a record and the ones before it. The writer follows them, the verifier checks them.
 
 1. A line is a record in canonical JSON, of a known version.
 2. ``seq`` counts from 0 without a gap; ``log_id`` never changes.
 3. ``prev`` is the RFC 6962 leaf hash of the line before.
 4. Log time never goes back: it is ``ts`` less all steps of the wall clock so far. Only an ``audit.clock`` record may
-   say that the clock was set (``clock_step_us``, at least a minute), and it must; its ``ts`` is the time after that.
+   state that the clock was set (``clock_step_us``, at least a minute), and must do so; its ``ts`` is the new time.
 5. ``epoch`` is the epoch of the log time; it changes only by an ``audit.epoch`` record that names the next one.
 6. A segment begins with a ``segment`` record, which repeats the tree's frontier and the requests that are open.
 7. An ``end`` names (``begin``) a begin that is open, and closes it.
@@ -33,7 +33,7 @@ from chatsvc.errors import ChatsvcError
 
 OPEN_FIELDS = ("request_id", "action", "actor")
 CLOCK_ACTION = "audit.clock"
-LEAST_STEP_US = 60_000_000  # smaller corrections of the wall clock are not on record
+LEAST_STEP_US = 60_000_000  # smaller corrections of the wall clock are not recorded
 
 
 class Tampered(ChatsvcError):
@@ -47,12 +47,12 @@ class Tampered(ChatsvcError):
 
 
 class ChainBroken(Tampered):
-    """Rule 3: either this record was changed or the one before it; the next one can tell."""
+    """Rule 3: either this record or the one before it was changed; the next record shows which."""
 
 
 @dataclass(slots=True)
 class Position:
-    """Where a log is: all that the next record depends on."""
+    """A position in a log: all that the next record depends on."""
 
     log_id: str
     epochs: Epochs
@@ -71,7 +71,7 @@ class Position:
         return self.frontier.size
 
     def copy(self) -> Position:
-        """A copy, to try a change on."""
+        """A copy, to apply a change tentatively."""
         return replace(self, frontier=self.frontier.copy(), open=dict(self.open))
 
     def log_time(self, record: Record) -> int:
@@ -79,7 +79,7 @@ class Position:
         return parse_time(record["ts"]) - self.clock_us - int(record.get("clock_step_us", 0))
 
     def take(self, record: Record, line: bytes) -> None:
-        """Advance behind a record that is in the log."""
+        """Advance past a record that is in the log."""
         stage = record["stage"]
         if stage == "begin":
             self.open[self.seq] = {name: record[name] for name in OPEN_FIELDS}
@@ -95,7 +95,7 @@ class Position:
 
 
 def header_of(position: Position, origin: str, checkpoint: str | None) -> dict[str, Any]:
-    """What a segment's first record says about everything before it."""
+    """A segment's first record: the state that all earlier records led to."""
     clock = {"clock": {"sum_us": position.clock_us, "num_steps": position.num_steps}} if position.num_steps else {}
     return clock | {
         "origin": origin,
@@ -119,7 +119,7 @@ def position_at(line: bytes) -> Position:
 
 
 def position_of(record: Record, seq: int) -> Position:
-    """The position in front of record ``seq``, out of a segment record or the head of an export."""
+    """The position in front of record ``seq``, from a segment record or the head of an export."""
     header, seal = record["segment"], record["segment"]["seal"]
     clock = header.get("clock", {"sum_us": 0, "num_steps": 0})
     return Position(
@@ -134,8 +134,8 @@ def position_of(record: Record, seq: int) -> Position:
     )
 
 
-class Walk:
-    """Takes line after line and checks the rules, numbered as above."""
+class RuleChecker:
+    """Checks the rules, numbered as above, line by line."""
 
     def __init__(
         self, position: Position, seal_key: SealKey | None = None, *, only_from_its_epoch: bool = False
@@ -169,16 +169,16 @@ class Walk:
         if record["v"] != VERSION:  # (1)
             raise Tampered(position.seq, "its version is unknown")
         if record["seq"] != position.seq or record["log_id"] != position.log_id:  # (2)
-            raise Tampered(position.seq, f"record {record['seq']} of log {record['log_id']} is in its place")
+            raise Tampered(position.seq, f"record {record['seq']} of log {record['log_id']} stands in its position")
         if record["prev"] != position.prev.hex():  # (3)
             raise ChainBroken(position.seq, "it does not follow from the record before it")
         if not _clock_fits(record):  # (4)
-            raise Tampered(position.seq, "a step of the clock is not told as one")
+            raise Tampered(position.seq, "a step of the clock is not recorded as one")
         log_time = position.log_time(record)
         if log_time < position.last_us:  # (4)
             raise Tampered(position.seq, "it is earlier than the record before it")
         if not self._epoch_fits(record, log_time):  # (5)
-            raise Tampered(position.seq, "its sealing epoch does not fit its time")
+            raise Tampered(position.seq, "its sealing epoch does not match its time")
 
     def _check_meaning(self, record: Record, *, first: bool) -> None:
         position, stage = self.position, record["stage"]

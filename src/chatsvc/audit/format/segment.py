@@ -11,14 +11,14 @@ from chatsvc.audit.format.rules import position_at
 
 
 def first_line(segment: Path) -> bytes:
-    """The segment record's line without its newline; of a torn segment, what there is of it."""
+    """The segment record's line without its newline; if the segment is torn, as much as exists."""
     with segment.open("rb") as file:
         return file.readline(MAX_LINE_BYTES).rstrip(b"\n")
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderTimes:
-    """When a segment began, by the wall clock of then and by log time; ``num_steps`` of the clock were before it."""
+    """When a segment began, by the wall clock and by log time; ``num_steps`` clock steps came before it."""
 
     wall_us: int
     log_us: int
@@ -33,7 +33,7 @@ def header_times(segment: Path) -> HeaderTimes:
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
-    """Lines without their newlines; one that has none is left out."""
+    """Lines without their newlines; an incomplete last line is left out."""
     with path.open("rb") as file:
         while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
             yield line[:-1]

@@ -6,8 +6,9 @@
     tombstone v1
     {"newest":"2026-01-31T23:59:59.000000Z","pruned_at":"…","retention_days":180,"root":"<hex>","size":81920}
 
-``size`` records (all up to a segment's beginning) are gone; ``root`` was their tree's root, so that what is left still
-leads to the same checkpoints. Its second line is not a number: a tombstone cannot be taken for a checkpoint.
+``size`` records (all up to a segment's beginning) were removed; ``root`` was their tree's root, so that the remaining
+records still lead to the same checkpoints. Its second line is not a number: a tombstone cannot be taken for a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _TITLE = "tombstone v1"
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What was pruned. ``newest`` is the time of the last record that is gone."""
+    """What was pruned. ``newest`` is the time of the last removed record."""
 
     origin: str
     size: int

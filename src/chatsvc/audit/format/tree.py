@@ -3,7 +3,7 @@
 Pure functions over 32-byte hashes. Knows nothing about records, files or signatures.
 
 A *frontier* is the list of roots of the perfect subtrees that a tree of some size falls into, largest first: all that
-is needed to go on appending, and to give the root at any moment. Proof verification follows RFC 9162 2.1.3.2 and
+is needed to append further leaves and to compute the root at any time. Proof verification follows RFC 9162 2.1.3.2 and
 2.1.4.2 (the same trees, the algorithms written out).
 """
 
@@ -66,7 +66,7 @@ class Frontier:
         self.size += 1 << level
 
     def root(self) -> bytes:
-        """The tree's root (of no leaves: SHA-256 of nothing)."""
+        """The tree's root; without leaves, SHA-256 of the empty string."""
         if not self.hashes:
             return EMPTY_ROOT
         root = self.hashes[-1]

@@ -1,10 +1,10 @@
-"""One file that proves a stretch of time by itself: records, checkpoints, proofs and the public key, signed as a whole.
+"""An export: one signed file of records, checkpoints, proofs and public keys that proves a span of time by itself.
 
 Lines of canonical JSON, told apart by their one key (a record has many)::
 
     {"export": {"v", "from", "to", "made_at", "vkeys"}}
     {"log": {"log_id", "first_seq", "prev", "epoch", "segment"}}    for each log that has some, then
-      records as they are, and between them, where they end,
+      records unchanged, and after the record where a checkpoint was made,
       {"checkpoint": "<note>"}
       {"end": {"size", "checkpoint", "right"}}                              a range proof, below
     {"signature": "<note>"}                                                 over the SHA-256 of all lines before
@@ -30,7 +30,7 @@ from chatsvc.audit.format import layout
 from chatsvc.audit.format.notes import Checkpoint, Signer, VerifierKey, format_checkpoint, format_vkey
 from chatsvc.audit.format.record import encode, format_time
 from chatsvc.audit.format.replay import Replay, known_keys, read_notes
-from chatsvc.audit.format.rules import Position, Walk, header_of, position_at
+from chatsvc.audit.format.rules import Position, RuleChecker, header_of, position_at
 from chatsvc.audit.format.segment import HeaderTimes, first_line, header_times, is_header, whole_lines
 from chatsvc.audit.format.tree import cover, leaf_hash, root_of
 from chatsvc.disk.durable import sync_file
@@ -52,23 +52,25 @@ def export(directory: Path, keys_directory: Path, span: Span) -> Iterator[bytes]
     """The export of every log in a directory, in pieces.
 
     Raises:
-        OperatorError: there is no log or no signing key, or a key beside the log is one that ``keys/`` does not vouch
-            for; nothing has been yielded then.
+        OperatorError: there is no log or no signing key, or a key beside the log is not in ``keys/``; nothing has been
+            yielded then.
         Tampered, RecordInvalid: the log is damaged; what was yielded is no export without its signature.
     """
     logs = [(each, known) for each in layout.logs(directory) if (known := known_keys(each))]
     if not logs:
         raise OperatorError(f"There is no audit log in {directory}.")
     signing = keys.signing_key(keys_directory, create=False)
-    vouched = keys.vouched(keys_directory)
-    unvouched = [key.fingerprint for _, known in logs for key in known if key.public not in vouched]
-    if unvouched:
-        raise OperatorError(f"keys/ does not vouch for {', '.join(unvouched)}: see 'chatsvc audit verify'.")
-    return _lines([_Stretch(each, known, Signer(known[-1].name, signing), span) for each, known in logs], span)
+    trusted = keys.trusted_keys(keys_directory)
+    untrusted = [key.fingerprint for _, known in logs for key in known if key.public not in trusted]
+    if untrusted:
+        raise OperatorError(
+            f"The log names keys that are not in keys/: {', '.join(untrusted)}; see 'chatsvc audit verify'."
+        )
+    return _lines([_LogPart(each, known, Signer(known[-1].name, signing), span) for each, known in logs], span)
 
 
 def parse_moment(text: str) -> int:
-    """Unix microseconds of a day or a time in ISO 8601; UTC where it does not say.
+    """Unix microseconds of a day or a time in ISO 8601; UTC if it names no time zone.
 
     Raises:
         ValueError: it is neither.
@@ -83,19 +85,19 @@ def signature_text(name: str, digest: bytes) -> str:
     return f"{name}\nexport v1\n{digest.hex()}\n"
 
 
-def _lines(stretches: Sequence[_Stretch], span: Span) -> Iterator[bytes]:
+def _lines(parts: Sequence[_LogPart], span: Span) -> Iterator[bytes]:
     total = hashlib.sha256()
     start, end, made_at = (format_time(each) for each in (span.start_us, span.end_us, span.made_at_us))
-    vkeys = [format_vkey(key) for stretch in stretches for key in stretch.keys]
+    vkeys = [format_vkey(key) for stretch in parts for key in stretch.keys]
     head = encode({"export": {"v": VERSION, "from": start, "to": end, "made_at": made_at, "vkeys": vkeys}})
-    for line in itertools.chain([head], *(stretch.lines() for stretch in stretches)):
+    for line in itertools.chain([head], *(stretch.lines() for stretch in parts)):
         total.update(line + b"\n")
         yield line + b"\n"
-    signer = stretches[0].signer
+    signer = parts[0].signer
     yield encode({"signature": signer.sign(signature_text(signer.verifier_key.name, total.digest()))}) + b"\n"
 
 
-class _Stretch:
+class _LogPart:
     """One log's part of an export."""
 
     def __init__(self, directory: Path, known: Sequence[VerifierKey], signer: Signer, span: Span) -> None:
@@ -104,7 +106,7 @@ class _Stretch:
         self.signer = signer
         self.keys = [*known, *({signer.verifier_key} - set(known))]
         self._notes: dict[int, str] = {}
-        self._replay = Replay(Walk(position_at(first_line(self._segments[0]))))
+        self._replay = Replay(RuleChecker(position_at(first_line(self._segments[0]))))
 
     def lines(self) -> Iterator[bytes]:
         """The log's lines; none if no record is in the span."""
@@ -151,11 +153,11 @@ class _Stretch:
         return encode({"log": head})
 
     def _end(self, size: int, behind: Sequence[bytes]) -> bytes:
-        """The proof that leads to a checkpoint; where none was made yet, to one over all there is."""
+        """The proof that leads to a checkpoint; if there is none yet, to a new one over all records."""
         frontier = self._replay.walk.position.frontier
         note = self._notes.get(frontier.size)
         if note is None:
-            sync_file(self._segments[-1])  # nothing is signed that a power failure could still take back
+            sync_file(self._segments[-1])  # sign only what a power failure cannot undo
             note = self.signer.sign(
                 format_checkpoint(Checkpoint(self.signer.verifier_key.name, frontier.size, frontier.root()))
             )
@@ -167,7 +169,7 @@ class _Stretch:
 
 
 class _Dated(msgspec.Struct):
-    """What tells whether a record is in a span."""
+    """The values that decide whether a record is in a span."""
 
     seq: int
     ts: str
@@ -199,12 +201,12 @@ def _extent(segments: Sequence[Path], span: Span) -> tuple[int, int] | None:
 
 
 def _may_hold(header: HeaderTimes, following: HeaderTimes, span: Span) -> bool:
-    """Between two headers without a step of the clock the time only goes on."""
+    """Between two headers without a clock step, time only increases."""
     is_within = header.wall_us < span.end_us and following.wall_us >= span.start_us
     return is_within or header.num_steps != following.num_steps
 
 
 def _from(segments: list[Path], seq: int) -> list[Path]:
-    """From the segment that holds a record."""
+    """The segments from the one that holds a record."""
     begun = [each for each in segments if (layout.first_seq(each) or 0) <= seq]
     return segments[len(begun) - 1 :] if begun else segments

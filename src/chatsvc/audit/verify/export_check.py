@@ -1,14 +1,14 @@
 """Verifies an export (:mod:`chatsvc.audit.verify.export`) on a machine that has nothing else, streaming.
 
-1. Lines are canonical JSON and come in the format's order; the last is the signature.
-2. Every log's records keep the rules of the chain from the position that its head states.
+1. Lines are canonical JSON in the format's order; the last is the signature.
+2. Every log's records keep the rules of the chain from the position stated in its head.
 3. At every checkpoint in between, and at the end through the range proof, the tree has the root that was signed under
-   this log's name; so what the head states is true as well.
+   this log's name; so the head's statement is verified as well.
 4. The signature over the whole file is by a key of the name that its text begins with, and that key is known for every
-   log in the file: one log's key vouches for no other log, nor for how much of it was left out.
+   log in the file: a key of one log is not trusted for another, nor for how much of it was left out.
 
-The keys that the file names are compared with those that the verifier brought. Where nobody vouches for them the file
-is still checked, so that the answer tells whether it is whole, but that is exit code 6: anybody can make a key.
+The keys that the file names are compared with those that the verifier brought. If none of them is trusted, the
+file is still checked, so that the answer tells whether it is complete, but the exit code is 6: anybody can make a key.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, VerifierKey, open_note, parse_note, parse_vkey
 from chatsvc.audit.format.record import Record, RecordInvalid, decode
 from chatsvc.audit.format.replay import Replay, read_checkpoint
-from chatsvc.audit.format.rules import Tampered, Walk, position_of
+from chatsvc.audit.format.rules import RuleChecker, Tampered, position_of
 from chatsvc.audit.format.segment import is_header, whole_lines
 from chatsvc.audit.format.tree import ProofInvalid, cover
 from chatsvc.audit.verify.export import VERSION, signature_text
@@ -47,16 +47,16 @@ def verify_export(path: Path, trust: Trust) -> Verdict:
         return Verdict(TAMPERED, error.message, str(path), seq=error.seq)
     except (RecordInvalid, NoteInvalid, ProofInvalid, KeyError, TypeError, ValueError, AttributeError):
         seq = reading.seq
-        return Verdict(TAMPERED, f"record {seq}: the export is damaged here or behind it", str(path), seq=seq)
-    vouched, unvouched = describe_keys(reading.vouched_keys), describe_keys(reading.unvouched_keys)
+        return Verdict(TAMPERED, f"record {seq}: the export is damaged at or after this record", str(path), seq=seq)
+    trusted, untrusted = describe_keys(reading.trusted_keys), describe_keys(reading.untrusted_keys)
     return Verdict(
-        UNKNOWN_KEY if unvouched else CLEAN,
+        UNKNOWN_KEY if untrusted else CLEAN,
         message,
         str(path),
         num_records=reading.num_records,
         num_covered=reading.num_records,
-        vouched=vouched,
-        unvouched=unvouched,
+        vouched=trusted,
+        unvouched=untrusted,
     )
 
 
@@ -67,8 +67,8 @@ class _Reading:
         self._trust = trust
         self._digest = hashlib.sha256()
         self._keys: list[VerifierKey] = []
-        self.vouched_keys: list[VerifierKey] = []
-        self.unvouched_keys: list[VerifierKey] = []
+        self.trusted_keys: list[VerifierKey] = []
+        self.untrusted_keys: list[VerifierKey] = []
         self._replay: Replay | None = None
         self._head: dict[str, Any] | None = None
         self._origins: set[str] = set()  # of the logs that have been read
@@ -105,20 +105,20 @@ class _Reading:
         if not self._signed or self._head is None:
             raise NoteInvalid
         what = f"{self.num_records} records from {self._head['from']} to {self._head['to']}"
-        if not self.unvouched_keys:
+        if not self.untrusted_keys:
             return f"clean: {what}"
-        named = ", ".join(describe_keys(self.unvouched_keys))
-        return f"{what} are whole, but nobody vouches for {named}: {COMPARE}"
+        named = ", ".join(describe_keys(self.untrusted_keys))
+        return f"{what} are intact, but signed by untrusted keys: {named}; {COMPARE}"
 
     def _read_head(self, record: Record) -> dict[str, Any]:
         head: dict[str, Any] = record["export"]
         if head["v"] != VERSION:
             raise RecordInvalid
         named = [parse_vkey(each) for each in head["vkeys"]]
-        self.vouched_keys = list(self._trust.keys) or [key for key in named if self._trust.vouches_for(key)]
-        # With keys of the auditor nothing else is looked at; else all that is named, to tell whether the file is whole.
-        self.unvouched_keys = [] if self._trust.keys else [key for key in named if key not in self.vouched_keys]
-        self._keys = [*self.vouched_keys, *self.unvouched_keys]
+        self.trusted_keys = list(self._trust.keys) or [key for key in named if self._trust.trusts(key)]
+        # If the auditor gave keys, only these are used; else all named keys, to tell whether the file is complete.
+        self.untrusted_keys = [] if self._trust.keys else [key for key in named if key not in self.trusted_keys]
+        self._keys = [*self.trusted_keys, *self.untrusted_keys]
         return head
 
     def _reached(self) -> Replay:
@@ -130,7 +130,7 @@ class _Reading:
         if self._replay is not None:
             raise RecordInvalid
         position = position_of(head, head["first_seq"])
-        self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
+        self._replay = Replay(RuleChecker(position, self._trust.seal_key_of(position.log_id)))
 
     def _expect(self, note: str) -> None:
         checkpoint = read_checkpoint(note, self._keys)
@@ -148,7 +148,7 @@ class _Reading:
         if checkpoint.origin.rpartition("/")[2] != replay.walk.position.log_id:  # (3)
             raise Tampered(self.seq - 1, f"the checkpoint at the end is of another log, {checkpoint.origin}")
         if (checkpoint.size, checkpoint.root) != (frontier.size, frontier.root()):
-            raise Tampered(self.seq - 1, "the records are not those that the checkpoint at the end covers")
+            raise Tampered(self.seq - 1, "the records do not match the checkpoint at the end")
         self._origins.add(checkpoint.origin)
         self._replay = None
 

@@ -1,12 +1,12 @@
 """Verifies a log offline: streaming, in constant memory, with public keys only.
 
-1. Every key that ``audit.vkey`` names is vouched for from elsewhere, by the home's ``keys/`` or by the auditor; else 1.
-   Every checkpoint beside the log is signed by such a key; none known is exit code 6.
+1. Every key that ``audit.vkey`` names is trusted: listed in the home's ``keys/`` or given by the auditor; else 1.
+   Every checkpoint beside the log is signed by such a key; if no key is known, exit code 6.
 2. The log begins with record 0, or where a signed tombstone says that it was pruned.
 3. Every record follows its rules (:mod:`chatsvc.audit.format.rules`); with a sealing key, its MAC too. Else 1.
 4. At every checkpoint's size the tree has that checkpoint's root. Else 1.
-5. A last line without its end: 1 inside what a checkpoint covers, 4 behind it (a crash may do that).
-6. Fewer records than a checkpoint, or a witness, says: 5. Other records than a witness saw: 1.
+5. An incomplete last line: 1 if a checkpoint covers it, else 4 (a crash can cause that).
+6. Fewer records than a checkpoint or witness states: 5. Other records than a witness saw: 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, VerifierKey
 from chatsvc.audit.format.ratchet import SealKey
 from chatsvc.audit.format.record import FIRST_PREV, Record, RecordInvalid
 from chatsvc.audit.format.replay import Replay, check_header_note, known_keys, read_notes
-from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.rules import RuleChecker, Tampered, position_at
 from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.format.tombstone import Tombstone, read_tombstone
 from chatsvc.audit.format.tree import Frontier
@@ -35,11 +35,11 @@ COMPARE = "compare with what its owner tells you, then give a file of public key
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the verifier trusts. A key beside the log proves nothing: a forger of the log puts his own there.
+    """What the verifier trusts. A key beside the log proves nothing: a forger would put his own there.
 
     Attributes:
         keys: public keys that the auditor trusts, each for the log of its name. If there are any, no other is trusted.
-        home: public keys of the home's ``keys/`` (:func:`chatsvc.audit.keys.vouched`), for every log of that home.
+        home: public keys of the home's ``keys/`` (:func:`chatsvc.audit.keys.trusted_keys`), for every log of that home.
         seal_keys: first sealing keys, to check MACs with.
         witness: checkpoints that were kept elsewhere.
     """
@@ -49,17 +49,17 @@ class Trust:
     seal_keys: tuple[SealKey, ...] = ()
     witness: Seen | None = None
 
-    def vouches_for(self, key: VerifierKey) -> bool:
-        """Whether a key that is named beside the log, or in an export, is to be trusted."""
+    def trusts(self, key: VerifierKey) -> bool:
+        """Whether a key that is named beside the log or in an export is trusted."""
         return key in self.keys if self.keys else key.public in self.home
 
     def keys_of(self, directory: Path) -> list[VerifierKey]:
         """The keys to verify a log with."""
-        return list(self.keys) or [key for key in known_keys(directory) if self.vouches_for(key)]
+        return list(self.keys) or [key for key in known_keys(directory) if self.trusts(key)]
 
-    def unvouched(self, directory: Path) -> list[VerifierKey]:
-        """The keys beside a log that nobody vouches for."""
-        return [key for key in known_keys(directory) if not self.vouches_for(key)]
+    def untrusted(self, directory: Path) -> list[VerifierKey]:
+        """The keys beside a log that are not trusted."""
+        return [key for key in known_keys(directory) if not self.trusts(key)]
 
     def seal_key_of(self, log_id: str) -> SealKey | None:
         """The first sealing key of this log, if there is one."""
@@ -72,13 +72,13 @@ def describe_keys(keys: Sequence[VerifierKey]) -> tuple[str, ...]:
 
 
 def verify_tree(directory: Path, trust: Trust) -> list[Verdict]:
-    """Every log in a directory and directly below it, and what a witness knows of logs that are not there."""
+    """Verify every log in a directory and directly below it; report logs that only a witness knows."""
     verdicts = [verify_log(each, trust) for each in layout.logs(directory)]
     if trust.witness is not None:
         found = {each.log_id for each in verdicts}
         keys = [key for each in layout.logs(directory) for key in trust.keys_of(each)]
         for origin, size in trust.witness.lost(found, keys):
-            message = f"a witness saw {size} records of {origin}, which is not here"
+            message = f"a witness saw {size} records of {origin}, which is missing here"
             verdicts.append(Verdict(FEWER_RECORDS, message, str(directory), origin.rpartition("/")[2], seq=0))
     return verdicts
 
@@ -118,7 +118,7 @@ class _Reading:
         self._first_seq = 0
         self._last: Record = {}
         self._keys: tuple[str, ...] = ()
-        self._unvouched: tuple[str, ...] = ()
+        self._untrusted: tuple[str, ...] = ()
 
     @property
     def next_seq(self) -> int:
@@ -128,13 +128,13 @@ class _Reading:
     def verdict(self, segments: Sequence[Path]) -> Verdict:
         """Steps 1 to 6."""
         for path in layout.files_of(self._home, segments):
-            if path.exists() and not path.is_file():  # reading a pipe would wait for whoever writes into it
+            if path.exists() and not path.is_file():  # reading a pipe would block until somebody writes to it
                 raise Tampered(0, f"{path.name} is not a regular file")
-        keys, unvouched = self._trust.keys_of(self._home), self._trust.unvouched(self._home)
-        self._keys, self._unvouched = describe_keys(keys), describe_keys(unvouched)
-        if unvouched:  # (1)
-            named = ", ".join(self._unvouched)
-            return self.failed(TAMPERED, f"nobody vouches for what audit.vkey names: {named}; {COMPARE}")
+        keys, untrusted = self._trust.keys_of(self._home), self._trust.untrusted(self._home)
+        self._keys, self._untrusted = describe_keys(keys), describe_keys(untrusted)
+        if untrusted:  # (1)
+            named = ", ".join(self._untrusted)
+            return self.failed(TAMPERED, f"audit.vkey names untrusted keys: {named}; {COMPARE}")
         if not keys:
             raise KeyUnknown(f"There is no public key to verify with (audit.vkey); {COMPARE}")
         stone = None if self._alone else read_tombstone(self._home, keys)
@@ -148,20 +148,20 @@ class _Reading:
 
     def _missing(self, keys: Sequence[VerifierKey]) -> Verdict:
         log_id = keys[0].name.rpartition("/")[2]
-        message = "record 0: the segments are gone, but the log's key is here"
+        message = "record 0: the segments are missing, but the log's key is here"
         return Verdict(FEWER_RECORDS, message, str(self._what), log_id, seq=0, vouched=self._keys)
 
     def _begin(self, segment: Path, stone: Tombstone | None, keys: Sequence[VerifierKey]) -> Replay:
         position = position_at(first_line(segment))
         self._first_seq = position.seq
-        replay = self._replay = Replay(Walk(position, self._trust.seal_key_of(position.log_id)))
+        replay = self._replay = Replay(RuleChecker(position, self._trust.seal_key_of(position.log_id)))
         if position.seq == 0 and position.prev != FIRST_PREV:
             raise Tampered(0, "the first record names a record before it")
         if position.seq and not self._alone and (stone is None or not _is_where(stone, position.frontier)):
-            raise Tampered(position.seq - 1, f"records 0 to {position.seq - 1} are gone without a tombstone")
+            raise Tampered(position.seq - 1, f"records 0 to {position.seq - 1} are missing without a tombstone")
         if self._trust.witness is not None:
             seen = self._trust.witness.of(position.log_id, keys)
-            replay.expect(each for each in seen if each.size >= position.seq)  # what was pruned cannot be compared
+            replay.expect(each for each in seen if each.size >= position.seq)  # pruned records cannot be compared
         return replay
 
     def _read(self, replay: Replay, segment: Path, keys: Sequence[VerifierKey]) -> None:
@@ -172,7 +172,8 @@ class _Reading:
         for _ in range(_SETTLE_TRIES):
             if not replay.torn:
                 return
-            # The service may be writing this line: wait a moment, and call it torn only if the rest does not come.
+            # The service may be writing this line: wait a moment, and report it as torn only if the rest does not
+            # arrive.
             time.sleep(_SETTLE_S)
             self._read_lines(replay, segment, keys, replay.good_bytes)
 
@@ -185,25 +186,29 @@ class _Reading:
     def _conclude(self, replay: Replay) -> Verdict:
         seq, due = self.next_seq, replay.due
         if replay.torn and due:  # (5)
-            return self.failed(TAMPERED, f"record {seq}: the line has no end, inside what a checkpoint covers", seq)
+            return self.failed(TAMPERED, f"record {seq}: the line is incomplete, and a checkpoint covers it", seq)
         if due:  # (6)
-            says = f"a checkpoint or witness says {due[0].size}"
-            return self.failed(FEWER_RECORDS, f"record {seq}: it is missing; there are {seq} records, {says}", seq)
+            says = f"a checkpoint or witness states {due[0].size}"
+            return self.failed(FEWER_RECORDS, f"record {seq} is missing: there are {seq} records, {says}", seq)
         if replay.torn:  # (5)
-            return self.failed(TORN_TAIL, f"record {seq}: the line has no end, behind the last checkpoint", seq)
+            return self.failed(TORN_TAIL, f"record {seq}: the line is incomplete, after the last checkpoint", seq)
         if not replay.covered:  # (4)
             return self.failed(TAMPERED, f"record {self._first_seq}: no checkpoint covers the log", self._first_seq)
         rest = seq - replay.covered
-        signed = f"; the last {rest} are held by the chain until the next checkpoint" if rest else ", all signed"
+        signed = (
+            f"; the last {rest} are protected by the hash chain only, until the next checkpoint"
+            if rest
+            else ", all signed"
+        )
         message = f"clean: records {self._first_seq} to {seq - 1}{signed}"
         return replace(self.failed(CLEAN, message), seq=None)
 
     def failed(self, exit_code: int, message: str, seq: int | None = None) -> Verdict:
-        """The verdict, with what was read so far."""
+        """A failing verdict, with what was read so far."""
         replay = self._replay
         if replay is None:
             verdict = Verdict(exit_code, message, str(self._what), seq=seq)
-            return replace(verdict, vouched=self._keys, unvouched=self._unvouched)
+            return replace(verdict, vouched=self._keys, unvouched=self._untrusted)
         position = replay.walk.position
         return Verdict(
             exit_code=exit_code,
@@ -218,7 +223,7 @@ class _Reading:
             last_ts=self._last.get("ts"),
             witnessed=self._witnessed(replay),
             vouched=self._keys,
-            unvouched=self._unvouched,
+            unvouched=self._untrusted,
         )
 
     def _witnessed(self, replay: Replay) -> int | None:

@@ -1,8 +1,8 @@
-"""Retention: removes whole segments that are older than the law and the policy ask, and leaves a signed tombstone.
+"""Retention: removes whole segments older than law and policy require, and leaves a signed tombstone.
 
 1. The period is at least 180 days (Cybersecurity Law of China, article 21; GB/T 22239-2019, 8.1.5.4).
 2. A log that does not verify is not pruned: it is evidence.
-3. The tombstone is durable before a segment goes; what a crash leaves of the removed segments is ignored by the
+3. The tombstone is durable before a segment is removed. Segments that a crash leaves behind are ignored by the
    verifier and removed the next time.
 4. The segment that is being written is never removed.
 """
@@ -71,19 +71,19 @@ def prunable(directory: Path, days: int, now_us: int) -> list[Path]:
     assert days >= MIN_DAYS, "the policy was read by read_policy"  # (1)
     segments, limit = layout.segments(directory), now_us - days * _DAY_US
     # A segment's records are not later than the header of the next one, by log time. The wall clock may have been set
-    # back, or have been years behind for a while: what is not old by both stays.
+    # back, or have been years behind for a while: a segment is removed only if it is old by both.
     headers = [(segment, header_times(following)) for segment, following in itertools.pairwise(segments)]
     old = [segment for segment, times in headers if max(times.wall_us, times.log_us) < limit]
     return old if old == segments[: len(old)] else []
 
 
 def prune(directory: Path, keys_directory: Path, days: int, now_us: int) -> Pruned | None:
-    """Remove what may go from one log; None if nothing may.
+    """Remove what may be removed from one log; None if nothing may.
 
     Raises:
         NotPruned: the log does not verify.
     """
-    verdict = verify_log(directory, Trust(home=keys.vouched(keys_directory)))
+    verdict = verify_log(directory, Trust(home=keys.trusted_keys(keys_directory)))
     if verdict.exit_code != CLEAN:  # (2)
         raise NotPruned(verdict)
     old = prunable(directory, days, now_us)

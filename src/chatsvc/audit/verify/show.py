@@ -47,14 +47,14 @@ class Filter:
 
 
 def fits(pattern: str | None, value: object) -> bool:
-    """Whether a value is what was asked for; None asks for nothing, a ``*`` at the end takes all that begin so."""
+    """Whether a value matches a filter: None matches all, ``*`` at the end matches any ending."""
     if pattern is None or value == pattern:
         return True
     return pattern.endswith("*") and isinstance(value, str) and value.startswith(pattern[:-1])
 
 
 class Tail:
-    """The records of one log, from its first segment on; ask again for what was written meanwhile."""
+    """The records of one log, from its first segment on; each :meth:`read` returns what is new."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -62,7 +62,7 @@ class Tail:
         self._offset = 0
 
     def read(self) -> Iterator[Record]:
-        """What is new. A line that is no record is passed over: showing is not verifying."""
+        """What is new. A line that is no record is skipped: showing is not verifying."""
         for segment in layout.segments(self._directory):
             if self._segment is not None and segment < self._segment:
                 continue
@@ -81,9 +81,9 @@ class Tail:
                     yield record
 
     def last(self, chosen: Filter, count: int) -> list[Record]:
-        """The last so many records that a filter takes, without reading more segments than that needs.
+        """The last ``count`` records that match, reading only as many segments as needed.
 
-        :meth:`read` then goes on behind them.
+        :meth:`read` then continues after them.
         """
         found: list[Record] = []
         segments = layout.segments(self._directory)
@@ -136,7 +136,7 @@ def describe_line(record: Record, names: Mapping[str, str]) -> str:
         f"{_shortened(names.get(actor, actor)):<{_ACTOR_WIDTH}}",
         f"{record.get('address') or '-'!s:<15}",
     ]
-    # A record may be forged, and a name come from a directory: neither moves the cursor.
+    # Control characters are escaped: a forged record or a directory's name could contain terminal commands.
     return "".join(char if char.isprintable() else "?" for char in " ".join(parts) + _rest(record, names))
 
 
@@ -147,7 +147,7 @@ def _shortened(text: str) -> str:
 def _rest(record: Record, names: Mapping[str, str]) -> str:
     words = []
     details = record.get("details")
-    if isinstance(details, dict) and "account" in details:  # who logged in: nobody was known when the act began
+    if isinstance(details, dict) and "account" in details:  # the account that logged in, unknown when the act began
         words.append(f"account {_shortened(names.get(str(details['account']), str(details['account'])))}")
     if record.get("status") is not None:
         words.append(str(record["status"]))

@@ -25,11 +25,11 @@ class Verdict:
         seq: the record it is about, None when all is well.
         first_seq, num_records: which records were read.
         num_covered: how many records checkpoints cover; the rest is protected by the chain only.
-        num_open: begun and not (yet) ended.
+        num_open: acts begun and not (yet) ended.
         last_ts: time of the last record.
         witnessed: the largest size that a witness confirmed; None without one.
         vouched: names and fingerprints of the keys that it was verified with.
-        unvouched: the same of the keys that nobody vouches for.
+        unvouched: the same of the keys that are not trusted.
     """
 
     exit_code: int

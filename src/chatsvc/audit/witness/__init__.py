@@ -1,1 +1,1 @@
-"""Witnesses: what somebody outside this host has seen of the log."""
+"""Witnesses: checkpoints of the log that are kept outside this host."""

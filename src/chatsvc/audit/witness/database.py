@@ -29,7 +29,7 @@ _TABLE = Table(
 
 
 class DatabaseWitness(Witness):
-    """Keeps checkpoints in a table; refuses a log that became shorter, or another one of the same length."""
+    """Keeps checkpoints in a table; refuses a shorter log, or another one of the same length."""
 
     name = "database"
 
@@ -37,9 +37,7 @@ class DatabaseWitness(Witness):
         try:
             self._database = Database(url, pool_size=1)
         except (ArgumentError, ModuleNotFoundError) as error:
-            raise OperatorError(
-                f"audit.witness_url is no database that can be used here: {type(error).__name__}."
-            ) from None
+            raise OperatorError(f"audit.witness_url is not a usable database URL: {type(error).__name__}.") from None
         self._is_ready = False
 
     def publish(self, note: str) -> None:
@@ -47,7 +45,7 @@ class DatabaseWitness(Witness):
 
         Raises:
             StoreUnavailable: the server does not answer.
-            WitnessRefuses: it has seen more, or something else.
+            WitnessRefuses: it has seen more records, or another log.
         """
         checkpoint = checkpoint_in(note)
         own = _TABLE.c.origin == checkpoint.origin
@@ -60,7 +58,9 @@ class DatabaseWitness(Witness):
             if latest is None or latest.size < checkpoint.size:
                 session.execute(insert(_TABLE).values(origin=checkpoint.origin, size=checkpoint.size, note=note))
             elif latest.note != note:
-                raise WitnessRefuses(f"it saw {latest.size} records already, and now another log of {checkpoint.size}")
+                raise WitnessRefuses(
+                    f"it has seen {latest.size} records, which the checkpoint of {checkpoint.size} does not continue"
+                )
         self._is_ready = True
 
     def close(self) -> None:

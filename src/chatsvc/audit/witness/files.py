@@ -1,4 +1,4 @@
-"""What a witness is, and the two that need no server: a file on another mount, and the system's log.
+"""The witness interface, and the two witnesses that need no server: a file on another mount, and the system's log.
 
 :mod:`chatsvc.audit.witness.seen` reads back what they keep.
 """
@@ -20,7 +20,7 @@ _PRIORITY = 13 * 8 + 6  # RFC 5424: facility "log audit", severity informational
 
 
 class WitnessRefuses(ChatsvcError):
-    """The witness saw something that this checkpoint does not continue."""
+    """The checkpoint does not continue what the witness has seen."""
 
     code = "witness_refuses"
 
@@ -35,11 +35,11 @@ class Witness(ABC):
         """Keep a signed note."""
 
     def close(self) -> None:  # noqa: B027  most keep nothing open
-        """Close what stays open between two notes."""
+        """Close connections and files."""
 
 
 class FileWitness(Witness):
-    """A file on another mount. It refuses a log that became shorter, or another one of the same length."""
+    """A file on another mount. Refuses a shorter log, or another one of the same length."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -53,7 +53,9 @@ class FileWitness(Witness):
             return
         size = max((each.size for each in known), default=0)
         if size >= checkpoint.size:
-            raise WitnessRefuses(f"it saw {size} records already, and now another log of {checkpoint.size}")
+            raise WitnessRefuses(
+                f"it has seen {size} records, which the checkpoint of {checkpoint.size} does not continue"
+            )
         file = AppendFile(self._path.resolve(), mode=0o640)  # the operator may have put a symbolic link here
         try:
             file.append(note.encode() + b"\n")
@@ -69,7 +71,7 @@ class FileWitness(Witness):
 
 
 class SyslogWitness(Witness):
-    """The system's log, which sends it on to another host: ``chatsvc-checkpoint`` and the note as a JSON string."""
+    """The system log, which forwards it to another host: ``chatsvc-checkpoint`` and the note as a JSON string."""
 
     def __init__(self, address: str) -> None:
         self.name = f"syslog {address}"

@@ -1,4 +1,4 @@
-"""Consistency proofs of a growing log, made from its files: each reads only what was written since the one before."""
+"""Consistency proofs of a growing log, made from its files; each reads only the records since the last proof."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.format.tree import Frontier, ProofInvalid, extension_proof, leaf_hash
 
 
-class Growth:
-    """Reads one log's directory, going on where the last proof ended; for another size it searches anew."""
+class GrowthProofs:
+    """Reads one log's directory from where the last proof ended; for another size it searches again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -25,7 +25,7 @@ class Growth:
         """RFC 6962 proof that the tree of ``old`` records is a prefix of the tree of ``new``; empty if ``old`` is 0.
 
         Raises:
-            ProofInvalid: the records are not, or no longer, here.
+            ProofInvalid: the records do not exist here, or no longer do.
             RecordInvalid: a segment has no readable header.
             OSError: a file cannot be read.
         """
@@ -42,7 +42,7 @@ class Growth:
         """A segment's header repeats the tree before it, so that nothing earlier is read."""
         found = [path for path in layout.segments(self._directory) if (layout.first_seq(path) or 0) <= size]
         if not found:
-            raise ProofInvalid(f"{self._directory} does not hold record {size} any more.")
+            raise ProofInvalid(f"{self._directory} no longer holds record {size}.")
         self._segment, self._offset = found[-1], 0
         self._frontier = position_at(first_line(self._segment)).frontier
         self._take(list(self._leaves(size - self._frontier.size)))
@@ -67,4 +67,4 @@ class Growth:
                     count -= 1
                     yield leaf_hash(line[:-1])
         if count:
-            raise ProofInvalid(f"{self._directory} holds {count} records less than its checkpoint says.")
+            raise ProofInvalid(f"{self._directory} holds {count} records fewer than its checkpoint states.")

@@ -1,9 +1,9 @@
-"""Witnesses the logs of other replicas: keeps the last head (signed checkpoint) of each, and lets it only grow.
+"""Witnesses the logs of other replicas: keeps the last head (signed checkpoint) of each, which may only grow.
 
-A submitted head is taken by these steps, in order: (1) its note is signed by a pinned key, whose name is the log's
+A submitted head is accepted in these steps: (1) its note is signed by a pinned key, whose name is the log's
 origin; (2) the sender knows the head that is held here; (3) it is not shorter, and not another one of the same length;
 (4) RFC 6962: the held tree is a prefix of the new one; (5) it is durable. Only then is it acknowledged. One head
-is enough: each was shown to continue the one before it.
+is enough, because each was proved to continue the one before it.
 
 The shape follows c2sp.org/tlog-witness; the JSON fields are this service's own (``http/api/audit.py``).
 """
@@ -29,21 +29,21 @@ _MAX_NAME = 240  # of a file
 
 
 class HeadRefused(ChatsvcError):
-    """The head does not continue what was seen of that log."""
+    """The head does not continue the one held for that log."""
 
     code = "witness_refuses"
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A signed checkpoint, the size that the sender believes to be held here, and the proof between the two."""
+    """A signed checkpoint, the size that the sender assumes is held here, and the proof from that size."""
 
     note: str
     old_size: int
     proof: Sequence[bytes]
 
 
-class Witnessed:
+class HeldHeads:
     """The heads held: one file a log, ``<origin, quoted>.checkpoints``; ``audit verify --witness`` takes it."""
 
     def __init__(self, directory: Path, pinned: Path | None) -> None:
@@ -51,10 +51,10 @@ class Witnessed:
         self._pinned = pinned
 
     def head(self, origin: str) -> Checkpoint | None:
-        """The last head of a log; None if nothing was seen of it.
+        """The last head of a log; None if none is held.
 
         Raises:
-            AuditUnavailable: what is held cannot be read.
+            AuditUnavailable: the held head cannot be read.
         """
         path = self._path(origin)
         try:
@@ -62,16 +62,16 @@ class Witnessed:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, NoteInvalid) as error:
-            raise AuditUnavailable("The head that is held here cannot be read.") from error
+            raise AuditUnavailable("The held head cannot be read.") from error
 
     def take(self, submission: Submission) -> Checkpoint:
         """Hold a head, if it continues the one that is held.
 
         Raises:
-            NoteInvalid: it is no signed checkpoint.
+            NoteInvalid: it is not a signed checkpoint.
             KeyUnknown: it is signed by no pinned key.
-            HeadRefused: it does not continue what is held.
-            AuditUnavailable: it cannot be held just now.
+            HeadRefused: it does not continue the held head.
+            AuditUnavailable: it cannot be stored at present.
         """
         checkpoint = read_checkpoint(submission.note, self._keys())  # (1)
         try:
@@ -81,11 +81,11 @@ class Witnessed:
                 note = submission.note + "\n"  # a file of notes: each followed by an empty line
                 replace_file(self._path(checkpoint.origin), note.encode(), 0o640)  # (5)
         except (LockHeld, OSError) as error:
-            raise AuditUnavailable("The head cannot be held just now; send it again.") from error
+            raise AuditUnavailable("The head cannot be stored at present; send it again.") from error
         return checkpoint
 
     def _keys(self) -> list[VerifierKey]:
-        """Read for each submission, so that the key of a new replica needs no restart here."""
+        """Read for each submission, so that a new replica's key needs no restart."""
         try:
             return read_vkeys(self._pinned) if self._pinned else []
         except (OSError, NoteInvalid) as error:
@@ -101,16 +101,14 @@ class Witnessed:
 def _check(held: Checkpoint | None, new: Checkpoint, submission: Submission) -> None:
     size = held.size if held else 0
     if submission.old_size != size:  # (2)
-        raise HeadRefused(f"The head held here is of {size} records.")
+        raise HeadRefused(f"The held head has {size} records.")
     if held is None:
         if submission.proof:
-            raise HeadRefused("Nothing was seen of this log, so there is nothing to prove.")
+            raise HeadRefused("No head of this log is held, so the proof must be empty.")
         return
     if new.size < size or (new.size == size and new.root != held.root):  # (3)
-        raise HeadRefused(
-            f"The head held here is of {size} records; this one is older, or of another log of that length."
-        )
+        raise HeadRefused(f"The held head has {size} records; this one is older, or of another log of the same length.")
     try:
         verify_consistency(size, new.size, submission.proof, held.root, new.root)  # (4)
     except ProofInvalid:
-        raise HeadRefused(f"The log is not shown to begin with the {size} records seen here.") from None
+        raise HeadRefused(f"The proof does not show that the log begins with the {size} records seen here.") from None

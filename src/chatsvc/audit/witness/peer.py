@@ -1,7 +1,7 @@
-"""Another replica as a witness: it is sent every checkpoint with the proof that the log only grew.
+"""Another replica as a witness: it receives every checkpoint with a proof that the log only grew.
 
-The peer (:mod:`chatsvc.audit.witness.held_heads`) keeps the last head of this log and takes no other history; what it
-holds is out of reach for whoever owns this host. Connects to the configured address only: no proxy, no redirect.
+The peer (:mod:`chatsvc.audit.witness.held_heads`) keeps the last head of this log and accepts no other history. The
+owner of this host cannot change what the peer holds. Connects to the configured address only: no proxy, no redirect.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from chatsvc.audit.format.record import RecordInvalid
 from chatsvc.audit.format.tree import ProofInvalid
 from chatsvc.audit.options import Peer
 from chatsvc.audit.witness.files import Witness, WitnessRefuses
-from chatsvc.audit.witness.growth_proofs import Growth
+from chatsvc.audit.witness.growth_proofs import GrowthProofs
 from chatsvc.audit.witness.seen import checkpoint_in
 from chatsvc.errors import OperatorError
 
 _PATH = "/audit/witness"
-_NO_WITNESS = "its answer is not that of a witness"
+_NO_WITNESS = "its answer is not a witness's"
 _BAD_URL = "audit.witness_peer_url must be https://HOST…, or http://… of this machine itself."
 _KEY = re.compile(r"csk_[A-Za-z0-9_-]+")
 _TIMEOUT_S = 4
@@ -49,7 +49,7 @@ class PeerWitness(Witness):
         self._host, self._port, self._prefix = host, port, place.path.rstrip("/")
         self._is_encrypted = place.scheme == "https"
         self._peer = peer
-        self._growths = [Growth(each) for each in directories]
+        self._growths = [GrowthProofs(each) for each in directories]
         self._held: int | None = None  # how many records the peer has seen; None: not known
 
     def publish(self, note: str) -> None:
@@ -57,7 +57,7 @@ class PeerWitness(Witness):
 
         Raises:
             OSError: the peer cannot be reached.
-            WitnessRefuses: it says no, or the proof cannot be made.
+            WitnessRefuses: it refuses, or the proof cannot be made.
         """
         checkpoint = checkpoint_in(note)
         held, self._held = self._held, None
@@ -66,7 +66,7 @@ class PeerWitness(Witness):
         if not isinstance(held, int):
             raise WitnessRefuses(_NO_WITNESS)
         if held > checkpoint.size:
-            raise WitnessRefuses(f"it saw {held} records already, and now a log of {checkpoint.size}")
+            raise WitnessRefuses(f"it has seen {held} records, and this checkpoint has {checkpoint.size}")
         proof = [each.hex() for each in self._proof(held, checkpoint.size)]
         answer = self._ask("POST", _PATH, {"checkpoint": note, "old_size": held, "proof": proof})
         if answer != {"origin": checkpoint.origin, "size": checkpoint.size}:

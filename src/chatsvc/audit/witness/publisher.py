@@ -1,6 +1,6 @@
 """Sends checkpoints to witnesses: places that the owner of this host cannot rewrite.
 
-A witness that cannot be reached raises an alarm and stops nothing; the next checkpoint covers what it missed.
+A witness that cannot be reached raises an alarm, and the service continues; the next checkpoint covers what it missed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Publisher:
         self._why: dict[str, str] = {}
 
     def alarms(self) -> list[str]:
-        """A sentence for every witness that has not got the latest checkpoint."""
-        return [f"the witness {name} does not take checkpoints: {why}" for name, why in self._why.items()]
+        """A sentence for every witness that does not have the latest checkpoint."""
+        return [f"the witness {name} does not accept checkpoints: {why}" for name, why in self._why.items()]
 
     def send(self, note: str) -> None:
         """Queue a note to be sent. When the queue is full it is dropped: a later checkpoint covers it."""
         try:
             self._waiting.put_nowait(note)
         except queue.Full:
-            self._why["queue"] = "they do not answer, and too many checkpoints wait"
+            self._why["queue"] = "no answer, and too many checkpoints are waiting"
 
     def stop(self) -> None:
         """Send what is queued, then end the loop."""
@@ -69,7 +69,7 @@ class Publisher:
             witness.publish(note)
         except (OSError, DiskFull, DiskFailed, WitnessRefuses, StoreUnavailable) as error:
             if witness.name not in self._why:
-                _log.error("the witness %s does not take checkpoints: %s", witness.name, error)
+                _log.error("the witness %s does not accept checkpoints: %s", witness.name, error)
             self._why[witness.name] = str(error)
         else:
             self._why.pop(witness.name, None)

@@ -1,6 +1,7 @@
-"""What a witness off this host has seen: a file of signed notes that grew as checkpoints were sent there.
+"""The file of signed notes that a witness on another host keeps, one note for each checkpoint sent to it.
 
-Whoever rewrites the log and its checkpoints on this host cannot rewrite these. Pure; knows nothing about sending.
+An attacker who rewrites the log and its checkpoints on this host cannot rewrite these. Pure; knows nothing about
+sending.
 """
 
 from __future__ import annotations

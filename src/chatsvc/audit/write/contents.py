@@ -1,4 +1,4 @@
-"""How much of what was asked and answered a record holds: the levels ``metadata``, ``redacted`` and ``sealed``.
+"""How much of prompt and answer a record holds: the levels ``metadata``, ``redacted`` and ``sealed``.
 
 ``metadata`` holds a keyed hash only; ``redacted`` also the text with secrets and personal numbers masked; ``sealed``
 also the whole text, encrypted to an auditor's X25519 key with HPKE (RFC 9180: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256,

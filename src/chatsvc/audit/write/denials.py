@@ -1,6 +1,6 @@
 """Refusals of unknown callers: the first few of a kind get a record each, the rest of a window is summed up.
 
-So a flood costs little disk, and every kind of refusal is still on record. While a flood lasts, windows get longer.
+So a flood takes little disk space, and every kind of refusal is still recorded. Windows get longer during a flood.
 Pure: time is passed in, in seconds; the caller holds a lock.
 """
 
@@ -19,12 +19,12 @@ _Kind = tuple[Facts, str]
 
 
 class Denials:
-    """What was refused in the present window.
+    """The refusals of the current window.
 
     Args:
         window_s: length of the first window; after one in which something was only counted, the next is twice as
             long, up to half an hour.
-        max_kinds: how many kinds are told apart in a window; more are counted under their action and reason alone.
+        max_kinds: how many kinds are distinguished in a window; further ones are counted by action and reason only.
         num_single: how many of a kind get a record of their own in a window.
     """
 
@@ -39,12 +39,12 @@ class Denials:
         self._floods: list[str] = []
 
     def is_spent(self, facts: Facts, reason: str) -> bool:
-        """Whether one more of this kind would only be counted."""
+        """Whether another refusal of this kind would only be counted."""
         kind = _kind_of(facts, reason)
         return self._singles.get(kind, 0) >= self._num_single if kind in self._singles else self._is_crowded()
 
     def is_news(self, facts: Facts, reason: str, now: float, *, can_write: bool) -> bool:
-        """Whether this one gets a record of its own; else it is counted."""
+        """Whether this refusal gets a record of its own; else it is counted."""
         self._begin(now)
         kind = _kind_of(facts, reason)
         if can_write and not self.is_spent(facts, reason):
@@ -57,14 +57,14 @@ class Denials:
         return False
 
     def recorded(self, facts: Facts, reason: str, now: float) -> None:
-        """Count one that has a record already among the first few of its kind."""
+        """Count a refusal that already has a record among the first few of its kind."""
         self._begin(now)
         if not self.is_spent(facts, reason):
             kind = _kind_of(facts, reason)
             self._singles[kind] = self._singles.get(kind, 0) + 1
 
     def take_sums(self, now: float) -> list[tuple[Facts, str, int]]:
-        """What was counted, once the window is over; a new window begins with the next refusal."""
+        """The counts, once the window is over; the next refusal begins a new window."""
         if self._since is None or now - self._since < self._window_s:
             return []
         sums = [(facts, reason, count) for (facts, reason), count in self._counts.items() if count]
@@ -74,13 +74,13 @@ class Denials:
         return sums
 
     def alarms(self, now: float) -> list[str]:
-        """A sentence for every kind of which there are very many, in this window or the one before."""
+        """A sentence for every kind with very many refusals, in this window or the one before."""
         lately = self._floods if now - self._ended_at < _ALARM_S else []
         return list(dict.fromkeys([*self._flooding(), *lately]))
 
     def _begin(self, now: float) -> None:
         if self._since is None:
-            if now - self._ended_at > self._window_s:  # it has been quiet
+            if now - self._ended_at > self._window_s:  # no flood for a while
                 self._window_s = self._first_window_s
             self._since = now
 

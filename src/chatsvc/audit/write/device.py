@@ -1,4 +1,4 @@
-"""One directory that holds a log: its present segment and that segment's checkpoints.
+"""One directory that holds a log: its current segment and that segment's checkpoints.
 
 Knows nothing about what it writes.
 """
@@ -27,11 +27,11 @@ class Device:
 
     @property
     def segment_bytes(self) -> int:
-        """Length of the present segment."""
+        """Length of the current segment."""
         return self._segment.size if self._segment else 0
 
     def resume(self, segment: Path, segment_bytes: int, note_bytes: int) -> None:
-        """Continue an existing segment; what lies behind the given lengths is an incomplete write and is cut off."""
+        """Continue an existing segment; bytes beyond the given lengths are an incomplete write and are cut off."""
         self._close_files()
         self._segment = self._at(segment, segment_bytes)
         self._notes = self._at(layout.checkpoints_of(segment), note_bytes)
@@ -43,7 +43,7 @@ class Device:
         return file
 
     def start_segment(self, first_seq: int, header: bytes) -> None:
-        """Begin a new segment with its header line; on failure the present one stays."""
+        """Begin a new segment with its header line; on failure the current one stays."""
         path = self.directory / layout.segment_name(first_seq)
         opened: list[AppendFile] = []
         try:

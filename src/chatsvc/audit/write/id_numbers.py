@@ -1,6 +1,6 @@
 """Numbers that identify a person or an account, and how their check digits are computed. Pure.
 
-People write them in groups ("110105 19491231 002X"), so a space or a hyphen may stand where a group ends. Every pattern
+People write them in groups ("110105 19491231 002X"), so a space or a hyphen is allowed between groups. Every pattern
 has bounded repeats only: the time to search a text grows with its length.
 
 Mainland China (18 and 15 digits, passports, permits), Hong Kong, Taiwan, Macau, Singapore, Korea, Japan, India, the
@@ -64,7 +64,7 @@ def is_id_card(text: str) -> bool:
 
 
 def is_old_id_card(text: str) -> bool:
-    """The 15 digits of before 1999: a province and a real day of birth."""
+    """The 15-digit form from before 1999: a province and a real day of birth."""
     bare = _bare(text)
     return 11 <= int(bare[:2]) <= 65 and _is_day(f"19{bare[6:8]}", bare[8:10], bare[10:12])
 
@@ -78,7 +78,7 @@ def is_hong_kong(text: str) -> bool:
 
 
 def is_taiwan(text: str) -> bool:
-    """A letter of the place and nine digits."""
+    """A letter for the place and nine digits."""
     place = "ABCDEFGHJKLMNPQRSTUVXYWZIO".index(text[0].upper()) + 10
     return _weighted([*divmod(place, 10), *_digits(text)], (1, 9, 8, 7, 6, 5, 4, 3, 2, 1, 1)) % 10 == 0
 
@@ -99,7 +99,7 @@ def is_korean(text: str) -> bool:
 
 
 def is_american(text: str) -> bool:
-    """A social security number: no part of it is all zeros, and some areas were never given out."""
+    """A social security number: no part of it is all zeros, and some areas were never assigned."""
     area, group, serial = _bare(text)[:3], _bare(text)[3:5], _bare(text)[5:]
     return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
 

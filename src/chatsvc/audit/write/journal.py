@@ -1,7 +1,7 @@
-"""The log's state and what changes it: opening, committing, checkpoints, epochs, rotation, closing.
+"""The state of an open log, and its changes: commits, checkpoints, epochs, rotation, closing.
 
-Single-threaded: :mod:`chatsvc.audit.log` owns the one thread that calls it. Every change is tried on a copy of the
-position and becomes the position only when it is durable.
+Single-threaded: :mod:`chatsvc.audit.log` owns the one thread that calls it. Every change is made on a copy of the
+position, which replaces the position once the change is durable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Draft:
 
 @dataclass(slots=True)
 class Since:
-    """What has happened since the last checkpoint, and since the segment began."""
+    """Counts and times since the last checkpoint, and since the segment began."""
 
     num_records: int = 0
     checkpoint_us: int = 0
@@ -49,7 +49,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """What signs checkpoints, seals records, hashes names and encrypts contents."""
+    """The keys: for signing checkpoints, sealing records, hashing names and encrypting contents."""
 
     signer: Signer
     sealing: SealKey
@@ -75,21 +75,21 @@ class Journal:
         self.position = Position(secrets.sealing.log_id, secrets.sealing.epochs, secrets.sealing.epoch)
 
     def draft(self, stage: str, facts: Facts, result: Result | None = None, **more: Any) -> Draft:
-        """A record to be committed, with the present time."""
+        """A record to be committed, with the current time."""
         fields = describe(stage, facts, result, self.pseudonyms) | more
         if result is not None and result.content is not None:
             fields |= self._contents.fields(result.content, self.position.log_id)
         return Draft(fields, self.time.now())
 
     def aborted(self, seq: int | None, begin: Record, reason: str) -> Draft:
-        """The end of a committed begin whose caller, or process, has gone."""
+        """An ``aborted`` end for a committed begin whose caller or process has ended."""
         facts = Facts(begin["request_id"] or "", begin["action"], begin["actor"])
         return self.draft("end", facts, Result("aborted", reason=reason), begin=seq)
 
     # -- what the writer thread does, in this order
 
     def keep_up(self) -> None:
-        """Turn the epoch, tell of a step of the clock, and rotate the segment, if it is time."""
+        """If due: change the epoch, record a step of the clock, rotate the segment."""
         moment = self.time.now()
         now = self._log_time(self.position, moment)
         if self._kept_epoch < self.position.epoch:
@@ -133,7 +133,7 @@ class Journal:
         )
 
     def checkpoint(self) -> None:
-        """Sign the tree as it is, if records came since the last checkpoint."""
+        """Sign the current tree, if there are records since the last checkpoint."""
         since = self._since
         if not since.num_records:
             return
@@ -145,7 +145,7 @@ class Journal:
         self._on_note(note)
 
     def tell_notes_to(self, on_note: Callable[[str], None]) -> None:
-        """Pass on every checkpoint, also the one made at the start: so a rolled-back log is noticed at once."""
+        """Pass on every checkpoint, starting with the one made at start, so that a rollback is noticed at once."""
         self._on_note = on_note
         assert self._since.last_note is not None, "a log is opened with a checkpoint"
         on_note(self._since.last_note)
@@ -168,7 +168,7 @@ class Journal:
 
     def _compose(self, position: Position, draft: Draft) -> bytes:
         action, log_time = draft.fields["action"], self._log_time(position, draft.moment)
-        if action != EPOCH_ACTION:  # the clock may have entered the next epoch since the writer looked at it
+        if action != EPOCH_ACTION:  # the clock may have entered the next epoch since the writer last read it
             log_time = max(position.last_us, min(log_time, position.epochs.last_us(position.epoch)))
         wall = log_time + position.clock_us + draft.fields.get("clock_step_us", 0)
         record = draft.fields | {
@@ -193,7 +193,7 @@ class Journal:
         return self.draft("event", Facts("", action), Result("allowed", details=details))
 
     def _tell_step(self, moment: Moment) -> None:
-        """Record a step of the clock: later records have the new wall time, and log time goes on."""
+        """Record a step of the clock: later records have the new wall time, and log time is not affected."""
         step_us = self.time.step(moment)
         before = self.time.wall_of(moment)
         details = {"before": format_time(before), "after": format_time(moment.wall_us)}
@@ -203,10 +203,10 @@ class Journal:
         draft.fields["clock_step_us"] = step_us
         self.commit([draft])
         self.time.take_step(moment)
-        self._steps.append((moment.mono_us, f"{reason}: look at what sets it"))
+        self._steps.append((moment.mono_us, f"{reason}; find out what set it"))
 
     def _turn_epoch(self, now: int) -> None:
-        """Write a record under the old key that names the next epoch, then give up the old key (format/ratchet.py)."""
+        """Write a record under the old key that names the next epoch, then erase the old key (format/ratchet.py)."""
         draft = self.own(EPOCH_ACTION)
         draft.fields["next_epoch"] = self.position.epochs.at(now)
         draft.moment = replace(draft.moment, wall_us=now + self.position.clock_us)
@@ -214,9 +214,9 @@ class Journal:
         self.leave_epoch()
 
     def leave_epoch(self) -> None:
-        """Replace the sealing key by that of the present epoch; without space, :meth:`keep_up` tries again.
+        """Replace the sealing key by that of the current epoch; if the disk is full, :meth:`keep_up` tries again.
 
-        A checkpoint comes first: a later start has only checkpoints to check the records of earlier epochs with, since
+        A checkpoint comes first: after a restart, records of earlier epochs can only be checked by checkpoints, because
         their key is gone.
         """
         self.checkpoint()

@@ -1,8 +1,8 @@
-"""One log on several devices: the same bytes in several directories, best on different file systems.
+"""One log on several devices: the same bytes in several directories, preferably on different file systems.
 
-A write that reaches one of them is durable. A device that has no space is left behind and catches up when it has; one
-that failed is left out until a restart, and at a restart a device that holds less takes over what the other has. A
-device that holds something else is never written: it is evidence. :meth:`Mirror.alarms` tells what is out of order.
+A write that reaches one of them is durable. A full device is skipped and catches up once it has space; a failed one is
+skipped until a restart. At a restart, a device that holds less is completed from the other. A device that holds another
+log is never written: it is evidence. :meth:`Mirror.alarms` reports every device with a problem.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ State = Literal["working", "behind", "out"]
 
 
 class Mirror:
-    """The writer's view of all devices; the first that works leads."""
+    """The writer's view of all devices; the first that works is the leader."""
 
     def __init__(self, devices: Sequence[Device], calls: Calls, missing: Mapping[Path, str] | None = None) -> None:
         self._calls = calls
@@ -30,7 +30,7 @@ class Mirror:
 
     @property
     def segment_bytes(self) -> int:
-        """Length of the present segment."""
+        """Length of the current segment."""
         return self._leader().segment_bytes
 
     @property
@@ -39,19 +39,19 @@ class Mirror:
         return [each.directory for each in self._states]
 
     def alarms(self, max_used_share: float) -> list[str]:
-        """A sentence for every device that does not hold the whole log, or whose file system is fuller than that."""
+        """A sentence for every device that does not hold the complete log, or whose file system is too full."""
         shares = [(directory, used_share(directory)) for directory in self.directories]
         full = [f"the file system of {each} is {share:.0%} full" for each, share in shares if share >= max_used_share]
-        return [*(f"{directory} does not hold the whole log: {why}" for directory, why in self._why.items()), *full]
+        return [*(f"{directory} does not hold the complete log: {why}" for directory, why in self._why.items()), *full]
 
     def choose_leader(self) -> Device:
-        """The device that holds most; a new process continues from it."""
+        """The device that holds the most records; a new process continues from it."""
         leader = max(self._states, key=lambda each: _extent(each.directory))
         self._states = {leader: "working", **self._states}
         return leader
 
     def resume(self, segment: Path, segment_bytes: int, note_bytes: int) -> None:
-        """The leader goes on in its segment; the others take over what they lack."""
+        """The leader continues its segment; the others copy what they lack."""
         leader = self._leader()
         leader.resume(segment, segment_bytes, note_bytes)
         for device in list(self._states):
@@ -59,11 +59,11 @@ class Mirror:
                 self._follow(device, leader)
 
     def start_segment(self, first_seq: int, header: bytes) -> None:
-        """Begin a new segment everywhere."""
+        """Begin a new segment on every device."""
         self._everywhere(lambda device: device.start_segment(first_seq, header))
 
     def append(self, data: bytes) -> None:
-        """Make lines durable on every device that can, at least one.
+        """Make lines durable on every working device, at least one.
 
         Raises:
             DiskFull, DiskFailed: on none.
@@ -80,7 +80,7 @@ class Mirror:
             replace_file(device.directory / name, data, 0o644)
 
     def catch_up(self) -> None:
-        """Let devices that had no space try again. Reads the whole present segment, so do it rarely."""
+        """Let devices that had no space try again. Reads the whole current segment, so call it rarely."""
         for device in list(self._in_state("behind")):
             self._follow(device, self._leader())
 
@@ -110,7 +110,7 @@ class Mirror:
             self._set(device, "behind" if isinstance(error, DiskFull) else "out", error.message)
 
     def _nowhere(self, failures: dict[Device, DiskFull | DiskFailed]) -> None:
-        """No device took it. Full ones still hold the same and stay for the caller's retry; failed ones are out."""
+        """No device accepted the write. Full devices stay for the caller's retry; failed ones are skipped."""
         full = {device: error for device, error in failures.items() if isinstance(error, DiskFull)}
         for device in failures.keys() - full.keys() if full else ():
             self._set(device, "out", failures[device].message)
@@ -126,7 +126,7 @@ class Mirror:
     def _follow(self, device: Device, leader: Device) -> None:
         try:
             if not self._copy(device, leader):
-                self._set(device, "out", "it holds another log; move that away")
+                self._set(device, "out", "it holds another log; move it away")
                 return
         except DiskFull as error:
             self._set(device, "behind", error.message)
@@ -136,10 +136,12 @@ class Mirror:
             self._set(device, "working", None)
 
     def _copy(self, device: Device, leader: Device) -> bool:
-        """Bring a device up to the leader. False if what it holds is not the beginning of what the leader holds."""
+        """Complete a device from the leader. False if its bytes are not a prefix of the leader's."""
         ours, theirs = layout.segments(leader.directory), layout.segments(device.directory)
         oldest = layout.first_seq(ours[0]) or 0
-        theirs = [path for path in theirs if (layout.first_seq(path) or 0) >= oldest]  # ours may have been pruned alone
+        theirs = [
+            path for path in theirs if (layout.first_seq(path) or 0) >= oldest
+        ]  # only the leader may have been pruned
         names = [path.name for path in ours]
         if any(path.name not in names for path in theirs):
             return False
@@ -172,7 +174,7 @@ class Mirror:
 
 
 def _extent(directory: Path) -> tuple[int, int]:
-    """How far a log goes: its last segment's number and length."""
+    """The end of a log: its last segment's number and length."""
     segments = layout.segments(directory)
     if not segments:
         return (-1, 0)

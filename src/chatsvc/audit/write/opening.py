@@ -1,10 +1,10 @@
-"""Opens a log: a new one, or one that an earlier process left, also after a crash.
+"""Opens a log: a new one, or an existing one, also after a crash.
 
-Rules, in order: (1) a segment that was never begun durably is dropped; (2) every key named beside the log is vouched
+Rules, in order: (1) a segment that was never begun durably is dropped; (2) every key named beside the log is trusted
 for in ``keys/``, and the last segment follows its own rules, its checkpoints and, behind the last of these, its seal;
 (3) it may not hold less than a checkpoint or the sealing key says; (4) an incomplete last line, which was never
-acknowledged, is cut off; (5) what was begun and not ended is closed as ``aborted``. A log that does not pass is not
-written: it is evidence, and to continue it would sign what a forger has put there.
+acknowledged, is cut off; (5) acts begun and not ended are closed as ``aborted``. A log that breaks a rule is
+not written: it is evidence, and continuing it would sign a forger's records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid, Signer, format_v
 from chatsvc.audit.format.ratchet import Epochs, SealKey
 from chatsvc.audit.format.record import MAX_LINE_BYTES, Pseudonyms, Record, RecordInvalid, decode
 from chatsvc.audit.format.replay import Notes, Replay, check_header_note, known_keys, read_notes
-from chatsvc.audit.format.rules import Tampered, Walk, position_at
+from chatsvc.audit.format.rules import RuleChecker, Tampered, position_at
 from chatsvc.audit.format.segment import first_line
 from chatsvc.audit.options import AuditOptions
 from chatsvc.audit.write.contents import Contents
@@ -31,7 +31,7 @@ from chatsvc.disk.append import Calls
 from chatsvc.errors import OperatorError
 
 _MICRO = 1_000_000
-_ORPHANED = "the process ended before this did"
+_ORPHANED = "the process ended before the act did"
 _REMEDY = "Run 'chatsvc audit verify', keep the directory as evidence, and move it away to begin a new log."
 
 
@@ -59,8 +59,8 @@ def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal
     """Open or begin the log, from the device that holds most of it.
 
     Raises:
-        OperatorError: the log, or a key of it, is damaged or gone; what to do is in the message.
-        DiskFull, DiskFailed: what must be written at the start cannot be.
+        OperatorError: the log, or a key of it, is damaged or missing; the message says what to do.
+        DiskFull, DiskFailed: the records of the start cannot be written.
     """
     directory = mirror.choose_leader().directory
     segments = layout.segments(directory)
@@ -69,7 +69,7 @@ def open_journal(options: AuditOptions, clock: Clock, mirror: Mirror) -> Journal
     if segments:
         return _resume(options, clock, mirror, segments[-1])
     if (directory / layout.VKEY).exists():
-        raise OperatorError(f"The audit log's segments are gone from {directory}. {_REMEDY}")
+        raise OperatorError(f"The audit log's segments are missing from {directory}. {_REMEDY}")
     return _begin(options, clock, mirror)
 
 
@@ -105,7 +105,7 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     sealing = keys.seal_key(options.keys, header["log_id"])
     signer = Signer(header["segment"]["origin"], keys.signing_key(options.keys, create=False))
     pseudonyms = Pseudonyms(keys.hmac_key(options.keys, create=False))
-    replay, notes, last = _replayed(segment, signer, sealing, keys.vouched(options.keys))  # (2) (3)
+    replay, notes, last = _replayed(segment, signer, sealing, keys.trusted_keys(options.keys))  # (2) (3)
     position = replay.walk.position
     if sealing.epoch > position.epoch:  # (3)
         raise OperatorError(
@@ -121,7 +121,9 @@ def _resume(options: AuditOptions, clock: Clock, mirror: Mirror, segment: Path) 
     )
     journal.continue_from(position, since, last)
     mirror.resume(segment, replay.good_bytes, notes.good_bytes)  # (4)
-    if sealing.epoch < position.epoch:  # turned in the log, but the process ended before the key's file followed
+    if (
+        sealing.epoch < position.epoch
+    ):  # the log has the new epoch, but the process ended before the key's file was replaced
         journal.leave_epoch()
     _tidy(journal, len(replay.torn))
     _name_key(mirror, signer, options)
@@ -137,28 +139,28 @@ def _header(segment: Path) -> Record:
         raise OperatorError(f"{segment} is damaged: {error.message} {_REMEDY}") from None
 
 
-def _require_vouched(directory: Path, vouched: frozenset[bytes]) -> None:
-    """Refuse a log that names a key for which ``keys/`` does not vouch."""
-    unvouched = [key for key in known_keys(directory) if key.public not in vouched]
-    if unvouched:
-        named = ", ".join(f"{key.name} {key.fingerprint}" for key in unvouched)
+def _require_trusted(directory: Path, trusted: frozenset[bytes]) -> None:
+    """Refuse a log that names a key that is not in ``keys/``."""
+    untrusted = [key for key in known_keys(directory) if key.public not in trusted]
+    if untrusted:
+        named = ", ".join(f"{key.name} {key.fingerprint}" for key in untrusted)
         raise OperatorError(
-            f"{directory / layout.VKEY} names a key that keys/ does not vouch for: {named}. If it is one that you "
-            f"replaced, add its line to keys/audit-signing.pub. Else the log was forged. {_REMEDY}"
+            f"{directory / layout.VKEY} names a key that is not in keys/: {named}. If it is one that you "
+            f"replaced, add its line to keys/audit-signing.pub. Otherwise the log was forged. {_REMEDY}"
         )
 
 
 def _replayed(
-    segment: Path, signer: Signer, sealing: SealKey, vouched: frozenset[bytes]
+    segment: Path, signer: Signer, sealing: SealKey, trusted: frozenset[bytes]
 ) -> tuple[Replay, Notes, Record]:
-    """Check the last segment with its checkpoints and the MACs of the present epoch; its last record comes along."""
+    """Check the last segment with its checkpoints and the MACs of the current epoch; also returns its last record."""
     num_unsealed = 0  # all records before this one may be of epochs whose key is gone
     try:
-        _require_vouched(segment.parent, vouched)
+        _require_trusted(segment.parent, trusted)
         believed = [*known_keys(segment.parent), signer.verifier_key]
         position = position_at(first_line(segment))
         num_covered = position.seq  # by the checkpoint in the header
-        replay = Replay(Walk(position, sealing, only_from_its_epoch=True))
+        replay = Replay(RuleChecker(position, sealing, only_from_its_epoch=True))
         notes = read_notes(segment, believed)
         replay.expect(notes.checkpoints)
         last: Record = {}
@@ -202,7 +204,7 @@ def _tidy(journal: Journal, torn_bytes: int) -> None:
 
 def _name_key(mirror: Mirror, signer: Signer, options: AuditOptions) -> None:
     """Write the public key to ``keys/``, which a verifier trusts, and beside the log, which only names it."""
-    keys.vouch(options.keys, signer.verifier_key)
+    keys.trust(options.keys, signer.verifier_key)
     line = format_vkey(signer.verifier_key) + "\n"
     paths = [directory / layout.VKEY for directory in mirror.directories]
     known = next((path.read_text(encoding="utf-8") for path in paths if path.exists()), "")

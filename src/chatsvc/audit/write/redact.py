@@ -1,9 +1,9 @@
-"""Masks what an operator who reads a log need not see: secrets, addresses and numbers of people and accounts.
+"""Masks what a reader of the log need not see: secrets, addresses and numbers of people and accounts.
 
 Pure. Numbers that have check digits (most identity numbers, bank cards, IBAN) are masked only where these are right, so
-that an order number stays readable. Full-width digits and signs count as their ASCII twins. Masking lowers what leaks;
-it does not guarantee that nothing is left. For that, choose the level ``metadata`` or ``sealed``.
-Matching takes time linear in the text: repeats are bounded, or a match can start only once in its run of characters.
+that an order number stays readable. Full-width digits and signs are treated as their ASCII forms. Masking reduces what
+leaks; it does not guarantee that nothing remains. For that, choose the level ``metadata`` or ``sealed``. Matching takes
+time linear in the text: repeats are bounded, or a match can start only once in its run of characters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from chatsvc.audit.write.id_numbers import ID_NUMBERS, always
 
 _WIDTH = str.maketrans({0xFF01 + offset: 0x21 + offset for offset in range(94)} | {0x3000: 0x20})
 _PEM = r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[^-]{0,20000}(?:-----END[A-Z -]{0,60})?"
-# How keys and tokens of today's services begin, as their documentation and public secret scanners list them.
+# Prefixes of keys and tokens of current services, from their documentation and public secret scanners.
 _PREFIXES = (
     "csk_[A-Za-z0-9]{1,64}_",  # this service
     "sk-|sk_(?:live|test)_|rk_(?:live|test)_|pk_live_|whsec_",  # OpenAI, Anthropic, DashScope, DeepSeek; Stripe
@@ -41,7 +41,7 @@ _SEPARATOR = "[ ()./-]{0,3}"
 
 
 def _is_basic(text: str) -> bool:
-    """Whether base64 behind "Basic" holds a name and a password (RFC 7617), and is no word of a sentence."""
+    """Whether base64 behind "Basic" holds a name and a password (RFC 7617), and is not a word in a sentence."""
     encoded = text.rsplit(maxsplit=1)[-1].rstrip("=")
     try:
         return ":" in base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True).decode()
@@ -67,7 +67,7 @@ _KINDS: tuple[tuple[str, re.Pattern[str], Callable[[str], bool]], ...] = (
     *(
         ("phone", re.compile(rf"(?<![0-9]){pattern}(?!\.?[0-9])"), always)
         for pattern in (
-            # Groups of four digits are no part of an IPv4 address, and two dots are no fraction.
+            # A group of four digits cannot be part of an IPv4 address, and two dots cannot be a fraction.
             r"(?:\(?\+?86\)?[ .-]?)?(?:\(1[3-9][0-9]\)|1[3-9][0-9])(?:[ -]?[0-9]{4}[ -]?|\.[0-9]{4}\.)[0-9]{4}",
             r"(?:\(0[0-9]{2,3}\)[ .-]?|0[0-9]{2,3}[.-])[0-9]{3,4}[ .-]?[0-9]{4}",
             r"[48]00[ .-]?[0-9]{3}[ .-]?[0-9]{4}",

@@ -1,8 +1,8 @@
-"""The wall clock as the log sees it: which time a record gets, and when the clock was set.
+"""The wall clock as the log sees it: the time of a record, and whether the clock was set.
 
 A wall clock may be years off and then be corrected. The time since boot (``mono_us``) is not affected, so the
 difference of the two changes only when somebody sets the wall clock. A step of a minute or more is a record of its own
-(``audit.clock``); until that is written, records keep the time by the old setting. Knows no records.
+(``audit.clock``); until that is written, records use the old setting. Knows no records.
 
 *Log time* is wall time with every such step taken out (:class:`chatsvc.audit.format.rules.Position`): it never goes
 back, and sealing epochs, segments and checkpoints go by it.
@@ -28,7 +28,7 @@ class Clock:
 
 
 def system_clock() -> Clock:
-    """The machine's clocks. CLOCK_BOOTTIME goes on during suspend, so waking up is no step of the wall clock."""
+    """The machine's clocks. CLOCK_BOOTTIME continues during suspend, so waking up is not a step of the wall clock."""
     path = Path("/proc/sys/kernel/random/boot_id")
     boot_id = path.read_text(encoding="ascii").strip() if path.exists() else "unknown"
     return Clock(lambda: time_ns() // 1000, lambda: clock_gettime_ns(CLOCK_BOOTTIME) // 1000, boot_id)
@@ -43,7 +43,7 @@ class Moment:
 
 
 class Timekeeper:
-    """Knows the wall clock's setting: wall time minus time since boot, as far as it is on record."""
+    """Knows the wall clock's setting: wall time minus time since boot, as recorded."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -55,12 +55,12 @@ class Timekeeper:
         return Moment(self.clock.wall_us(), self.clock.mono_us())
 
     def begin(self) -> None:
-        """Take the present setting as right: a new log has nothing to compare it with."""
+        """Accept the current setting: a new log has nothing to compare it with."""
         now = self.now()
         self._setting_us = now.wall_us - now.mono_us
 
     def resume(self, last: Moment, boot_id: str) -> None:
-        """Go by the setting of the last record.
+        """Use the setting of the last record.
 
         After a reboot it is unknown how much time has passed, only that it did not go back.
         """
@@ -71,7 +71,7 @@ class Timekeeper:
             self._setting_us = max(now.wall_us, last.wall_us) - now.mono_us
 
     def wall_of(self, moment: Moment) -> int:
-        """The wall time of a moment, by the setting that is on record."""
+        """The wall time of a moment, by the recorded setting."""
         by_setting = moment.mono_us + self._setting_us
         return moment.wall_us if abs(moment.wall_us - by_setting) < LEAST_STEP_US else by_setting
 
@@ -81,5 +81,5 @@ class Timekeeper:
         return step if abs(step) >= LEAST_STEP_US else 0
 
     def take_step(self, moment: Moment) -> None:
-        """The step is on record: go by the new setting."""
+        """The step is recorded: use the new setting."""
         self._setting_us = moment.wall_us - moment.mono_us

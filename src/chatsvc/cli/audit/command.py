@@ -92,13 +92,13 @@ def _own_seal_keys(file: Path | None) -> tuple[Path, ...]:
 def _trust(witness: Path | None, keys: tuple[Path, ...], seal_keys: tuple[Path, ...]) -> Trust:
     from chatsvc.audit.format.notes import read_vkeys
     from chatsvc.audit.format.ratchet import parse_seal_key
-    from chatsvc.audit.keys import vouched
+    from chatsvc.audit.keys import trusted_keys
     from chatsvc.audit.verify.log import Trust
     from chatsvc.audit.witness.seen import Seen
 
     return Trust(
         keys=tuple(key for path in keys for key in read_vkeys(path)),
-        home=frozenset() if keys else vouched(load().keys_directory),
+        home=frozenset() if keys else trusted_keys(load().keys_directory),
         seal_keys=tuple(parse_seal_key(path.read_text(encoding="utf-8", errors="replace")) for path in seal_keys),
         witness=Seen.read(witness) if witness else None,
     )
@@ -223,7 +223,7 @@ def seal_key(output: Path | None, *, drop: bool) -> None:
                 keys.drop(path)
                 click.echo(f"{path.name}: destroyed")
             else:
-                kept = keys.take_away(path, output)
+                kept = keys.move_to_auditor(path, output)
                 click.echo(f"{kept}: keep it for `verify --seal-key`. It is no longer in {path.parent}.")
     if output is not None:
         _write_public_keys(settings, output)

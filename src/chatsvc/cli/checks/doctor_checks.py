@@ -186,7 +186,7 @@ def audit_keys(settings: Settings) -> Iterator[Finding]:
     """Whether the first sealing key is off this machine, and whether the log names only public keys of keys/."""
     from chatsvc.audit.format.layout import logs
     from chatsvc.audit.format.replay import known_keys
-    from chatsvc.audit.keys import initial_seals, vouched
+    from chatsvc.audit.keys import initial_seals, trusted_keys
 
     if not os.access(settings.keys_directory, os.R_OK | os.X_OK):
         return  # no log was begun yet, or the check of permissions reports that this account may not read
@@ -200,7 +200,7 @@ def audit_keys(settings: Settings) -> Iterator[Finding]:
         yield Finding("audit seal", "warning", what, remedy)
     else:
         yield Finding("audit seal", "good", "no first sealing key is on this machine")
-    own = vouched(settings.keys_directory)
+    own = trusted_keys(settings.keys_directory)
     for key in [key for log in logs(settings.audit_directory) for key in known_keys(log) if key.public not in own]:
         what = f"the audit log names a public key that is not among those of keys/: {key.name} {key.fingerprint}"
         yield Finding("audit keys", "fatal", what, "`chatsvc audit verify`; see docs/reference/audit-format.md.")

@@ -16,7 +16,7 @@ from chatsvc.audit.facts import Result
 from chatsvc.audit.format.notes import KeyUnknown, NoteInvalid
 from chatsvc.audit.log import AuditLog
 from chatsvc.audit.verify.export import Span, export, parse_moment
-from chatsvc.audit.witness.held_heads import HeadRefused, Submission, Witnessed
+from chatsvc.audit.witness.held_heads import HeadRefused, HeldHeads, Submission
 from chatsvc.errors import Conflict, InvalidRequest, PermissionRefused
 from chatsvc.guard.principal import scope
 from chatsvc.http.wire import context
@@ -87,7 +87,7 @@ class AuditViews:
     log: AuditLog
     directory: Path
     keys: Path
-    witnessed: Witnessed
+    witnessed: HeldHeads
     clock: Callable[[], float] = time.time
 
     @route("GET", "/admin/audit/export")
