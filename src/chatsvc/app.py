@@ -1,7 +1,7 @@
-"""The composition root: the one place that knows everyone. :func:`create_app` wires, and decides nothing else.
+"""The composition root: the one module that knows all packages. :func:`create_app` wires them and decides nothing else.
 
 The order of construction is the order of dependence: the log that everything needs first, then the guard, the engine's
-client, the chat, and the routes. What is made here is closed by :meth:`Running.close` in the opposite order.
+client, the chat, and the routes. Everything made here is closed by :meth:`Running.close` in the opposite order.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Running:
     provider: OidcProvider | None
 
     def close(self) -> None:
-        """Let go of the engine, the log (with its last checkpoint) and the database."""
+        """Close the engine client, the log (with its last checkpoint) and the database."""
         self.health.pulse.close()
         self.engine.close()
         self.templates.close()
@@ -91,7 +91,7 @@ def create_app(settings: Settings) -> Flask:
     """The web application of one process.
 
     Raises:
-        AuditUnavailable: no log, no service.
+        AuditUnavailable: the audit log cannot be opened.
         StoreUnavailable: the database cannot be reached.
         RuntimeError: a route declares no requirement.
     """
@@ -105,7 +105,7 @@ def create_app(settings: Settings) -> Flask:
 def _application(running: Running) -> Flask:
     settings = running.settings
     app = Flask("chatsvc", static_folder=None)
-    # One byte more than is taken, see http/wire/schema.py: read_body.
+    # One byte above the limit, see http/wire/schema.py: read_body.
     app.config["MAX_CONTENT_LENGTH"] = _max_plain_bytes(settings) + 1
     app.config["PROPAGATE_EXCEPTIONS"] = False
     app.url_map.merge_slashes = False
@@ -160,7 +160,7 @@ def _start(settings: Settings, on_failure: ExitStack) -> Running:
     on_failure.callback(pulse.close)
     health = ops.Health(engine, log, drain, pulse, service.streak)
     metrics.add_gauges(ops.gauges(health, queue))
-    gate.housekeep()  # what was done by command while we were away
+    gate.housekeep()  # records of commands that ran while the service was down
     pulse.start()
     engine.start(planner.prepare)
     on_failure.callback(engine.close)

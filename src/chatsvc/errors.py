@@ -28,7 +28,7 @@ contains a secret, a prompt or a traceback. :mod:`chatsvc.http.wire.problems` ma
     │   ├── StoreUnavailable            database or Redis down
     │   │   └── IdentityUnavailable     directory or identity provider down
     │   └── DeadlineExceeded            the generation reached its wall-clock limit
-    ├── ModelFailed                     500, the model's numbers are not finite
+    ├── ModelFailed                     500, the model computed NaN or infinity
     └── OperatorError                   exit code 3 on the command line
         ├── ConfigurationInvalid        all problems of a configuration at once
         └── ModelRefused                the model's files do not verify
@@ -84,7 +84,7 @@ class PermissionRefused(RequestError):
     """403: the address is not on the allow-list, or a scope is missing. ``reason`` goes to the log only."""
 
     code = "permission_denied"
-    message = "You may not do this: your address is not on the list, or your account lacks the scope."
+    message = "Not allowed: your address is not on the allow-list, or your account lacks the scope."
 
     def __init__(self, reason: str, *, message: str | None = None, code: str | None = None) -> None:
         super().__init__(message, code=code)
@@ -95,14 +95,14 @@ class NotFound(RequestError):
     """404: it does not exist, or it is not the caller's; the answer does not tell which."""
 
     code = "not_found"
-    message = "There is nothing here; /openapi.json lists all paths."
+    message = "Not found; /openapi.json lists all paths."
 
 
 class ModelNotFound(NotFound):
     """404: the request names a model that is not served."""
 
     code = "model_not_found"
-    message = "There is no such model here; GET /v1/models lists the models, and 'model' may be left out."
+    message = "This model is not served here; GET /v1/models lists the models, and 'model' may be left out."
     param = "model"
 
 

@@ -49,19 +49,19 @@ def test_who_finds_too_many_waiting_is_refused_at_once():
     passwords = Passwords(PasswordOptions(memory_kib=8192, time_cost=1, max_parallel=1, max_waiting=1, max_wait_s=30))
     waits = threading.Event()
 
-    def wait_for_a_turn():
+    def wait_for_a_slot():
         waits.set()
         with passwords.slot():
             pass
 
     with passwords.slot():
-        waiting = threading.Thread(target=wait_for_a_turn)
+        waiting = threading.Thread(target=wait_for_a_slot)
         waiting.start()
         waits.wait()
-        while passwords._turns._inside.acquire(blocking=False):  # until the other thread is inside
-            passwords._turns._inside.release()
+        while passwords._slots._admitted.acquire(blocking=False):  # until the other thread waits
+            passwords._slots._admitted.release()
         with pytest.raises(Overloaded), passwords.slot():
-            pytest.fail("the other thread never came inside")
+            pytest.fail("the other thread never waited")
     waiting.join()
 
 

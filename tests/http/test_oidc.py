@@ -121,8 +121,8 @@ def test_both_steps_are_audited(app, client):
 CHANGED_ANSWERS = [
     (lambda query: {**query, "state": "another"}, "state mismatch: the answer belongs to another login"),
     (lambda query: {**query, "code": "another"}, "the provider refuses the code"),
-    (lambda query: {"state": query["state"], "error": ["access_denied", "<b>no</b>"]}, "without a code"),
-    (lambda query: {"state": query["state"], "error": "<b>server_error</b>"}, "without a code"),
+    (lambda query: {"state": query["state"], "error": ["access_denied", "<b>no</b>"]}, "has no valid code"),
+    (lambda query: {"state": query["state"], "error": "<b>server_error</b>"}, "has no code"),
     (lambda query: {"code": query["code"]}, "state mismatch: the answer belongs to another login"),
     (lambda query: {}, "state mismatch: the answer belongs to another login"),
 ]

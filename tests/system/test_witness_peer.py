@@ -96,7 +96,9 @@ def test_one_replica_witnesses_another_and_sees_its_rollback(web, pair, tmp_path
     assert "it saw" in serve_and_log_in(web, own, port, 1)
     assert size_held(held) == size
 
-    assert "does not show that the log begins" in serve_and_log_in(web, own, port, 12)  # another history, and a longer one
+    assert "does not show that the log begins" in serve_and_log_in(
+        web, own, port, 12
+    )  # another history, and a longer one
     assert size_held(held) == size
     assert (verify(own, held), own.run("audit", "verify").returncode) == (1, 0)
     shown = peer.run("audit", "show", "--action", "audit.witness", "--outcome", "denied", "-n", "0").stdout

@@ -1,6 +1,6 @@
 """Files that are only ever appended to, durably: the edge between the audit log and the operating system.
 
-A failed append leaves the file as it was before it (:class:`DiskFull`) or makes it unusable until a restart
+A failed append leaves the file unchanged (:class:`DiskFull`) or makes it unusable until a restart
 (:class:`DiskFailed`). An fsync error is never retried: the kernel marks the pages clean, so a second fsync
 would succeed although the data is lost. Knows nothing about records.
 """
@@ -20,7 +20,7 @@ _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
 class DiskFull(ChatsvcError):
-    """There is no space; the file is as it was, and writing may be tried again."""
+    """The disk is full; the file is unchanged, and writing may be tried again."""
 
     code = "disk_full"
 
@@ -58,7 +58,7 @@ class AppendFile:
     """One open file, made when missing. ``size`` is its durable length in bytes; a failed append is cut back to it.
 
     Before each append the open file must still be the one of this name with that size: a log rotation that copies and
-    truncates, a clean-up or a restore may have taken it away, and what is written then would be lost or tear the log.
+    truncates, a clean-up or a restore may have removed it, and a write would then be lost or corrupt the log.
 
     Raises:
         DiskFull, DiskFailed: it cannot be opened; DiskFailed also for a symbolic link.
@@ -73,11 +73,11 @@ class AppendFile:
         self.size = os.fstat(self._fd).st_size
 
     def append(self, data: bytes) -> None:
-        """Write and make durable, or leave no trace.
+        """Append durably, or leave the file unchanged.
 
         Raises:
             DiskFull: no space; the file has its former length.
-            DiskFailed: any other failure, or the file was taken away; every later call fails too.
+            DiskFailed: any other failure, or the file was removed; every later call fails too.
         """
         if self._failed:
             raise DiskFailed(f"{self.path} failed before; it is not written again until a restart.")

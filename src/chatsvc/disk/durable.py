@@ -30,7 +30,7 @@ _RENAME_EXCHANGE = 2
 
 @contextlib.contextmanager
 def new_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[BufferedRandom]:
-    """Open a file that must not exist yet, for reading and writing; durable when the context ends well.
+    """Open a file that must not exist yet, for reading and writing; durable when the context ends without an exception.
 
     A crash can leave a part of it: use it below a temporary name, or :func:`write_file`.
     """
@@ -44,7 +44,7 @@ def new_file(path: Path, mode: int = PRIVATE_FILE) -> Iterator[BufferedRandom]:
 
 
 def write_file(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
-    """Make a new file with exactly this mode: whole, or not there at all. Of two writers, one gets the name.
+    """Create a file with exactly this mode, complete or not at all. If two processes try, one succeeds.
 
     Raises:
         FileExistsError: the name is taken, also by a symbolic link.
@@ -93,7 +93,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two folders of one parent swap names in one step (renameat2(2) with RENAME_EXCHANGE).
+    """Swap the names of two folders of one parent in one step (renameat2(2) with RENAME_EXCHANGE).
 
     Raises:
         OSError: the file system cannot do it; nothing has changed.
@@ -125,7 +125,7 @@ def erase(path: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Wait until what others wrote to a file is on the disk."""
+    """Wait until data that others wrote to a file is on the disk."""
     _sync(path, os.O_RDONLY, os.fdatasync)
 
 

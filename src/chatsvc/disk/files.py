@@ -1,4 +1,4 @@
-"""Regular files and private folders: open, hash, check what fits. Writing is in :mod:`chatsvc.disk.durable`."""
+"""Regular files and private folders: open, hash, check sizes. Writing is in :mod:`chatsvc.disk.durable`."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ def check_sizes(sources: Sequence[Path], target: Path) -> None:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder, with its parents, that only this account may enter; an existing one is left as it is."""
+    """Make a folder, with its parents, that only this account may enter; an existing one is not changed."""
     if not folder.is_dir():
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
 
 
 def group_may_read(folder: Path) -> bool:
-    """Whether the group may read a folder, and so may read what is put into it.
+    """Whether the group may read a folder, and so may read files put into it.
 
     The engine may run under an account of its own, in the group of the store's folder (mode 2750).
     """

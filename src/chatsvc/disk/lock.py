@@ -51,7 +51,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Let the next process take it."""
+        """Release the lock."""
         os.close(self.descriptor)
 
     def __enter__(self) -> Self:

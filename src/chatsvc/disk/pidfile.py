@@ -1,4 +1,6 @@
-"""Which process serves a home: a locked file that holds its process id. SIGHUP tells it that the active model changed.
+"""The pid file of a home: a locked file with the id of the process that serves it.
+
+SIGHUP tells that process that the active model changed.
 
 The lock decides, not the number: a file that a killed process left behind counts as free. Knows nothing about serving.
 """
@@ -23,7 +25,7 @@ def pidfile_path(home: Path) -> Path:
 
 @contextmanager
 def hold(home: Path) -> Iterator[None]:
-    """Be the process that serves this home, for the length of the context.
+    """Hold the lock of the process that serves this home, while the context lasts.
 
     Raises:
         OperatorError: another process serves it already.

@@ -1,1 +1,1 @@
-"""The kit for machines without a network: built here, verified and installed there."""
+"""The kit for machines without a network: built on a machine with a network, verified and installed on one without."""

@@ -1,4 +1,4 @@
-"""Builds an air-gap kit on a machine with a network: one signed archive that installs itself where there is none.
+"""Builds an air-gap kit on a machine with a network: one signed archive that installs itself on a machine without one.
 
 In it: the wheels for the target, locked by hash; a model of the store (sealed or not); the templates of config, nginx,
 systemd and compose; the documents; an SBOM; the programs that verify and install it; a delivery checklist. The
@@ -60,7 +60,7 @@ class Target:
         return self.python or f"{sys.version_info.major}.{sys.version_info.minor}"
 
     def pip_options(self, own: Path) -> list[str]:
-        """What ``pip download`` is told. Our own wheel holds compiled code, whose platform pip must take as well.
+        """The options of ``pip download``. Our own wheel holds compiled code, so pip must accept its platform as well.
 
         Raises:
             OperatorError: our own wheel is not for the target.
@@ -104,7 +104,7 @@ class Contents:
 
 
 def signing_keys(folder: Path) -> SigningKeys:
-    """The key that signs kits; its public half goes to the receiver by another way than the kit."""
+    """The key that signs kits; its public half goes to the receiver separately from the kit."""
     return SigningKeys(folder, _PURPOSE)
 
 
@@ -112,11 +112,11 @@ def build(output: Path, contents: Contents, keys: SigningKeys, progress: Progres
     """Write the kit to ``output``; returns its SHA-256 in hex.
 
     Raises:
-        OperatorError: the output is there already, or a part cannot be had; nothing is left behind.
+        OperatorError: the output exists already, or a part cannot be obtained; nothing is left behind.
     """
     sbom.require_library()
     if output.exists():
-        raise OperatorError(f"{output} is there already; remove it, or give another --output")
+        raise OperatorError(f"{output} exists already; remove it, or give another --output")
     release = version("chatsvc")
     make_private_folder(output.absolute().parent)
     with temporary_folder(output.absolute().parent) as work:
@@ -227,13 +227,13 @@ Who delivers:
 
 - [ ] The kit was built on a machine that builds nothing else, from a tagged commit.
 - [ ] `chatsvc bundle verify KIT.tar PUBLIC_KEY` said *verified* on another machine.
-- [ ] The SHA-256 of KIT.tar and the public key went to the receiver by another way than the kit.
-- [ ] If the model is sealed, its key went by a third way, to a named person.
+- [ ] The SHA-256 of KIT.tar and the public key went to the receiver separately from the kit.
+- [ ] If the model is sealed, its key was sent separately from both, to a named person.
 - [ ] `sbom.cdx.json` was checked for known vulnerabilities on the day of delivery.
 
 Who receives:
 
-- [ ] `sha256sum KIT.tar` is the number that came by the other way.
+- [ ] `sha256sum KIT.tar` equals the number that was sent separately.
 - [ ] `kit_verify.py` is the one kept from before, or was read; `python3 kit_verify.py KIT.tar PUBLIC_KEY` said
       *verified*.
 - [ ] `python3 kit_install.py install KIT.tar PUBLIC_KEY --prefix /opt/chatsvc` ended with exit code 0.

@@ -1,4 +1,4 @@
-"""Installs a chatsvc kit without a network, with Python's standard library alone: nothing else is there yet.
+"""Installs a chatsvc kit without a network, with Python's standard library alone: nothing else is installed yet.
 
 ``python3 kit_install.py install KIT.tar PUBLIC_KEY --prefix DIR``, then ``upgrade`` and ``rollback``; the commands
 under ``chatsvc bundle`` call the same code. Nothing of a kit is written before all of it verified.
@@ -88,7 +88,7 @@ def rollback(prefix: Path) -> str:
     head = _schema(prefix, previous, "head").strip()
     if head != _schema(prefix, current, "head").strip():
         _say(f"taking the database's tables back to {head}")
-        _schema(prefix, current, "back", head)  # only the newer release knows the way back
+        _schema(prefix, current, "back", head)  # only the newer release has the downgrade
     write_units(prefix / "releases" / previous / "systemd", prefix, prefix / "systemd")
     _switch(prefix, previous)
     return previous
@@ -107,7 +107,7 @@ def _order(release: str) -> tuple[list[int], bool, str]:
 
 
 def _record_going_back(prefix: Path, current: str | None, release: str) -> None:
-    """Have the current release record in its audit log that an older one takes over; without the record it does not.
+    """Have the current release record the rollback in its audit log; without the record there is no rollback.
 
     Releases call each other by the names ``chatsvc.cli.going_back`` and ``chatsvc.cli.schema``: these must not change.
     """
@@ -294,7 +294,7 @@ To try it, that is all. As a service of this machine, as root:
   5. cp {units}/chatsvc.service /etc/systemd/system/ (install --systemd does it), systemctl enable --now chatsvc
   6. nginx in front of it: {program} config nginx --help
   7. {program} doctor
-Containers instead: {current}/compose.yaml, with an image that was made elsewhere and came by `docker load`.
+Containers instead: {current}/compose.yaml, with an image made elsewhere and loaded by `docker load`.
 The documents: {current}/docs/index.md"""
 
 

@@ -1,9 +1,11 @@
-"""Verifies a chatsvc kit with Python's standard library and a public key alone. One file: it can be read, and kept.
+"""Verifies a chatsvc kit with Python's standard library and a public key alone.
 
-``python3 kit_verify.py KIT.tar PUBLIC_KEY`` exits 0 when the kit is what was signed, 1 when it differs (and says in
-what), 3 when it cannot be read. ``chatsvc bundle verify`` calls the same code. A kit is a tar archive of one folder
-with ``manifest.json`` (every file's size and SHA-256), ``manifest.sig`` (Ed25519 over the context line and the bytes
-of the manifest, in hex) and those files. Nothing of it is run or written.
+It is one file, so it can be reviewed and kept.
+
+``python3 kit_verify.py KIT.tar PUBLIC_KEY`` exits 0 if the kit is what was signed, 1 if it differs (and lists the
+differences), 3 when it cannot be read. ``chatsvc bundle verify`` calls the same code. A kit is a tar archive of one
+folder with ``manifest.json`` (every file's size and SHA-256), ``manifest.sig`` (Ed25519 over the context line and the
+bytes of the manifest, in hex) and those files. No file of the kit is run or written.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ class Member(tarfile.TarInfo):
 
 
 def verify(archive: Path, public_key: bytes) -> Kit:
-    """Compare the archive with its signed manifest. What is not as large as was signed is not read.
+    """Compare the archive with its signed manifest. A file whose size differs from the signed one is not read.
 
     Raises:
         KitDiffers: naming every file that differs.
@@ -169,7 +171,7 @@ def _members(tar: tarfile.TarFile, archive_bytes: int) -> tuple[dict[str, tarfil
         if member.isdir():
             continue
         if not member.isreg() or not _is_plain(member.name) or path in members:
-            problems.append(f"{member.name}: is no plain file, leaves the folder, or is there twice")
+            problems.append(f"{member.name}: is no plain file, leaves the folder, or appears twice")
             continue
         members[path] = member
     return members, roots, problems

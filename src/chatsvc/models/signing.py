@@ -81,7 +81,7 @@ class SigningKeys:
         return True
 
     def _make(self, path: Path) -> None:
-        with contextlib.suppress(FileExistsError):  # another process was quicker: its key is the one
+        with contextlib.suppress(FileExistsError):  # another process was quicker: use its key
             write_file(path, Ed25519PrivateKey.generate().private_bytes_raw(), 0o400)
 
 

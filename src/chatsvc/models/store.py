@@ -145,7 +145,7 @@ class ModelFolder:
 
     def _manifest(self) -> tuple[Manifest, str]:
         signed, digest = manifest.read(self.path, self.keys)
-        if signed.name != self.name:  # the folder of another model was put under this name
+        if signed.name != self.name:  # another model's folder was moved to this name
             raise ModelRefused
         return signed, digest
 
@@ -226,7 +226,7 @@ class ModelStore:
         return folder
 
     def _active_description(self) -> ModelDescription | None:
-        with contextlib.suppress(OperatorError):  # not as signed: nothing can be said of its age
+        with contextlib.suppress(OperatorError):  # it does not verify, so its age is unknown
             return active.description() if (active := self.active()) else None
         return None
 

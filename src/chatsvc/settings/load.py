@@ -50,7 +50,7 @@ _DIRECTORY_LOGINS = 40  # that ask a directory or wait to (guard/accounts/login.
 _OTHER_THREADS = 24  # all other requests, which wait for the disk, a database or a provider
 HEALTH_THREADS = 8  # reserved for health
 _MAX_KEEP_ALIVE_S = 60  # nginx gives a silent upstream 75 s
-# No library may use the network: models are local files, and nothing reports that it runs.
+# No library may use the network: models are local files, and there is no telemetry.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",

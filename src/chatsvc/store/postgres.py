@@ -26,7 +26,7 @@ _ANSWER_TIMEOUT_S = 6.0
 _OPTIONS = "-c statement_timeout=5000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=15000"
 
 
-class ImpatientConnection(psycopg.Connection[Any]):
+class TimeLimitedConnection(psycopg.Connection[Any]):
     """A connection that is closed if the server does not answer in time."""
 
     breaker: Breaker
@@ -58,20 +58,20 @@ def postgres_engine(url: str, pool_size: int, breaker: Breaker) -> Engine:
         connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "options": _OPTIONS},
     )
 
-    def connect(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> ImpatientConnection:
+    def connect(_dialect: Any, _record: Any, arguments: Any, keywords: Any) -> TimeLimitedConnection:
         try:
-            connection = ImpatientConnection.connect(*arguments, **keywords)
+            connection = TimeLimitedConnection.connect(*arguments, **keywords)
         except psycopg.errors.ConnectionTimeout:
             breaker.trip()
             raise
         connection.breaker = breaker
         return connection
 
-    def check_out(connection: ImpatientConnection, _record: Any, _proxy: Any) -> None:
+    def check_out(connection: TimeLimitedConnection, _record: Any, _proxy: Any) -> None:
         connection.answer_timeout_s = _ANSWER_TIMEOUT_S
         breaker.close()
 
-    def check_in(connection: ImpatientConnection | None, _record: Any) -> None:
+    def check_in(connection: TimeLimitedConnection | None, _record: Any) -> None:
         if connection is not None:  # None: it was closed
             connection.answer_timeout_s = _PING_TIMEOUT_S
 

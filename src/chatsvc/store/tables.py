@@ -25,7 +25,7 @@ class Account(Base):
         source: ``local``, ``ldap`` or ``oidc``.
         name_key: the form in which names are compared; accounts of older versions that share it have ``#`` and their id
             appended.
-        authority, subject: who vouches for the account, and the person's unchanging id there.
+        authority, subject: the external authority of the account, and the person's unchanging id there.
     """
 
     __tablename__ = "accounts"

@@ -1,4 +1,4 @@
-"""Where the web process of a home listens: by its configuration, and as the running one has written it.
+"""The address of a home's web process: from the configuration, and as written by the running process.
 
 An address is ``http://HOST:PORT`` or ``unix:PATH``. The web process writes its own to ``run/address`` below the home,
 because other programs do not know the PORT or the unit's environment that it was started with.
@@ -47,7 +47,7 @@ def write_address(settings: Settings) -> None:
 
 
 def running_address() -> tuple[str, Settings]:
-    """Where the web process of this home listens, else where it would; and the configuration.
+    """The address of this home's web process, else the one it would use; and the configuration.
 
     A process that was killed leaves its address behind.
     """

@@ -1,4 +1,4 @@
-"""What the machine and the control group of this process still allow: memory, and processes with their threads."""
+"""The memory and tasks (processes and threads) that the machine and this process's control group still allow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Keeps an engine and a web process running: start, restart with back-off, replace a hung engine, swap, drain.
 
-One thread and no signal handlers: signals are blocked and taken with sigtimedwait, so they never interrupt other code.
-A :class:`Plan` says what the children are and how to tell that the service answers. Knows nothing about settings.
+One thread and no signal handlers: signals are blocked and received with sigtimedwait, so they never interrupt other
+code. A :class:`Plan` says what the children are and how to tell that the service answers. Knows nothing about settings.
 
 1. SIGTERM, SIGINT: drain, then end. The engine announces that it drains, and the web process refuses new requests.
    When the running streams have finished, or shortly before the deadline, the web process is told to end. A second
@@ -11,7 +11,8 @@ A :class:`Plan` says what the children are and how to tell that the service answ
    for two engines, the old one finishes first.
 3. A child that ends is restarted, at once the first time, then with exponential back-off.
 4. A hung engine is killed, then restarted by rule 3.
-5. A child that fails before the service has ever answered ends the service: refused weights do not get better. A child
+5. A child that fails before the service has ever answered ends the service: a restart does not help against refused
+weights. A child
    that was killed by a signal is restarted a few times.
 """
 

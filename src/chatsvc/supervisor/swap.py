@@ -141,7 +141,7 @@ class Successor(Engine):
         super().__init__(replace(command, environment=environment), self._trial, stall_timeout_s, now)
 
     def advance(self, now: float) -> bool:
-        """Do the next step if it is time; True when it may take over. After a ``failure`` it never may."""
+        """Do the next step if it is due; True when it may take over. After a ``failure`` it never may."""
         code = self.child.exit_code()
         if code is not None:
             self.failure = ending(code)

@@ -1,6 +1,6 @@
 """``chatsvc audit``: verify, show, export and prune the audit log, and handle the auditor's keys.
 
-Reads only ``CHATSVC_HOME``, which may be a copy. To verify and to show need no secret.
+Reads only ``CHATSVC_HOME``, which may be a copy. Verifying and showing need no secret.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ command.add_command(show)
 @click.option(
     "--witness",
     type=click.Path(exists=True, path_type=Path),
-    help="Checkpoints that were kept elsewhere.",
+    help="Checkpoints kept by a witness.",
 )
 @click.option("--key", type=_FILE, multiple=True, help="Trust only these public keys; by default those in keys/.")
 @click.option(
@@ -63,8 +63,8 @@ def verify(
 
     \b
     Exit codes: 0 clean; 1 tampered, or audit.vkey names an untrusted key;
-    4 the last line is incomplete; 5 fewer records than a checkpoint or witness says;
-    6 signed by an untrusted key; 3 could not do it.
+    4 the last line is incomplete; 5 fewer records than a checkpoint or witness states;
+    6 signed by an untrusted key; 3 the verification could not be done.
     """  # noqa: D301  (\b, the character, keeps click from joining the lines)
     from chatsvc.audit.verify.verdict import worst
 
@@ -144,7 +144,7 @@ def export(start: str, end: str, output: Path) -> None:
     size = output.stat().st_size
     click.echo(f"{output}: {size} bytes; verify it elsewhere with: chatsvc audit verify {output.name} --key AUDIT.VKEY")
     public = settings.keys_directory / PUBLIC_KEYS
-    click.echo(f"AUDIT.VKEY is a copy of {public}; it must reach the auditor by another way than the export.")
+    click.echo(f"AUDIT.VKEY is a copy of {public}; send it to the auditor separately from the export.")
 
 
 def _microseconds(text: str) -> int:

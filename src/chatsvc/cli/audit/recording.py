@@ -1,4 +1,4 @@
-"""Records in the audit log what a command does to the service: what is recorded is done, and nothing else is.
+"""Records a command's act in the audit log; without a durable record the act is not done.
 
 Accounts and keys go another way (``cli/accounts/open_guard.py``): their records are in the change's own
 transaction.
@@ -23,7 +23,7 @@ Details = dict[str, object]
 
 @contextmanager
 def recorded(settings: Settings, action: str, details: Details) -> Iterator[Details]:
-    """Something short, between its begin and its end; what is put into ``details`` meanwhile is in the end.
+    """A short act between its ``begin`` and ``end`` records; the end has what the block puts into ``details``.
 
     Raises:
         AuditUnavailable, OperatorError: there is no record, so nothing was done.
@@ -41,7 +41,7 @@ def recorded(settings: Settings, action: str, details: Details) -> Iterator[Deta
 
 @contextmanager
 def recorded_long(settings: Settings, action: str, details: Details) -> Iterator[Details]:
-    """Something that may take an hour: two events of one request id, because nobody may hold the log for so long.
+    """An act that may take an hour: two events with one request id, because a process must not hold the log that long.
 
     Raises:
         AuditUnavailable, OperatorError: there is no record, so nothing was done.
@@ -55,7 +55,7 @@ def recorded_long(settings: Settings, action: str, details: Details) -> Iterator
     tell(Result("allowed"), "begins")
     try:
         yield details
-    except BaseException as error:  # also of an operator who gave up
+    except BaseException as error:  # also after Ctrl-C
         failed = _failed(error, details) if isinstance(error, ChatsvcError) else Result("error")
         tell(failed, "failed")
         raise

@@ -31,7 +31,9 @@ _FOLLOW_S = 0.3
 @click.option("--request-id", help="Only this X-Request-Id.")
 @click.option("--since", help="Only from this time on, e.g. 2026-11-22T12:00.")
 @click.option("--until", help="Only before this time.")
-@click.option("-n", "--last", type=click.IntRange(min=0), default=50, show_default=True, help="How many; 0 shows all.")
+@click.option(
+    "-n", "--last", type=click.IntRange(min=0), default=50, show_default=True, help="Number of records; 0 shows all."
+)
 @click.option("-f", "--follow", is_flag=True, help="Keep showing new records.")
 @click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one a line.")
 def show(last: int, follow: bool, as_json: bool, **wanted: Any) -> None:

@@ -192,7 +192,7 @@ def audit_keys(settings: Settings) -> Iterator[Finding]:
         return  # no log was begun yet, or the check of permissions reports that this account may not read
     waiting = initial_seals(settings.keys_directory)
     if waiting:
-        what = f"{waiting[0]} is still on this machine: whoever gets it can forge the records that it sealed"
+        what = f"{waiting[0]} is still on this machine: an attacker who gets it can forge the records that it sealed"
         remedy = (
             "`chatsvc audit seal-key --output DIR` moves it to DIR, a disk for your auditor; "
             "`chatsvc audit seal-key --drop` destroys it."

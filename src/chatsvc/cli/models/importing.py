@@ -33,7 +33,7 @@ def recorded_import(
 
 
 def ensure(settings: Settings, source: str) -> ModelFolder:
-    """The model in the store; it is imported unless the name that it would get is there already.
+    """The model in the store; it is imported unless a model of that name is already there.
 
     Raises:
         OperatorError: ``source`` names no model, or it cannot be fetched; the message names the remedy.

@@ -80,7 +80,7 @@ def build_kit(output: Path, model_name: str | None, no_model: bool, wheel: Path 
     )
     with ShownProgress() as progress:
         digest = build.build(output, contents, keys, progress)
-    click.echo(f"{output}: written. Give these to the receiver by another way than the kit:")
+    click.echo(f"{output}: written. Give these to the receiver separately from the kit:")
     click.echo(f"  SHA-256     {digest}")
     click.echo(f"  public key  {keys.public_bytes().hex()}")
 

@@ -205,7 +205,7 @@ def _about_the_seal(settings: Settings) -> str:
     if not waiting:
         return ""
     return (
-        f"\nThe audit log's first sealing key is in {waiting[0].parent}. As long as it stays on this machine, whoever\n"
+        f"\nThe audit log's first sealing key is in {waiting[0].parent}. As long as it stays here, an attacker who\n"
         "takes over the machine can rewrite the log. `chatsvc audit seal-key --output DIR` moves it to a disk for the\n"
         "auditor, `chatsvc audit seal-key --drop` destroys it.\n"
     )

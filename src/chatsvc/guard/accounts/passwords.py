@@ -41,7 +41,7 @@ class Slots:
 
     def __init__(self, max_parallel: int, max_waiting: int, max_wait_s: float) -> None:
         self._slots = threading.BoundedSemaphore(max_parallel)
-        self._inside = threading.BoundedSemaphore(max_parallel + max_waiting)
+        self._admitted = threading.BoundedSemaphore(max_parallel + max_waiting)
         self._max_wait_s = max_wait_s
 
     @contextmanager
@@ -51,7 +51,7 @@ class Slots:
         Raises:
             Overloaded: too many callers wait already, or the wait took longer than ``max_wait_s``.
         """
-        if not self._inside.acquire(blocking=False):
+        if not self._admitted.acquire(blocking=False):
             raise Overloaded("Too many logins at once; try again after the time in Retry-After.")
         try:
             if not self._slots.acquire(timeout=self._max_wait_s):
@@ -61,7 +61,7 @@ class Slots:
             finally:
                 self._slots.release()
         finally:
-            self._inside.release()
+            self._admitted.release()
 
 
 class Passwords:

@@ -1,9 +1,9 @@
 """Reads the head of an untrusted GGUF file: metadata and the list of tensors.
 
-Every length is checked against the file before it is used. Supports little-endian versions 2 and 3. Entries that nobody
-uses may be malformed: text that is not UTF-8 stays bytes, a tensor of an unknown type has size 0; code that needs such
-an entry refuses it. (The ``gguf`` package takes about ten seconds for a tokenizer of 150,000 tokens, this reader well
-under one. The tests compare the two.) Format: ggml-org/ggml, docs/gguf.md.
+Every length is checked against the file before it is used. Supports little-endian versions 2 and 3. Unused entries may
+be malformed: text that is not UTF-8 stays bytes, a tensor of an unknown type has size 0; code that needs such an entry
+refuses it. (The ``gguf`` package takes about ten seconds for a tokenizer of 150,000 tokens, this reader well under one.
+The tests compare the two.) Format: ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations

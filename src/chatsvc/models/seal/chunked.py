@@ -8,7 +8,7 @@
     info = "c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM" || 0x00 || salt || context
     nonce of chunk i = base nonce XOR i (big-endian)
 
-The last chunk is always shorter than the others, possibly empty: so truncation is noticed. Knows nothing about files or
+The last chunk is always shorter than the others, possibly empty, so truncation is noticed. Knows nothing about files or
 where keys come from. The tests run all public test vectors.
 """
 

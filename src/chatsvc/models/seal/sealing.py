@@ -1,7 +1,7 @@
 """Seals a model of the store in place, checks a sealed one, and rotates its key.
 
 Sealing builds a sealed folder beside the plain one, unseals it as a check, exchanges the two atomically, then
-overwrites and removes the plain one. At every moment the name holds one complete model. A crash leaves at most a
+overwrites and removes the plain one. At every moment the name refers to one complete model. A crash leaves at most a
 ``.sealing-…`` folder, which the next of these commands destroys. Overwriting does not reach copies that a solid-state
 disk or a snapshot keeps: store models on an encrypted disk even before sealing.
 """

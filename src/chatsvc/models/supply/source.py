@@ -139,7 +139,7 @@ def _failed_message(model_id: str, options: FetchOptions, error: Exception) -> s
     cause = _first_line(error)
     return (
         f"{model_id} cannot be fetched ({cause}). Check the network, or set MODELSCOPE_ENDPOINT to a mirror, and run "
-        "the same command again (it goes on where it stopped), or import a copy: chatsvc model import FOLDER"
+        "the same command again (it resumes), or import a copy: chatsvc model import FOLDER"
     )
 
 

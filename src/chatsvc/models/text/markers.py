@@ -51,7 +51,7 @@ def markers_of(tokenizer: Tokenizer, texts: Iterable[str], stated: Iterable[str]
 
 
 def _is_apart(text: str, written: str) -> bool:
-    """Whether it stands in the template as a separate word: part of a longer word is no marker."""
+    """Whether it is a separate word in the template; a part of a longer word is not a marker."""
     before = r"(?<!\w)" if text[0].isalnum() else ""
     behind = r"(?!\w)" if text[-1].isalnum() else ""
     return re.search(f"{before}{re.escape(text)}{behind}", written) is not None
@@ -88,10 +88,10 @@ def _added(text: str, known: AddedToken | None, *, alias: str | None = None) -> 
 
 
 class SeparateTokenizer:
-    """Encodes a text in which markers and a caller's words are told apart by what they are, not by how they look.
+    """Encodes a text in which the template's markers are distinct from a caller's text that looks the same.
 
-    In its vocabulary each marker has an alias that nobody can guess, and nothing else leads to it: no merge, and not
-    its own text.
+    In its vocabulary each marker has an unguessable alias, and only the alias produces it: no merge does, and neither
+    does its own text.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: Mapping[str, int]) -> None:
@@ -112,7 +112,7 @@ class SeparateTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text in which markers are written by their aliases."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        # By their texts: numbers of what was added here may be those of other tokens in a vocabulary with holes.
+        # Looked up by text: in a vocabulary with holes, ids of tokens added here may be those of other tokens.
         return [self._ids.get(token, id_) for token, id_ in zip(encoded.tokens, encoded.ids, strict=True)]
 
 

@@ -102,7 +102,7 @@ class TemplateProcess:
         return self._ask(_Question(render=render))[0]
 
     def constants(self, source: str) -> list[str]:
-        """Every text that stands in the template, be it written out or looked for.
+        """Every string constant of the template, whether it is written out or compared with.
 
         Raises:
             InvalidRequest, ModelRefused, Unavailable: as :meth:`render`.

@@ -1,4 +1,4 @@
-"""What Alembic runs for every migration: on the connection, and in the transaction, that the caller gives."""
+"""Alembic runs this for every migration, on the caller's connection and in the caller's transaction."""
 
 from alembic import context
 

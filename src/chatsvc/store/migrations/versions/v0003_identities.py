@@ -1,7 +1,7 @@
-"""An account has a key that all spellings of its name share, and who vouches for it; a session has its network.
+"""An account has a key that all spellings of its name share, and its external authority; a session has its network.
 
-Accounts whose names differ in case or width alone were possible until now. The oldest of them has the key, the others
-have it with their id behind a ``#``, which no name holds; `chatsvc user duplicates` lists them.
+Accounts whose names differ in case or width alone were possible until now. The oldest of them has the key; the others
+have the key with ``#``, which no name contains, and their id appended; `chatsvc user duplicates` lists them.
 """
 
 import unicodedata
@@ -16,7 +16,7 @@ branch_labels = None
 depends_on = None
 
 _MAX_KEY_LENGTH = 128
-# Unicode's Default_Ignorable_Code_Point that a name can hold: letters of which nothing is seen
+# Unicode's Default_Ignorable_Code_Point that a name can hold: invisible letters
 _INVISIBLE = dict.fromkeys((0x115F, 0x1160, 0x3164, 0xFFA0))
 
 
@@ -33,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Back. Who vouches for an account is forgotten; its next login after going forward tells it again."""
+    """Downgrade. Drops each account's authority; its next login after an upgrade stores it again."""
     op.drop_index("ix_accounts_subject", "accounts")
     op.drop_index("ix_accounts_name_key", "accounts")
     op.drop_column("sessions", "place")
