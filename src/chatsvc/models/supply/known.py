@@ -92,7 +92,7 @@ SMOLLM2 = KnownModel(
         ),
     ),
     # With these values a long poem repeated no run of eight tokens in 16 of 16 tries; with a penalty of 1.05 it did in
-        # 15 of 16, up to 57 times.
+    # 15 of 16, up to 57 times.
     sampling=SamplingDefaults(temperature=0.7, top_p=0.8, repetition_penalty=1.15),
 )
 
