@@ -1,7 +1,7 @@
 """The engine process: hardened, one model, one loop, a unix socket. No network, no HTTP, no thread of its own.
 
-Its life: load, warm up, bind the socket (so that a connection always meets a model that has answered), serve, and on
-SIGTERM or SIGINT drain. Exit codes are below.
+Its phases: load, warm up, bind the socket (so a connection always finds a model that has answered), serve, and drain on
+SIGTERM or SIGINT. Exit codes are below.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Everything an engine process is told. When loading takes longer than ``load_timeout_s`` SIGALRM ends it."""
+    """The options of an engine process. When loading takes longer than ``load_timeout_s`` SIGALRM ends it."""
 
     socket_path: Path
     model: Model
@@ -62,7 +62,7 @@ class EngineOptions:
 
 
 def run(options: EngineOptions) -> int:
-    """Be the engine until drained; returns the exit code."""
+    """Run the engine until drained; returns the exit code."""
     harden()
     with _Signals() as signals:
         try:
@@ -99,7 +99,7 @@ def harden() -> None:
 
 
 def load(model: Model, options: RunnerOptions) -> Runner:
-    """The model in memory, warm.
+    """Load the model and warm it up.
 
     Raises:
         OperatorError: it is refused, or no runner serves it.
@@ -112,7 +112,7 @@ def load(model: Model, options: RunnerOptions) -> Runner:
 
 
 def _load(options: EngineOptions) -> Runner:
-    """Load, or end: a library that hangs holds the GIL, so only the kernel's default action for SIGALRM can help."""
+    """Load within the time limit. A hanging library holds the GIL, so only SIGALRM's default action can end it."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, options.load_timeout_s)
     runner = load(options.model, options.runner)
@@ -121,7 +121,7 @@ def _load(options: EngineOptions) -> Runner:
 
 
 class _Signals:
-    """SIGTERM and SIGINT: before there is a loop they end the process, afterwards they drain it."""
+    """SIGTERM and SIGINT: they end the process before the loop exists, and drain it afterwards."""
 
     def __init__(self) -> None:
         self._loop: Loop | None = None

@@ -10,13 +10,13 @@ A sequence's life on the wire::
     submit -> delta* -> finished            (stop, length, cancelled or error)
     submit -> cancel -> delta* -> finished  (the cancel may cross a finished: that is not an error)
 
-Draining: the engine sends a heartbeat with status ``draining`` and goes on accepting for a moment, because a submit may
-be on its way. A client that sees it connects to the same path again (another engine may be there by then) and submits
+Draining: the engine sends a heartbeat with status ``draining`` and keeps accepting for a moment, because a submit may
+be in transit. A client that sees it connects to the same path again (another engine may be there by then) and submits
 no more here.
 
-Taking over: an engine that is to replace another listens beside it, under ``PATH.next``. A client that finds one there
-connects, makes what it needs for the new model's card, sends :class:`Adopt` and gives it all new work; one that cannot
-use the card hangs up. The supervisor sees the adoption in the heartbeat, and only then drains the old engine.
+Replacing: a new engine listens beside the old one, under ``PATH.next``. A client that finds one there
+connects, prepares for the new model's card, sends :class:`Adopt` and gives it all new work; one that cannot
+use the card disconnects. The supervisor sees the adoption in the heartbeat, and only then drains the old engine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class ProtocolError(ChatsvcError):
-    """The other side sent something that is not a frame; the connection is given up."""
+    """The peer sent something that is not a frame; the connection is closed."""
 
     code = "protocol_error"
 
@@ -48,8 +48,8 @@ class ProtocolError(ChatsvcError):
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to choose tokens.
 
-    A runner does this in order: report log-probabilities, add the biases, forbid what may not come yet, apply the
-    penalties, divide by the temperature, then keep candidates by ``top_k``, ``min_p`` and ``top_p``.
+    A runner does this in order: report log-probabilities, add the biases, exclude tokens that are not allowed yet,
+    apply the penalties, divide by the temperature, then keep candidates by ``top_k``, ``min_p`` and ``top_p``.
 
     Attributes:
         max_tokens: of the completion.
@@ -83,7 +83,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """Natural logarithms of probabilities of the model's own distribution, before anything of :class:`Sampling`.
+    """Natural logarithms of probabilities, of the model's own distribution before :class:`Sampling` is applied.
 
     ``logprob`` is the chosen token's; ``top_logprobs`` are those of ``top_ids``, the most probable first.
     """
@@ -94,7 +94,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
-    """web -> engine. ``sharing_key`` names who may share cached prefixes (an opaque string per principal).
+    """web -> engine. ``sharing_key`` is an opaque string for each principal; sequences with the same one share prefixes.
 
     The first ``num_public`` ids are the public prompt prefix, which all keys share.
     """
@@ -107,7 +107,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """web -> engine. An unknown id is ignored: it has just finished."""
+    """web -> engine. An unknown id is ignored: its sequence has just finished."""
 
     sequence_id: int
 
@@ -117,7 +117,7 @@ class Adopt(msgspec.Struct, frozen=True, kw_only=True, tag="adopt"):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
-    """engine -> web, first frame of a connection: a model has answered and this is it."""
+    """engine -> web, first frame of a connection: the card of the loaded model."""
 
     card: ModelCard
     max_num_seqs: int
@@ -182,13 +182,13 @@ def encode_frame(message: ToEngine | ToWeb) -> bytes:
 
 
 class FrameBuffer:
-    """Cuts a byte stream into payloads. Bytes go in as they come, whole payloads come out."""
+    """Cuts a byte stream into whole payloads."""
 
     def __init__(self) -> None:
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Add what was received and take out every payload that is now whole.
+        """Add received bytes and return every payload that is now complete.
 
         Raises:
             ProtocolError: a length over the limit was announced.

@@ -21,10 +21,10 @@ _RECEIVE_BYTES = 256 * 1024
 
 @contextlib.contextmanager
 def short_address(path: Path) -> Iterator[str]:
-    """An address that fits a ``sockaddr_un`` and means ``path`` while the context is open.
+    """An address that fits a ``sockaddr_un`` and refers to ``path`` while the context is open.
 
     Raises:
-        OSError: the directory is not there.
+        OSError: the directory does not exist.
     """
     address = str(path)
     if len(os.fsencode(address)) <= _MAX_ADDRESS_BYTES:
@@ -41,7 +41,7 @@ def connect(path: Path) -> socket.socket:
     """A connected, non-blocking stream socket.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: no process listens there.
     """
     with contextlib.ExitStack() as undo:
         sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -53,7 +53,7 @@ def connect(path: Path) -> socket.socket:
 
 
 def identity_of(path: Path) -> tuple[int, int] | None:
-    """What tells a socket at ``path`` from one before it; None where there is none."""
+    """Distinguishes a socket at ``path`` from an earlier one of that name; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -62,17 +62,17 @@ def identity_of(path: Path) -> tuple[int, int] | None:
 
 
 def trial_path(path: Path) -> Path:
-    """Where an engine listens that is to replace the one at ``path`` and has not answered yet."""
+    """The path of a successor of the engine at ``path`` that has not answered yet."""
     return path.with_name(f"{path.name}.trial")
 
 
 def next_path(path: Path) -> Path:
-    """Where an engine listens that has answered, and waits to replace the one at ``path``."""
+    """The path of a successor that has answered and waits to replace the engine at ``path``."""
     return path.with_name(f"{path.name}.next")
 
 
 def rename(path: Path, new: Path) -> None:
-    """Give a socket another name in one step. Not fsynced: every start makes its sockets anew."""
+    """Give a socket another name in one step. Not fsynced: every start creates its sockets again."""
     path.rename(new)
 
 
@@ -101,7 +101,7 @@ class Listener:
             undo.pop_all()
 
     def accept(self) -> socket.socket | None:
-        """The next connection, or None where there is none after all."""
+        """The next connection, or None if it is already gone."""
         try:
             sock, _ = self.sock.accept()
         except (BlockingIOError, ConnectionError):
@@ -110,7 +110,7 @@ class Listener:
         return sock
 
     def close(self) -> None:
-        """Stop listening; the name goes too, under whichever it is reached now, unless a successor has taken it."""
+        """Stop listening and remove the socket's current name, unless a successor has taken it."""
         self.sock.close()
         main = self.path.with_name(self.path.name.removesuffix(".trial"))
         for name in {self.path, main, next_path(main)}:
@@ -136,7 +136,7 @@ class Connection:
 
     Args:
         sock: non-blocking.
-        max_unsent_bytes: what may wait for a slow reader; with more the connection counts as broken.
+        max_unsent_bytes: the most bytes kept for a slow reader; with more, the connection counts as broken.
     """
 
     def __init__(self, sock: socket.socket, *, max_unsent_bytes: int) -> None:
@@ -153,7 +153,7 @@ class Connection:
         return bool(self._unsent) and not self.broken
 
     def send(self, data: bytes) -> None:
-        """Send now what the socket takes, keep the rest for :meth:`flush`. A broken connection swallows it."""
+        """Send as much as the socket accepts, keep the rest for :meth:`flush`. A broken connection discards it."""
         with self._lock:
             if self.broken:
                 return
@@ -163,7 +163,7 @@ class Connection:
                 self.broken = True
 
     def flush(self) -> None:
-        """Send more of what waits."""
+        """Send more of the kept bytes."""
         with self._lock:
             self._write()
 
@@ -171,7 +171,7 @@ class Connection:
         """Whole payloads that have arrived. At the end of the stream the connection is broken.
 
         Raises:
-            ProtocolError: what arrived is not cut into frames.
+            ProtocolError: the received bytes are not valid frames.
         """
         try:
             data = self.sock.recv(_RECEIVE_BYTES)
@@ -185,7 +185,7 @@ class Connection:
         return self._frames.feed(data)
 
     def close(self) -> None:
-        """Give the socket back. Harmless when repeated."""
+        """Close the socket. May be called again."""
         with self._lock:
             self.broken = True
             self._unsent.clear()

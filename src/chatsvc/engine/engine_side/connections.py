@@ -1,6 +1,6 @@
-"""The engine's side of all connections: who is there, what they sent, what waits for them. Knows no sequence.
+"""The engine's side of all connections: the clients, received frames, frames to send. Knows no sequence.
 
-It never blocks on a client: what one does not read is kept up to a cap, and beyond it the client is dropped.
+It never blocks on a client: unread bytes are kept up to a cap, and beyond it the client is dropped.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from chatsvc.engine.sockets import Connection, Listener
 
 _log = logging.getLogger(__name__)
 
-# What may wait for a client that does not read, beyond the greeting (which holds a tokenizer of several megabytes).
+# The most bytes kept for a client that does not read, besides the greeting (which holds a tokenizer of several MB).
 _MAX_UNSENT_BYTES = 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A connection, and the frames of the step in hand that :meth:`Clients.send` will send in one go."""
+    """A connection, and the frames of the current step that :meth:`Clients.send` sends together."""
 
     connection: Connection
     outbox: bytearray = field(default_factory=bytearray)
@@ -31,7 +31,7 @@ class Clients:
     """Owns the listener and every connection.
 
     Args:
-        listener: where clients come from.
+        listener: accepts the clients.
         greeting: the first message to each.
     """
 
@@ -43,7 +43,7 @@ class Clients:
         self._clients: set[Client] = set()
 
     def poll(self, timeout_s: float) -> tuple[list[tuple[Client, ToEngine]], list[Client]]:
-        """What came in, and who has come; waits for it up to the timeout."""
+        """Received messages and new clients; waits for them up to the timeout."""
         messages: list[tuple[Client, ToEngine]] = []
         newcomers: list[Client] = []
         for key, events in self._selector.select(timeout_s):
@@ -58,7 +58,7 @@ class Clients:
         return messages, newcomers
 
     def drop_broken(self) -> list[Client]:
-        """Close the connections that ended, sent nonsense or were not read; returns whose they were."""
+        """Close connections that ended, sent invalid frames or were not read; returns their clients."""
         broken = [client for client in self._clients if client.connection.broken]
         for client in broken:
             self.drop(client)
@@ -81,7 +81,7 @@ class Clients:
             client.outbox += frame
 
     def send(self) -> None:
-        """Send what the sockets take now."""
+        """Send as much as the sockets accept now."""
         for client in self._clients:
             connection = client.connection
             if client.outbox:

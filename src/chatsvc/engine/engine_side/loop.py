@@ -37,11 +37,11 @@ class LoopOptions:
     """Times of the loop.
 
     Attributes:
-        linger_s: an idle engine waits so long before the first step, so that a burst starts together.
-        collect_s: while many run, tokens are collected so long into one delta: every delta costs web process, nginx and
+        linger_s: pause of an idle engine before the first step, so that a burst starts together. collect_s: while many
+        run, tokens are collected for this long into one delta: every delta costs web process, nginx and
             client as much as several tokens cost the engine, on the same processor.
-        accept_while_draining_s: submits that were on their way when the draining was announced are still taken.
-        drain_timeout_s: what has not finished so long after the announcement ends with an error.
+        accept_while_draining_s: submits in transit when draining was announced are still accepted for this long.
+        drain_timeout_s: sequences that have not finished so long after the announcement end with an error.
     """
 
     linger_s: float = 0.005
@@ -95,7 +95,7 @@ class Loop:
         self._draining_since: float | None = None
 
     def request_drain(self) -> None:
-        """Finish what there is and return from :meth:`run`. May be called from a signal handler."""
+        """Finish all sequences and return from :meth:`run`. May be called from a signal handler."""
         self._drain_requested = True
 
     def run(self) -> None:
@@ -117,7 +117,7 @@ class Loop:
         finally:
             self._clients.close()
 
-    # take what came in
+    # receive
 
     def _take(self) -> None:
         was_idle = not self._by_wire_id
@@ -189,9 +189,9 @@ class Loop:
                 ValueError,
                 RuntimeError,
                 TypeError,
-            ) as error:  # what native libraries raise for what they cannot take
-                _log.warning("a sequence of %d tokens was not taken: %s", len(submit.prompt_ids), error)
-                self._finish(sequence, "error", "the runner did not take it")
+            ) as error:  # raised by native libraries for input that they refuse
+                _log.warning("a sequence of %d tokens was refused: %s", len(submit.prompt_ids), error)
+                self._finish(sequence, "error", "the runner refused it")
                 continue
             self._running[sequence.number] = sequence
 
@@ -208,7 +208,7 @@ class Loop:
                 self._give(sequence, output)
         self._post_collected(self._options.collect_s if len(self._running) >= _MANY else 0.0)
 
-    # give out what came of it
+    # send results
 
     def _give(self, sequence: _Sequence, output: StepOutput) -> None:
         sequence.num_generated += output.num_generated
@@ -221,7 +221,7 @@ class Loop:
             self._finish(sequence, output.finish_reason, output.detail)
 
     def _post_collected(self, collect_s: float) -> None:
-        """What cannot wait for the next step, which will take about as long as the last one."""
+        """Post collected tokens that cannot wait for the next step, which will take about as long as the last one."""
         now = self._clock()
         for sequence in self._running.values():
             if sequence.collected and now + self._last_step_s - sequence.posted_at > collect_s:
@@ -270,7 +270,7 @@ class Loop:
             is_adopted=self._is_adopted,
         )
 
-    # the end
+    # draining
 
     def _refuses_new(self) -> bool:
         since = self._draining_since

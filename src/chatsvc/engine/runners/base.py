@@ -1,4 +1,4 @@
-"""What a runner is: an inference library behind six calls. The loop owns it and calls it from one thread only."""
+"""The runner interface: an inference library behind six calls. The loop owns it and calls it from one thread only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RunnerOptions:
 
 
 class NotFinite(ArithmeticError):
-    """A row's logits are NaN or infinite: its sequence ends with an error, the others go on."""
+    """A row's logits are NaN or infinite: its sequence ends with an error, the others continue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class StepOutput:
     """What a step produced for one sequence.
 
     ``token_ids`` are new ids without one that ended the sequence; ``num_generated`` counts that id too.
-    ``finish_reason`` is None while the sequence goes on. ``logprobs`` has one entry for each of ``token_ids`` where the
-    sequence asked for them.
+    ``finish_reason`` is None while the sequence continues. ``logprobs`` has one entry for each of ``token_ids`` where
+    the sequence asked for them.
     """
 
     sequence_id: int
@@ -63,7 +63,7 @@ class StepOutput:
 
 
 class Runner(Protocol):
-    """An inference library. Construct it, and the model is in memory; call :meth:`warm_up` before serving."""
+    """An inference library. The constructor loads the model; call :meth:`warm_up` before serving."""
 
     card: ModelCard
     max_num_seqs: int
@@ -74,23 +74,23 @@ class Runner(Protocol):
     def add(
         self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
     ) -> None:
-        """Take a sequence in; it joins at the next step.
+        """Add a sequence; it joins at the next step.
 
-        It may use what is cached under the same ``sharing_key``; its first ``num_public`` ids are the public prompt
+        It may use the cache of the same ``sharing_key``; its first ``num_public`` ids are the public prompt
         prefix, which all keys share.
 
         Raises:
-            ValueError, RuntimeError: this sequence cannot be taken; the others are not touched.
+            ValueError, RuntimeError: this sequence is refused; the others are not affected.
         """
 
     def cancel(self, sequence_id: int) -> None:
         """Forget a sequence; no output follows. Unknown ids are ignored."""
 
     def step(self) -> list[StepOutput]:
-        """One forward pass over what is running (a chunk of prefill, or a token each). Empty when idle."""
+        """One forward pass over the running sequences (a chunk of prefill, or a token each). Empty when idle."""
 
     def rest(self) -> bool:
-        """While no sequence runs, do some milliseconds of work ahead of need. False: nothing is left to do."""
+        """While no sequence runs, do some milliseconds of work in advance. False: nothing is left to do."""
 
     def cache_usage(self) -> float:
-        """How much of the KV cache is in use, 0 to 1."""
+        """The share of the KV cache in use, 0 to 1."""

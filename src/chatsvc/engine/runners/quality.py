@@ -1,8 +1,8 @@
-"""How much a runner's arithmetic costs: teacher-forced, token by token, against fp32 torch.
+"""Measures how much accuracy a runner's arithmetic costs: teacher-forced, token by token, against fp32 torch.
 
-Both sides see the same text. At every position each says which token it would choose and how probable it holds the one
-that is there. Top-1 agreement is how often the two choices are equal; perplexity is e to the mean of -log probability.
-The candidate is asked through what serves, with its KV cache's precision and its kernels.
+Both sides see the same text. At every position each gives the token it would choose and the probability of the actual
+token. Top-1 agreement is how often the two choices are equal; perplexity is e to the mean of -log probability.
+The candidate runs as it is served, with the same kernels and KV cache precision.
 Knows nothing about stores, settings or printing.
 """
 
@@ -29,7 +29,7 @@ _NATIVE_CHUNK_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """For every position of a window but the first: the id a model would choose, and log p of the one that is there."""
+    """For every position of a window but the first: the id that a model would choose, and log p of the actual id."""
 
     top_ids: Sequence[int]
     log_probs: Sequence[float]
@@ -46,7 +46,7 @@ class Quality:
 
 
 def windows_of(ids: Sequence[int], size: int) -> list[list[int]]:
-    """Cut a text's ids into windows of one size; the rest that does not fill one is left out."""
+    """Cut a text's ids into windows of one size; an incomplete last window is dropped."""
     return [list(ids[start : start + size]) for start in range(0, len(ids) - size + 1, size)]
 
 
@@ -107,7 +107,7 @@ def _load_fp32(path: Path) -> Any:
 
 
 def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Forecast]:
-    """The candidate: our own forward pass, in chunks through its KV cache as a prompt goes."""
+    """The candidate: our own forward pass, in chunks through its KV cache, like a prompt."""
     from chatsvc.engine.runners.native.filling import fill  # noqa: PLC0415 - only where it serves
     from chatsvc.engine.runners.native.library import PAGE_TOKENS, Capacity, Model, Rows  # noqa: PLC0415 - only there
     from chatsvc.engine.runners.native.weights import open_weights  # noqa: PLC0415 - only where it serves
@@ -130,7 +130,7 @@ def forecast_native(path: Path, windows: Sequence[Sequence[int]]) -> list[Foreca
 def _forecast(logits: NDArray[np.float32], window: Sequence[int]) -> Forecast:
     """From the logits behind every token of a window but the last, (tokens - 1, vocabulary).
 
-    In their own float32, which is half the memory of float64, with sums in float64: right to a few millionths.
+    Computed in float32, half the memory of float64, with sums in float64: accurate to a few millionths.
     """
     lowered = logits - logits.max(axis=1, keepdims=True)
     there = lowered[np.arange(len(lowered)), window[1:]] - np.log(np.exp(lowered).sum(axis=1, dtype=np.float64))
@@ -138,11 +138,11 @@ def _forecast(logits: NDArray[np.float32], window: Sequence[int]) -> Forecast:
 
 
 def forecast_openvino(path: Path, windows: Sequence[Sequence[int]], properties: Mapping[str, object]) -> list[Forecast]:
-    """The candidate: what OpenVINO's continuous batching says, compiled with these ``properties``.
+    """The candidate: OpenVINO's continuous batching, compiled with these ``properties``.
 
     Every prefix is a request for one token, one after the other: with the prefix cache each is a step over the last few
-    tokens, as in serving. (Prefixes of one text in one batch came out differently from when each was computed for
-    itself: 0.77 of 199 choices were equal.) The probabilities need every position computed, so no prefix cache.
+    tokens, as in serving. (Prefixes of one text in one batch gave other results than each computed alone:
+    0.77 of 199 choices were equal.) The probabilities need every position computed, so no prefix cache.
     """
     _, openvino_genai = import_openvino()
     choosing, echoing = _open(path, properties, prefix_caching=True), _open(path, properties, prefix_caching=False)

@@ -1,10 +1,10 @@
-"""How much memory a model takes, and how large its KV cache may be. Pure but for reading the files' heads.
+"""Computes how much memory a model takes and how large its KV cache may be. Reads only the heads of files.
 
 Measured with OpenVINO: the process takes about 260 MB besides the weights (libraries, activations of a chunk, card);
 weights are repacked into as much memory as their file; a cached token takes, for each layer and KV head, a byte for
 every number of key and value (half a one for the value's, where the weights are int4), 8 bytes of scale for the value
-and, over a block of 32, 8 bytes for every channel of the key. Cache pages are touched on use only, but a budget counts
-them all.
+and, over a block of 32, 8 bytes for every channel of the key. Cache pages take memory only once they are used, but a
+budget counts them all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LEAST_CONTEXT_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a cached token's size follows from."""
+    """The values that determine the size of a cached token."""
 
     num_layers: int
     num_kv_heads: int
@@ -80,7 +80,7 @@ def _shape_of_config(path: Path) -> ModelShape:
 
 
 def value_bits_of(path: Path) -> int:
-    """Of the numbers of a cached value. Who converts a model to int4 wants it small: there they are half bytes too."""
+    """Bits of each number of a cached value: 4 for int4 models, which are converted to be small, else 8."""
     graph = path / "openvino_model.xml"
     text = graph.read_text(encoding="utf-8") if graph.exists() else ""
     return 4 if 'element_type="u4"' in text or 'element_type="i4"' in text else 8
@@ -103,7 +103,7 @@ def num_kv_blocks(shape: ModelShape, num_weights_bytes: int, context_length: int
 
 
 def num_cache_blocks(block_bytes: int, fixed_bytes: int, context_length: int, options: RunnerOptions) -> int:
-    """Blocks of a KV cache: what is asked for, and no more than the memory limit leaves beside ``fixed_bytes``.
+    """Blocks of a KV cache: the configured size, but no more than the memory limit leaves besides ``fixed_bytes``.
 
     Raises:
         OperatorError: the limit leaves less than one sequence needs; the message says how much would do.
@@ -123,7 +123,7 @@ def num_cache_blocks(block_bytes: int, fixed_bytes: int, context_length: int, op
 
 
 def check_limit(taken_bytes: int, cache_bytes: int, options: RunnerOptions) -> None:
-    """What a warm runner has taken, none of it cache, and the whole cache must stay below the limit.
+    """Check that the memory of a warm runner, without cache, plus the whole cache stays below the limit.
 
     Raises:
         OperatorError: they do not.

@@ -1,8 +1,8 @@
 """The prefill chunk: how many prompt tokens the next step may take without stalling the sequences that decode.
 
-It learns from every step what a prompt token costs at which position (attention makes later ones dearer), beside
-sequences that decode or not (some libraries take half as long again), and what a step costs without any. Pure; knows no
-library.
+It learns from every step what a prompt token costs at each position (attention makes later ones more expensive), with
+and without decoding sequences (with them some libraries take half as long again), and what a step costs without any.
+Pure; knows no library.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Steering:
             known[bucket] = before_s + _NEWEST_SHARE * (cost_s - before_s)
 
     def token_s(self, position: int, *, is_decoding: bool) -> float:
-        """What a prompt token at ``position`` costs, from the nearest place that was measured."""
+        """The cost of a prompt token at ``position``, from the nearest measured position."""
         bucket = position // _BUCKET_TOKENS
         alone_s = _nearest(self._alone_s, bucket) or 0.001
         if not is_decoding:

@@ -1,7 +1,7 @@
 """The web side's client of the engine: submit ids, read ids. One thread of its own; callers only touch queues.
 
 It connects, reconnects with back-off, notices an engine that hangs, and moves new work to a successor when the engine
-drains, while old generations finish where they began. Knows no text and no principal.
+drains, while old generations finish on the old engine. Knows no text and no principal.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MIN_BACK_OFF_S = 0.05
 _MAX_BACK_OFF_S = 0.5
 _UNUSABLE_BACK_OFF_S = 5.0  # trying a model whose chat template is broken can take seconds of processor time
 # A draining engine still takes what arrives within a second of its announcement (LoopOptions.accept_while_draining_s);
-# half of it is left for the way.
+# half of it is left for the transit.
 _DRAIN_GRACE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What the web side knows of the engine, without asking it.
+    """The engine's state as the web side last saw it.
 
     ``reason`` says why it is not ready: ``starting``, ``died``, ``stalled``, ``draining`` or ``unusable model``.
     """
@@ -82,7 +82,7 @@ class EngineClient:
         """Begin to connect. Returns at once.
 
         ``prepare`` is called with every new model's card before work goes to it, so that no caller waits for what is
-        made once a model (a tokenizer, say). It has a thread of its own: meanwhile other engines are read as ever.
+        built once for each model (such as a tokenizer). It has a thread of its own, so other engines are still read.
         """
         self._prepare = prepare
         self._thread.start()
@@ -100,7 +100,7 @@ class EngineClient:
         self._selector.close()
 
     def status(self) -> EngineStatus:
-        """The latest that is known. Never blocks."""
+        """The latest known state. Never blocks."""
         link = self._current
         if link is None or link.heartbeat is None or link.hello is None:
             return EngineStatus(ready=False, reason=self._reason, draining=self._reason == "draining")
@@ -144,13 +144,13 @@ class EngineClient:
         Args:
             prompt_ids: at least one id, of the model's vocabulary.
             sampling: how to choose tokens.
-            sharing_key: who may share cached prefixes.
-            card: the model the ids were rendered for; where the model has been changed since, the ids mean nothing.
+            sharing_key: sequences with the same key share cached prefixes.
+            card: the model that the ids were rendered for; they are invalid for any other.
             num_public: so many of the first ids are the public prompt prefix, which all keys share.
 
         Raises:
-            EngineUnavailable: no engine is ready.
-            Draining: it is going down; with code ``model_changed``: render the prompt for the new :meth:`card` again.
+            EngineUnavailable: no engine is ready. Draining: it is shutting down; with code ``model_changed``: render
+            the prompt for the new :meth:`card` again.
         """
         link = self._current
         if link is None:
@@ -175,7 +175,7 @@ class EngineClient:
     # the thread
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # a full pipe wakes as well; a closed one needs no waking
+        with contextlib.suppress(OSError):  # a full pipe has the same effect; a closed one needs none
             self._wake_out.send(b"\0")
 
     def _run(self) -> None:
@@ -217,7 +217,7 @@ class EngineClient:
         self._selector.register(sock, selectors.EVENT_READ, self._candidate)
 
     def _where_to_connect(self) -> Path | None:
-        """The usual name where no engine serves; else that of one that waits to replace it and was not seen before."""
+        """The usual path if no engine serves; else the path of a successor, if a new one waits there."""
         current = self._current
         if self._candidate is not None:
             return None
@@ -283,7 +283,7 @@ class EngineClient:
 
 
 def probe(socket_path: Path, timeout_s: float) -> Heartbeat:
-    """Ask an engine for a sign of life on a connection of one's own.
+    """Check on a separate connection that an engine is alive.
 
     Raises:
         EngineUnavailable: none within the time.
@@ -303,5 +303,5 @@ def probe(socket_path: Path, timeout_s: float) -> Heartbeat:
     finally:
         link.die(EngineUnavailable())
     if link.heartbeat is None:
-        raise EngineUnavailable("The engine gave no sign of life.")
+        raise EngineUnavailable("The engine did not answer.")
     return link.heartbeat

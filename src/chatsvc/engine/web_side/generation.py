@@ -20,7 +20,7 @@ class Tokens:
 
 
 class Generation:
-    """New ids as they come. One thread reads; the client's thread puts.
+    """A queue of new ids. One thread reads; the client's thread puts.
 
     Attributes:
         card: the model that answers; the one the prompt was rendered for.
@@ -33,12 +33,12 @@ class Generation:
         self._end: Finished | ChatsvcError | None = None
 
     def read(self, timeout_s: float) -> Tokens | Finished | None:
-        """All that has come since the last call, or how it ended; None when nothing came within the time.
+        """All ids since the last call, or the end; None if nothing arrived within the time.
 
         Raises:
             ModelFailed: its logits were not finite.
             EngineUnavailable: the engine died, hung or ended with this sequence unfinished.
-            Draining: the engine was going down when the submit arrived; submit again.
+            Draining: the engine was shutting down when the submit arrived; submit again.
         """
         ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
@@ -59,7 +59,7 @@ class Generation:
         return self._end
 
     def cancel(self) -> None:
-        """Stop it; a :class:`Finished` with reason ``cancelled`` follows. Harmless when it has ended."""
+        """Stop it; a :class:`Finished` with reason ``cancelled`` follows. Does nothing if it has ended."""
         self._cancel()
 
     def put(self, item: Delta | Finished | ChatsvcError) -> None:

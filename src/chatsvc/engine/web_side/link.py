@@ -1,6 +1,6 @@
-"""One connection from the web side to one engine, and the generations that live on it. Starts no thread.
+"""One connection from the web side to one engine, and its generations. Starts no thread.
 
-A link that has died stays dead: its generations have been told, and a new engine gets a new link.
+A broken link stays broken: its generations have ended with an error, and a new engine gets a new link.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class Link:
 
     @property
     def is_greeted(self) -> bool:
-        """Whether Hello and a first heartbeat have come."""
+        """Whether Hello and a first heartbeat were received."""
         return self.hello is not None and self.heartbeat is not None
 
     @property
     def card(self) -> ModelCard:
-        """The engine's model; only of a link that has been greeted."""
+        """The engine's model; only after Hello was received."""
         assert self.hello is not None
         return self.hello.card
 
@@ -92,11 +92,11 @@ class Link:
         return generation
 
     def adopt(self) -> None:
-        """Tell the engine that its model has been taken."""
+        """Tell the engine that its model was accepted."""
         self._send(Adopt())
 
     def receive(self) -> None:
-        """Take in what has arrived. A connection that ended or sent nonsense is broken afterwards."""
+        """Process received frames. A connection that ended or sent invalid frames is broken afterwards."""
         try:
             for payload in self.connection.receive():
                 self._progress.hear(self._clock())
@@ -109,13 +109,13 @@ class Link:
         return self._progress.is_hung(self._clock(), stall_timeout_s)
 
     def retire_if_unused(self) -> bool:
-        """Take no more submits, unless a generation lives here; True if none does."""
+        """If no generation is left, accept no more submits and return True."""
         with self._lock:
             self._dead = self._dead or not self._generations
             return self._dead
 
     def die(self, why: Unavailable) -> None:
-        """Close, and tell every generation."""
+        """Close, and end every generation with an error."""
         with self._lock:
             self._dead = True
             generations = list(self._generations.values())
@@ -152,7 +152,7 @@ class Link:
 
 
 def _end_of(finished: Finished) -> Finished | ChatsvcError:
-    """What a reader gets: a failure is an exception, so that nobody takes it for an answer."""
+    """What a reader gets: a failure becomes an exception, so that it cannot be mistaken for an answer."""
     if finished.reason != "error":
         return finished
     if finished.detail == NOT_FINITE:

@@ -1,4 +1,4 @@
-"""Makes what a new model needs on the web side, in a thread of its own. Knows nothing about what that is."""
+"""Prepares the web side for a new model in a thread of its own. Knows nothing about what is prepared."""
 
 from __future__ import annotations
 

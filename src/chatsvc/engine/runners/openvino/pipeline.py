@@ -1,4 +1,4 @@
-"""OpenVINO GenAI's pipeline as we use it: opened with our settings, asked in our words. Knows nothing about principals.
+"""A wrapper of OpenVINO GenAI's pipeline with our settings and types. Knows nothing about principals.
 
 The Python type of a request's handle is not exported by name, hence ``Any``.
 """
@@ -18,9 +18,9 @@ from chatsvc.engine.runners.sizing import value_bits_of
 from chatsvc.errors import OperatorError
 from chatsvc.models.supply.telemetry import import_openvino
 
-# The library's sampler takes no biases, and reports one log-probability, after it has changed the logits.
+# The library's sampler supports no biases, and reports one log-probability, of the changed logits.
 UNSUPPORTED = ("logit_bias", "logprobs")
-# The library takes no 1, which would leave the most probable token alone; this does, too.
+# The library refuses 1, which would keep only the most probable token; this has the same effect.
 _MOST_MIN_P = 0.9999
 _SEED_MASK = (1 << 64) - 1
 _FINISH_REASONS: dict[str, FinishReason] = {"STOP": "stop", "LENGTH": "length"}
@@ -73,7 +73,7 @@ class Pipeline:
         self._next_number = 0
 
     def configuration(self, sampling: Sampling, eos_token_ids: frozenset[int] = frozenset()) -> Any:
-        """How to choose tokens, in the library's words; without end-of-sequence ids a request runs to its length.
+        """The library's sampling parameters; without end-of-sequence ids a request runs to its length.
 
         Raises:
             RuntimeError, TypeError: a value that the library refuses.
@@ -83,17 +83,17 @@ class Pipeline:
         return config
 
     def submit(self, prompt_ids: Sequence[int], configuration: Any) -> Request:
-        """Put a request in.
+        """Add a request.
 
         Raises:
-            RuntimeError: the library does not take it.
+            RuntimeError: the library refuses it.
         """
         tensor = self._openvino.Tensor(np.array([prompt_ids], dtype=np.int64))
         self._next_number += 1
         return Request(self._pipeline.add_request(self._next_number, tensor, configuration))
 
     def step(self) -> None:
-        """One step over everything that is in."""
+        """One step over all requests."""
         self._pipeline.step()
 
     def cache_usage(self) -> float:
@@ -102,15 +102,16 @@ class Pipeline:
 
 
 def serving_properties(path: Path, options: RunnerOptions) -> dict[str, object]:
-    """What the library is told about the model at ``path``; the quality measurement uses the same."""
+    """The library's properties for the model at ``path``; the quality measurement uses the same."""
     # As the sizing counts: a converted model may ask for two bytes a number, and int4 ones did.
     properties: dict[str, object] = {"KV_CACHE_PRECISION": "u8", "VALUE_CACHE_PRECISION": f"u{value_bits_of(path)}"}
     if path.is_dir():  # weights of a GGUF file have groups of 32 of their own, which larger ones do not fit
         properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = options.dynamic_quantization_group
     if options.num_threads:
         properties["INFERENCE_NUM_THREADS"] = options.num_threads
-    # OpenVINO computes in bfloat16 wherever the processor knows it. On top of int8 that costs answers (the embedded
-    # model forgot the capital of France), and ties between logits become common: greedy and top_k=1 then part.
+    # OpenVINO computes in bfloat16 wherever the processor supports it. On top of int8 that costs answers (the embedded
+    # model forgot the capital of France), and ties between logits become common: then greedy and top_k=1 give different
+    # answers.
     properties["INFERENCE_PRECISION_HINT"] = "f32"
     return properties
 

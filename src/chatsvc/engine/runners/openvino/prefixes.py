@@ -1,9 +1,9 @@
 """Which principal has computed which prefix: a shadow of OpenVINO's prefix cache, which does not know principals.
 
 A block is 32 tokens; its name is a hash of it and of everything before it. The library shares blocks between all
-sequences, so a request would be answered sooner if somebody else's prompt began alike, and that can be measured.
-This index tells apart what a principal may profit from (its own) from what it may not (only others').
-It may remember a block that the library has dropped; then a prefill takes its normal time. Pure; knows no library.
+sequences, so a request would be answered sooner if another principal's prompt began alike, and that can be measured.
+This index distinguishes a principal's own blocks, which may speed up its prompts, from blocks of others only.
+It may still list a block that the library has dropped; then a prefill takes its normal time. Pure; knows no library.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def block_names(ids: Sequence[int], before: bytes = b"") -> list[bytes]:
 
 
 def block_name(ids: Sequence[int], before: bytes) -> bytes:
-    """The name of a block, or of what it begins with."""
+    """The name of a block, or of the beginning of one."""
     return blake2b(before + array("q", ids).tobytes(), digest_size=16).digest()
 
 
 class PrefixIndex:
-    """Blocks and the keys of those who computed them, the least recently used forgotten first."""
+    """Blocks and the keys of the principals that computed them; drops the least recently used."""
 
     def __init__(self, max_num_blocks: int) -> None:
         self._max_num_blocks = max_num_blocks
@@ -50,11 +50,11 @@ class PrefixIndex:
             self._owners.popitem(last=False)
 
     def is_cached(self, name: bytes) -> bool:
-        """Whether anybody has computed it."""
+        """Whether any principal has computed the block."""
         return name in self._owners
 
     def is_own(self, name: bytes, key: str) -> bool:
-        """Whether ``key`` has."""
+        """Whether ``key`` has computed the block."""
         return key in self._owners.get(name, ())
 
     def add_tail(self, before: bytes, ids: Sequence[int]) -> None:
@@ -65,7 +65,7 @@ class PrefixIndex:
             self._tails.popitem(last=False)
 
     def tail(self, before: bytes, ids: Sequence[int]) -> Tail | None:
-        """The longest tail that a prompt going on with ``ids`` behind the block ``before`` would be given, if any."""
+        """The longest cached tail for a prompt that continues with ``ids`` after the block ``before``, or None."""
         for length in range(min(len(ids), BLOCK_TOKENS - 1), 0, -1):
             candidate = (before, tuple(ids[:length]))
             if candidate in self._tails:

@@ -1,16 +1,18 @@
 """The runner for other processors than the native one's: OpenVINO GenAI over GGUF files and converted directories.
 
-The library takes a prompt in chunks of one fixed size and shares its prefix cache between all. Neither is what we want,
-so a prompt goes in here as growing prefixes, each a request for one token whose blocks the next one finds in the cache:
+The library processes prompts in chunks of one fixed size and shares its prefix cache between all principals. We need
+neither, so a prompt is submitted as growing prefixes: each is a request for one token, and the next finds its blocks in
+the cache:
 
 1. Blocks that the principal has computed before, or that are the public prompt prefix, cost nothing: the prefill
    starts after them.
-2. Blocks that only others have computed are cached, too; a quick answer would reveal that. So the sequence waits as
+2. Blocks that only other principals have computed are cached too; a quick answer would reveal that. So the sequence
+waits as
    long as computing them would take; then they count as its own.
-3. The rest is computed in chunks that follow from what the last steps took, so that running sequences do not stall.
+3. The rest is computed in chunks sized by the duration of the last steps, so that running sequences do not stall.
 4. The last chunk is the request itself.
-5. A finished sequence leaves a last block that is not full. The library (2026.4.1) gives it to every prompt that goes
-   on where it ended, and those that have it at the same time write over each other. So one has it at a time.
+5. A finished sequence leaves a last block that is not full. The library (2026.4.1) gives it to every prompt that
+   continues where it ended, and prompts that have it at the same time overwrite each other. So one has it at a time.
 
 ``step()`` holds the GIL, which is why the engine is a process of its own with one thread.
 """
@@ -110,9 +112,9 @@ class OpenVinoRunner:
     def add(
         self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
     ) -> None:
-        """Take a sequence in."""
+        """Add a sequence."""
         if not prompt_ids:
-            raise ValueError("a prompt holds at least one id")
+            raise ValueError("a prompt needs at least one id")
         ids = list(prompt_ids)
         configuration = self._pipeline.configuration(sampling, self._eos)
         self._sequences[sequence_id] = _Sequence(
@@ -128,12 +130,12 @@ class OpenVinoRunner:
             if request is not None:
                 request.cancel()
         self._leave_tail(sequence, len(sequence.ids))
-        self._leave_tail(sequence, len(sequence.ids) - 1)  # the last token may or may not have been through
+        self._leave_tail(sequence, len(sequence.ids) - 1)  # the last token may or may not have been processed
         if not self._sequences:
             self._pipeline.step()  # frees its cache; with others running the next step does that
 
     def step(self) -> list[StepOutput]:
-        """Put the next chunks in, do one step of the pipeline, and see what every sequence got from it."""
+        """Submit the next chunks, do one step of the pipeline, and read the results of each sequence."""
         is_decoding = any(sequence.request is not None for sequence in self._sequences.values())
         num_prompt_tokens, position = self._submit_chunks(is_decoding=is_decoding)
         outputs, self._refused = self._refused, []
@@ -152,7 +154,7 @@ class OpenVinoRunner:
         return outputs
 
     def rest(self) -> bool:
-        """There is nothing to do ahead."""
+        """There is nothing to do in advance."""
         return False
 
     def cache_usage(self) -> float:
@@ -160,7 +162,7 @@ class OpenVinoRunner:
         return self._pipeline.cache_usage()
 
     def _submit_chunks(self, *, is_decoding: bool) -> tuple[int, int]:
-        """Give the step's budget to the sequences in prefill, in their order; returns tokens and where they ended."""
+        """Give the step's budget to the sequences in prefill, in order; returns the tokens' number and end position."""
         num_tokens = position = 0
         for sequence in self._sequences.values():
             if sequence.request is not None or sequence.chunk is not None:
@@ -175,7 +177,7 @@ class OpenVinoRunner:
                 continue
             try:
                 taken = self._submit_chunk(sequence, left)
-            except RuntimeError as error:  # the library's own class, for whatever it finds wrong with a request
+            except RuntimeError as error:  # the library's own class, for any fault of a request
                 self._refused.append(StepOutput(sequence.number, (), 0, "error", detail=str(error)[:200]))
                 continue
             num_tokens += taken
@@ -183,7 +185,7 @@ class OpenVinoRunner:
         return num_tokens, position
 
     def _submit_chunk(self, sequence: _Sequence, max_tokens: int) -> int:
-        """The next chunk of a prompt, or the request itself when that is all that is left. Returns its tokens."""
+        """Submit the next chunk of a prompt, or, as its last part, the request itself. Returns its tokens."""
         missing = sequence.num_prompt - sequence.num_done
         if missing <= max_tokens:
             sequence.target = sequence.num_prompt
@@ -196,7 +198,7 @@ class OpenVinoRunner:
         return taken
 
     def _skip_cached(self, sequence: _Sequence, *, is_decoding: bool) -> None:
-        """Steps 1 and 2: move behind blocks that are there already, and wait for those that are only others'."""
+        """Steps 1 and 2: skip blocks that are cached, and wait for those that only other principals have computed."""
         start = sequence.num_done
         num_foreign = 0
         last_block = (sequence.num_prompt - 1) // BLOCK_TOKENS  # one token at least is always computed
@@ -215,7 +217,7 @@ class OpenVinoRunner:
         self._index.add(sequence.names[: sequence.num_done // BLOCK_TOKENS], sequence.key)
 
     def _takes_tail(self, sequence: _Sequence) -> bool:
-        """Step 5: whether the prompt may go in now, with the tail it goes on behind, if there is one, for itself."""
+        """Step 5: whether the prompt may be submitted now; if it continues a tail, it then has that tail alone."""
         start = sequence.num_done
         before = sequence.names[start // BLOCK_TOKENS - 1] if start else b""
         tail = self._index.tail(before, sequence.ids[start : sequence.num_prompt])
@@ -225,7 +227,7 @@ class OpenVinoRunner:
         return True
 
     def _leave_tail(self, sequence: _Sequence, num_held: int) -> None:
-        """The sequence is over with ``num_held`` tokens in the cache."""
+        """Record that the sequence ended with ``num_held`` tokens in the cache."""
         start = num_held // BLOCK_TOKENS * BLOCK_TOKENS
         if sequence.request is not None and start < num_held:
             names = block_names(sequence.ids[:start])
@@ -274,7 +276,7 @@ class OpenVinoRunner:
             time.sleep(max(0.0, min(_MAX_SLEEP_S, *waits)))
 
     def _run_to_end(self, work: Sequence[tuple[Sequence[int], Sampling]]) -> None:
-        """Straight through the pipeline, past steering and index."""
+        """Run requests through the pipeline directly, without steering and index."""
         requests = [self._pipeline.submit(ids, self._pipeline.configuration(sampling)) for ids, sampling in work]
         while requests:
             self._pipeline.step()

@@ -1,1 +1,1 @@
-"""The reference runner in torch: slow, exact, and what the others are compared with."""
+"""The reference runner in torch: slow and exact; the others are compared with it."""

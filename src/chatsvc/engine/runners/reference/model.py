@@ -1,8 +1,8 @@
-"""A decoder's forward pass for several sequences at once, such that company changes nothing. Knows no sampling.
+"""A decoder's forward pass for several sequences at once, independent of the batch. Knows no sampling.
 
-What one sequence gets is the same to the last bit whoever shares its batch:
+A sequence's results are the same to the last bit, whatever else is in the batch:
 
-- A prompt's chunk goes through alone, so its matrices have the same shape every time.
+- A prompt's chunk is computed alone, so its matrices have the same shape every time.
 - A decode step always has the same number of rows; empty ones are padding. A row of a matrix product depends on the
   matrix' shape, not on the other rows.
 - Attention is computed for each sequence by itself, over its own cache.
@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 _SERVED = frozenset({"llama", "qwen2", "qwen3"})
 _FIRST_CAPACITY = 256
-# Matrix products share rows out between threads in blocks; a block that is not full is computed in another order.
+# Matrix products divide rows among threads in blocks; a block that is not full is computed in another order.
 _ROW_BLOCK = 16
 
 
@@ -34,10 +34,10 @@ class Model(Protocol):
         """An empty cache."""
 
     def prefill(self, ids: Sequence[int], cache: Any) -> torch.Tensor:
-        """Take prompt tokens in; logits behind the last one, shape (vocabulary,)."""
+        """Process prompt tokens; returns the logits after the last one, shape (vocabulary,)."""
 
     def decode(self, ids: Sequence[int], caches: Sequence[Any]) -> torch.Tensor:
-        """Take one token of each sequence in; logits behind each, shape (sequences, vocabulary)."""
+        """Process one token of each sequence; returns the logits after each, shape (sequences, vocabulary)."""
 
 
 def model_for(model: Any, *, max_num_seqs: int) -> Model:
@@ -59,9 +59,9 @@ def is_batchable(config: Any) -> bool:
 
 
 def depends_on_length(config: Any) -> bool:
-    """Whether a long prompt has other frequencies than a short one (longrope: Phi-3, MiniCPM).
+    """Whether long prompts have other frequencies than short ones (longrope: Phi-3, MiniCPM).
 
-    A prompt goes through in chunks, and what is cached of the first ones would be of the short kind.
+    A prompt is processed in chunks, and the first ones would be cached with the frequencies of short prompts.
     """
     longest = getattr(config, "max_position_embeddings", 0)
     return any(
@@ -106,7 +106,7 @@ class KvCache:
         self._layers = [torch.empty(2, num_kv_heads, _FIRST_CAPACITY, head_size) for _ in range(num_layers)]
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put in the tokens behind ``length``; returns all of the layer, each (1, KV heads, S, D)."""
+        """Append tokens after ``length``; returns the layer's keys and values, each (1, KV heads, S, D)."""
         end = self.length + keys.shape[1]
         held = self._layers[layer]
         if end > held.shape[2]:
@@ -203,7 +203,7 @@ def _rotated(vectors: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor])
 
 
 def _attention(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Causal attention of one sequence's new rows (T, heads, D) over all it has; the same shape comes back."""
+    """Causal attention of one sequence's new rows (T, heads, D) over its whole cache; returns the same shape."""
     num_new, num_all = queries.shape[0], keys.shape[2]
     mask = None
     if num_new > 1:

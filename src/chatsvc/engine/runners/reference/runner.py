@@ -1,8 +1,8 @@
 """The reference runner: torch and transformers, continuous batching in float32.
 
-A sequence's results do not depend on what shares its batch, to the last bit (``model.py`` says how). So it is the truth
-that the fast runners are compared with, and it serves processors that they do not. Safetensors only; nothing is
-fetched, and code that comes with a model is never run.
+A sequence's results do not depend on what shares its batch, to the last bit (``model.py`` says how). So it is the
+reference for the fast runners, and it serves processors that they do not. Safetensors only; nothing is fetched, and
+code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 
 _SEED_MASK = (1 << 63) - 1
-# A step of this runner takes about a second for 256 prompt tokens; chunks are of one size, because their shape matters.
+# A step of this runner takes about a second for 256 prompt tokens; chunks have one size, because results depend on
+# their shape.
 _MAX_CHUNK_TOKENS = 64
 _MAX_NAMES_SHOWN = 3
 
 
 @dataclass(slots=True, eq=False)
 class _Sequence:
-    """A sequence and its state. ``pending_ids`` have not been through the model yet."""
+    """A sequence and its state. ``pending_ids`` have not been processed yet."""
 
     prompt_ids: frozenset[int]
     pending_ids: list[int]
@@ -83,12 +84,12 @@ class TorchRunner:
     def add(
         self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
     ) -> None:
-        """Take a sequence in."""
+        """Add a sequence."""
         del sharing_key, num_public  # nothing is shared
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._num_embeddings:
-            raise ValueError("a prompt holds at least one id, all of the model's vocabulary")
+            raise ValueError("a prompt needs at least one id, and all must be in the model's vocabulary")
         if any(not 0 <= token < self._num_embeddings for token in sampling.logit_bias):
-            raise ValueError("logit_bias names an id that is not of the model's vocabulary")
+            raise ValueError("logit_bias names an id outside the model's vocabulary")
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         generator = torch.Generator().manual_seed(seed & _SEED_MASK)
         self._sequences[sequence_id] = _Sequence(
@@ -100,7 +101,7 @@ class TorchRunner:
         self._sequences.pop(sequence_id, None)
 
     def step(self) -> list[StepOutput]:
-        """A token for every sequence that has its prompt behind it, and a chunk for the first that has not."""
+        """A token for every sequence whose prompt is done, and a chunk for the first whose prompt is not."""
         with torch.inference_mode():
             decoding = [item for item in self._sequences.items() if not item[1].is_prefilling]
             outputs = self._decode(decoding) + self._prefill()
@@ -110,7 +111,7 @@ class TorchRunner:
         return outputs
 
     def rest(self) -> bool:
-        """There is nothing to do ahead."""
+        """There is nothing to do in advance."""
         return False
 
     def cache_usage(self) -> float:
@@ -126,7 +127,7 @@ class TorchRunner:
         return [self._choose(*item, row) for item, row in zip(decoding, logits, strict=True)]
 
     def _prefill(self) -> list[StepOutput]:
-        """Chunks begin at multiples of their size whoever else is there, until the step's budget is spent."""
+        """Chunks begin at multiples of their size, whatever else runs, until the step's budget is used up."""
         outputs = []
         budget = self._chunk
         for sequence_id, sequence in self._sequences.items():
@@ -164,7 +165,7 @@ class TorchRunner:
 
 
 def _load(path: Path) -> Any:
-    disable_progress_bar()  # the log is read by machines
+    disable_progress_bar()  # no progress bars: the log is read by machines
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
             path,
@@ -176,7 +177,7 @@ def _load(path: Path) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise OperatorError(f"transformers cannot load the model: {error}") from error
-    if told["missing_keys"]:  # transformers would make them up
+    if told["missing_keys"]:  # transformers would initialise them randomly
         names = ", ".join(sorted(told["missing_keys"])[:_MAX_NAMES_SHOWN])
         raise OperatorError(f"the model's files lack weights that its config.json asks for ({names}); use another copy")
     if depends_on_length(model.config):

@@ -13,13 +13,13 @@ from chatsvc.engine.runners.base import MAX_TOP_K, NotFinite
 
 @dataclass(frozen=True, slots=True)
 class Sofar:
-    """What a choice depends on besides the logits.
+    """The state that a choice depends on, besides the logits.
 
     Attributes:
         counts: how often each id is in the completion.
         prompt_ids: the ids of the prompt.
         num_chosen: tokens of the completion.
-        eos: ids that may not come before ``min_tokens``.
+        eos: ids that are not allowed before ``min_tokens``.
     """
 
     counts: Mapping[int, int]
@@ -64,7 +64,7 @@ def logprobs_of(logits: torch.Tensor, token: int, num_logprobs: int) -> TokenLog
 
 
 def _changed(logits: torch.Tensor, sampling: Sampling, so_far: Sofar) -> torch.Tensor:
-    """Biased, without what may not come yet, penalised: in the order that the protocol says."""
+    """Apply biases, exclude tokens that are not allowed yet, apply penalties: the protocol's order."""
     logits = logits.clone()
     if sampling.logit_bias:
         biases = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype)
