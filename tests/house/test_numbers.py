@@ -111,7 +111,7 @@ OF_THE_CODE = [
     ("docs/adr/0008-own-forward-pass.md", "heads of {0[0]} or {0[1]}", ["engine.runners.native.weights._HEAD_SIZES"]),
     (
         "docs/adr/0013-own-gunicorn-worker.md",
-        "a least speed of {} KiB a second",
+        "a minimum speed of {} KiB a second",
         [("http.server.receiving._LEAST_BYTES_PER_S", 1024)],
     ),
     (

@@ -94,7 +94,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
-    """web -> engine. ``sharing_key`` is an opaque string for each principal; sequences with the same one share prefixes.
+    """web -> engine. ``sharing_key`` is an opaque string for each principal; sequences with the same share prefixes.
 
     The first ``num_public`` ids are the public prompt prefix, which all keys share.
     """
