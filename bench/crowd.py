@@ -1,7 +1,7 @@
 """``python -m bench.crowd``: 500 clients at once on sixteen slots, while another process watches ``/healthz``.
 
-Every client is to be served in full or told 503 with a Retry-After; who is told so comes back after exactly that time,
-which shows whether it was true. No two clients ask for the same lengths of prompt and answer, so that an answer to
+Every client must be served in full or get 503 with a Retry-After; it then retries after exactly that time, which shows
+whether the estimate was right. No two clients ask for the same lengths of prompt and answer, so that an answer to
 another's question would show in its usage. Bounded: so many clients, so many tries, so many tokens.
 """
 
@@ -36,7 +36,7 @@ _SHORTEST_ANSWER = 12
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What one client went through, tries in order."""
+    """The tries of one client, in order."""
 
     num_prompt: int
     num_completion: int
@@ -51,13 +51,13 @@ class Client:
 
     @property
     def is_told(self) -> bool:
-        """Whether every try but the served one was a 503 that says when to come back."""
+        """Whether every try but the served one was a 503 with a Retry-After."""
         refused = self.tries[:-1] if self.is_served else self.tries
         return all(one.status == 503 and one.retry_after_s for one in refused)
 
 
 def come(target: Target, number: int, gate: threading.Barrier) -> Client:
-    """One client: connect, wait for everybody, ask; when refused, come back when told to."""
+    """One client: connect, wait for all others, ask; after a refusal, retry when told to."""
     num_prompt = _SHORTEST_PROMPT + number % 100
     max_tokens = _SHORTEST_ANSWER + number % 9
     text = text_of_tokens(num_prompt - NUM_TEMPLATE_TOKENS, number)
@@ -92,7 +92,7 @@ def crowd(target: Target, num_clients: int) -> list[Client]:
 
 
 def probe(port: int, certificate: str, stop: Event, found: multiprocessing.Queue[list[float]]) -> None:
-    """In a process of its own: how long ``/healthz`` takes; a wrong answer counts as for ever."""
+    """In a process of its own: how long ``/healthz`` takes; a wrong answer counts as infinite."""
     tls = ssl.create_default_context(cafile=certificate)
     connection = http.client.HTTPSConnection("localhost", port, context=tls, timeout=10)
     connection.connect()
@@ -146,7 +146,7 @@ def _range(values: list[float]) -> list[float]:
 
 
 def main() -> None:
-    """Run and print one JSON object; exit code 1 when a client was neither served nor told."""
+    """Run and print one JSON object; exit code 1 when a client was neither served nor refused properly."""
     end_on_sigterm()
     parser = program.parser(__doc__)
     parser.add_argument("--clients", type=int, default=500)
@@ -154,7 +154,7 @@ def main() -> None:
     options = shaped(arguments.cache)
     context = multiprocessing.get_context("spawn")
     with stack(options) as target:
-        crowd(target, 32)  # so that the room knows at which rate it serves, as it does in a service that is in use
+        crowd(target, 32)  # so that the queue knows its service rate, as in a service in use
         stop, found = context.Event(), context.Queue()
         watcher = context.Process(target=probe, args=(target.port, str(options.home / "tls" / "cert.pem"), stop, found))
         watcher.start()

@@ -1,9 +1,9 @@
 """``python -m bench.disk``: the whole service at 16 streams, with and without a disk that needs 10 ms for an fsync.
 
 One service, whose disk is quick and slow in turn: a preloaded library (slow_sync.c) lets every fdatasync and fsync, of
-the audit log and of the database alike, wait first. (Two services would differ in more than that: where their memory
-lies is worth several per cent.) What counts is the trimmed mean of the rounds' own ratios, beside what chance does to
-it. Before, it is asked for one token at a time, which shows that the disk really is slow.
+the audit log and of the database alike, wait first. (Two services would differ in more than that: the placement of
+their memory accounts for several per cent.) The result is the trimmed mean of the rounds' ratios, with its standard
+error. Before, it is asked for one token at a time, which shows that the disk really is slow.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SlowDisk:
         self._set(0)
 
     def both(self, subject: ServerSubject, scenario: Scenario, num_streams: int, number: int) -> Round:
-        """The same work on both; chance says which is first, so that nothing which comes and goes meets one of them."""
+        """The same work on both in random order, so that passing disturbances do not always hit the same one."""
         found = {}
         for is_slow in self._random.sample((False, True), 2):
             self._set(self._delay_us if is_slow else 0)
@@ -104,8 +104,8 @@ def main() -> None:
 def trimmed_mean(values: Sequence[float]) -> tuple[float, float]:
     """The mean without the outermost quarters, and its standard error.
 
-    The error is Tukey's and McLaughlin's: values that are left out count as the outermost ones that are not, and the
-    deviation of all of them is divided by the share that is left. Endless for a single value, which tells nothing.
+    The error is Tukey's and McLaughlin's: values that are left out count as the outermost remaining ones, and the
+    standard deviation of all is divided by the remaining share. Infinite for a single value.
     """
     ordered, count = sorted(values), len(values)
     cut = count // _TRIMMED
@@ -117,9 +117,9 @@ def trimmed_mean(values: Sequence[float]) -> tuple[float, float]:
 
 
 def judge(lost: float, error: float) -> str:
-    """Whether less is lost than the goal allows; within two standard errors nobody can say."""
+    """Whether less is lost than the goal allows; within two standard errors it is undecided."""
     if abs(lost - GOAL) <= 2 * error:
-        return "cannot be told apart"
+        return "undecided"
     return "under" if lost < GOAL else "missed"
 
 
@@ -138,8 +138,8 @@ def table(rounds: Sequence[Round], single: Sequence[Round], delay_ms: int) -> st
     lost = -math.expm1(mean)
     lines.append(f"| throughput lost to the slow disk | | {lost:+.1%} ± {error:.1%} |")
     lines.append(f"| goal: under {GOAL:.0%} | | {judge(lost, error)} |")
-    how = "Lost: from the mean of the middle half of the rounds' own log ratios, ± its standard error."
-    return "\n".join([*lines, "", f"{how} A goal within two of them cannot be told apart."])
+    how = "Lost: the mean of the middle half of the rounds' log ratios, ± its standard error."
+    return "\n".join([*lines, "", f"{how} Within two standard errors of the goal the result is undecided."])
 
 
 def _sides(rounds: Sequence[Round]) -> tuple[list[Measurement], list[Measurement]]:

@@ -1,4 +1,4 @@
-"""``python -m bench.gap``: how long eight running streams stand still while a prompt of 4000 tokens joins.
+"""``python -m bench.gap``: the longest pause of eight running streams while a prompt of 4000 tokens joins.
 
 Through the whole stack, with each runner. The gaps are those that clients see between two pieces of text, from the
 moment the long prompt is sent until its first token is there; those before it are for comparison.
@@ -38,7 +38,7 @@ class Join:
 
     @property
     def worst(self) -> float:
-        """What the unluckiest stream saw."""
+        """The longest gap of any stream."""
         return max(self.gaps)
 
 

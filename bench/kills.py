@@ -91,7 +91,7 @@ class Clients:
         with contextlib.suppress(OSError, http.client.HTTPException):
             self._one(f"c{number}", streams=number % 2 == 0)
             return
-        time.sleep(0.02)  # nobody is there just now
+        time.sleep(0.02)  # no process listens at the moment
 
     def _one(self, request_id: str, *, streams: bool) -> None:
         connection = self._home.target.connect(timeout_s=30)

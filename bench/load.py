@@ -104,7 +104,7 @@ def stream(target: Target, connection: http.client.HTTPConnection, body: Body) -
 
 
 def _read(response: http.client.HTTPResponse, started: float) -> Sample:
-    """Take the pieces and their times down; what they say is looked at later, so as not to take the server's cores."""
+    """Store the pieces and their times; they are parsed later, so as not to use the server's cores."""
     pieces = []
     while received := response.read1(65536):
         pieces.append((time.perf_counter(), received))

@@ -1,6 +1,6 @@
-"""``python -m bench.logins``: what a rush of logins does to everybody else, and what a refusal's time gives away.
+"""``python -m bench.logins``: what many logins at once cost others, and whether timing reveals accounts.
 
-1. Fifty people log in at once, while another process asks ``/healthz`` and a look is taken at the web process's memory.
+1. Fifty people log in at once, while another process asks ``/healthz`` and the web process's memory is sampled.
 2. Wrong passwords of accounts that are there, and of accounts that are not, in turn: their answers and their times.
 
 Through nginx with TLS, the real gunicorn and the embedded model; every client has an address of its own, as people

@@ -69,7 +69,7 @@ class Cgroup:
         return int(stat["total_rss" if self.is_v1 else "anon"]) // _MIB
 
     def num_killed(self) -> int:
-        """How many processes the kernel killed for want of memory."""
+        """How many processes the kernel killed because memory ran out."""
         text = (self.path / ("memory.oom_control" if self.is_v1 else "memory.events")).read_text()
         return int(dict(line.split() for line in text.splitlines()).get("oom_kill", 0))
 
@@ -102,7 +102,7 @@ class Outcome:
 
     @property
     def lives(self) -> bool:
-        """Whether everything was served and nothing killed."""
+        """Whether every sequence was served and no process was killed."""
         return self.num_served == self.num_sequences and not self.num_killed
 
 

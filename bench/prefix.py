@@ -1,16 +1,16 @@
-"""``python -m bench.prefix``: what the prefix cache brings one principal, and what it tells another: nothing.
+"""``python -m bench.prefix``: what the prefix cache saves a principal, and that it reveals nothing to another.
 
 Through the whole stack, in the same order again and again, one request at a time but for the last ones. The first turn
 of a conversation has a prompt of 1000 tokens; first-token times are then taken of
 
-1. its second turn, and a conversation of the same lengths that nobody has begun (cold),
-2. the first turn's very prompt, asked again by the same principal,
-3. the very prompt asked by another principal, and a prompt of the same length that nobody has asked (unknown),
+1. its second turn, and a new conversation of the same lengths (cold),
+2. the first turn's prompt, asked again by the same principal,
+3. that prompt asked by another principal, and a prompt of the same length that no principal has asked (unknown),
 4. sixteen prompts that one principal sends at once, of 564 tokens each, of which the first 500 are the same in all, as
    behind a long system prompt, or differ (medians of the sixteen).
 
-The two of (3) must look alike: if one were faster, it would tell what others ask. They are compared pair by pair, with
-a test that asks how often chance alone would make the pairs lean to one side as much (the signs of the differences).
+The two of (3) must take equally long: if one were faster, it would reveal what others ask. They are compared pair by
+pair with a two-sided sign test.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _together(target: Target, beginnings: Sequence[int]) -> float:
 
 
 def chance(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How often fair coins would fall as one-sidedly as the pairs do (two-sided sign test)."""
+    """The p-value of a two-sided sign test over the pairs."""
     signs = [one < other for one, other in zip(ours, theirs, strict=True) if one != other]
     extreme = max(sum(signs), len(signs) - sum(signs))
     tail = sum(math.comb(len(signs), count) for count in range(extreme, len(signs) + 1))
@@ -125,8 +125,8 @@ def table(times: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
         missed = "" if found["sooner"] >= _GOAL_RATIO else " (missed)"
         lines.append(f"| {runner} | " + " | ".join(cells) + f" | {found['sooner']:.1f}{missed} |")
         notes.append(
-            f"{runner}: another's prompt against an unknown one {found['difference']:+.1%}; chance alone would lean as "
-            f"far in {found['chance']:.0%} of such runs{'' if _is_silent(found) else ' (they differ)'}."
+            f"{runner}: another's prompt against an unknown one {found['difference']:+.1%}; "
+            f"sign test: p = {found['chance']:.2f}{'' if _is_silent(found) else ' (they differ)'}."
         )
     return "\n".join([*lines, "", f"Goal: the second turn {_GOAL_RATIO} times sooner.", "", *notes])
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--runner", nargs="+", choices=["native", "openvino"], default=["native", "openvino"])
     arguments = parser.parse_args()
     if arguments.rounds < _LEAST_ROUNDS:
-        parser.error(f"fewer than {_LEAST_ROUNDS} pairs can never lean so far that chance is out of the question")
+        parser.error(f"with fewer than {_LEAST_ROUNDS} pairs a sign test can never be significant")
     times = {}
     for runner in arguments.runner:
         with stack(shaped(arguments.cache, runner)) as target:

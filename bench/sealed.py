@@ -164,7 +164,7 @@ def engine(home: Path) -> Iterator[tuple[EngineClient, Start]]:
 
 
 def pair(plain: Path, sealed: Path, kind: str, *, num_bursts: int, num_tokens: int) -> Pair:
-    """Start both engines, in an order of chance; then one works while the other waits, in turn."""
+    """Start both engines in random order; then each works in turn while the other waits."""
     homes = [plain, sealed]
     with contextlib.ExitStack() as running:
         ups = {home: running.enter_context(engine(home)) for home in random.sample(homes, 2)}
@@ -220,7 +220,7 @@ def homes(place: Path, source: Path | None, kind: str) -> tuple[Path, Path]:
 def main() -> None:
     """Measure every format, print, keep."""
     end_on_sigterm()
-    logging.disable(logging.WARNING)  # each engine that is ended is news to the client
+    logging.disable(logging.WARNING)  # the client logs the end of every engine
     parser = program.parser(__doc__)
     kinds = ("gguf", "openvino", "safetensors")
     parser.add_argument("--format", nargs="+", choices=kinds, default=list(kinds), help="what is kept of others stays")
@@ -299,8 +299,8 @@ def table(pairs: Sequence[Pair]) -> str:
     goals = f"{_GOAL_RATIO} times the start, {_GOAL_MIB} MiB more, the same speed (within {GOAL:.0%})"
     times = ", ".join(f"{count} x {each}" for each, count in counts.items())
     how = (
-        f"Medians of pairs of engines that were up together and given bursts in an order of chance: {times}. Of the "
-        "pairs' speeds the mean difference, ± its standard error: a goal within two of them cannot be told apart."
+        f"Medians of pairs of engines that were up together and given bursts in random order: {times}. Speed: the "
+        "mean difference of the pairs, ± its standard error; within two standard errors of the goal it is undecided."
     )
     return "\n".join([*lines, "", f"Goals: at most {goals}. {how}"])
 

@@ -127,7 +127,7 @@ def _shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Matrices and biases small and normal, norms one: activations keep a sane size through 24 layers."""
+    """Matrices and biases small and normal, norms one: activations stay bounded through 24 layers."""
     if "norm" in name:
         return torch.ones(shape, dtype=torch.bfloat16)
     return (torch.randn(shape) * 0.02).to(torch.bfloat16)
@@ -187,6 +187,6 @@ def _add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def render(messages: Sequence[Mapping[str, str]]) -> str:
-    """What :data:`TEMPLATE` makes of a conversation, for who has no template engine at hand."""
+    """What :data:`TEMPLATE` makes of a conversation, for callers without a template engine."""
     turns = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
     return f"{turns}<|im_start|>assistant\n"

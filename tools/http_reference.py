@@ -14,12 +14,12 @@ from chatsvc.settings.load import load
 _HEAD = """\
 # HTTP
 
-Made by `make docs` from the OpenAPI document, which the service itself gives at `/openapi.json` and shows at `/docs`;
-a test keeps it so. nginx also serves everything below `/api/`.
+Made by `make docs` from the OpenAPI document, which the service returns at `/openapi.json` and shows at `/docs`;
+a test compares them. nginx also serves everything below `/api/`.
 
 The examples expect the service at `http://127.0.0.1:8080`, an access token or an API key in `$TOKEN`, and a refresh
 token in `$REFRESH_TOKEN`. A bearer (`Authorization: Bearer …`) is an access token from `/login` or an API key `csk_…`;
-a key may also come as `X-Api-Key`. The client's address is checked first, then path, method, token, scope and body.
+a key may also be sent as `X-Api-Key`. The client's address is checked first, then path, method, token, scope and body.
 """
 _ERRORS = """\
 ## Errors

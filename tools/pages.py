@@ -16,34 +16,34 @@ _WIDTH = 100
 _COMMAND_LINE = """\
 # The command line
 
-Made by `make docs` from the program itself; a test keeps it so.
-Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it.
+Made by `make docs` from the program itself; a test compares them.
+Exit codes: 0 success, 1 a check or verification failed, 2 wrong usage, 3 another error.
 `chatsvc audit verify` has more: see [the audit format](audit-format.md).
 """
 _CONFIGURATION = """\
 # Configuration
 
-Made by `make docs` from `config/chatsvc.toml`; tests keep it so, and keep that file equal to the defaults.
+Made by `make docs` from `config/chatsvc.toml`; tests compare both pages, and that file with the defaults.
 
 ## Where a value comes from
 
-In this order, the first that is there wins:
+The first of these that is set wins:
 
 1. the environment, `CHATSVC_SECTION__KEY`; lists and tables as JSON, such as
    `CHATSVC_GUARD__ALLOWED_NETWORKS='["10.0.0.0/8"]'`; a variable that is empty counts as not set
 2. for a secret also `CHATSVC_SECTION__KEY_FILE`, the path of a file that holds it; giving both is an error
-3. the file that `CHATSVC_CONFIG` names, else `$CHATSVC_HOME/chatsvc.toml` if it is there
+3. the file that `CHATSVC_CONFIG` names, else `$CHATSVC_HOME/chatsvc.toml` if it exists
 4. the default
 
-`CHATSVC_HOME` (default `./var`) is only read from the environment. `make run` and `chatsvc quickstart` also take
+`CHATSVC_HOME` (default `./var`) is read from the environment only. `make run` and `chatsvc quickstart` also take
 `PORT` and `HOST`, which stand for `server.port` and `server.host`.
 
 ## What is checked
 
 `chatsvc config check` names every problem at once; no program of the service starts with one. An unknown section or key
-is a problem, in the file and in the environment, so a typo cannot leave a limit at its default. Values that fit one by
-one and not together (a refresh token that lives shorter than an access token, fewer threads than requests may wait) are
-refused too. `chatsvc config show` prints what is in force with secrets masked; `chatsvc config nginx` writes nginx's
+is a problem, in the file and in the environment, so a typo cannot leave a limit at its default. Values that are valid
+alone but not together (a refresh token that expires before an access token, fewer threads than requests may wait) are
+refused too. `chatsvc config show` prints the values in force with secrets masked; `chatsvc config nginx` writes nginx's
 files, so that its allow list and limits are the same as ours.
 
 No key turns authentication, the allow list or the audit log off.

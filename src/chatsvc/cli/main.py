@@ -1,6 +1,6 @@
 """The command ``chatsvc``: imports a sub-command's module when it is called, and turns errors into exit codes.
 
-Exit codes: 0 done, 1 the answer is no (a verification failed), 2 wrong usage, 3 could not do it. Knows nothing about
+Exit codes: 0 success, 1 a check or verification failed, 2 wrong usage, 3 another error. Knows nothing about
 what a sub-command does. Importing this module imports no sub-command, so ``chatsvc --help`` is quick.
 """
 
