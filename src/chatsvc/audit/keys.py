@@ -155,7 +155,7 @@ def move_to_auditor(path: Path, target: Path) -> Path:
 
 
 def drop(path: Path) -> None:
-    """Erase a first sealing key: nobody can then forge records of past epochs, and nobody can check their MACs."""
+    """Erase a first sealing key: then records of past epochs can be neither forged nor checked by MAC."""
     erase(path)
 
 

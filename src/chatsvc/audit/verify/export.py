@@ -1,6 +1,6 @@
 """An export: one signed file of records, checkpoints, proofs and public keys that proves a span of time by itself.
 
-Lines of canonical JSON, told apart by their one key (a record has many)::
+Lines of canonical JSON, distinguished by their one key (a record has many)::
 
     {"export": {"v", "from", "to", "made_at", "vkeys"}}
     {"log": {"log_id", "first_seq", "prev", "epoch", "segment"}}    for each log that has some, then

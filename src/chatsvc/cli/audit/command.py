@@ -200,7 +200,7 @@ def _prune_recorded(settings: Settings, act: Callable[[], Pruned | None]) -> Non
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Move the keys to this directory, best on a removable disk."
 )
-@click.option("--drop", is_flag=True, help="Destroy the keys: then nobody can check or forge the seals.")
+@click.option("--drop", is_flag=True, help="Destroy the keys: then the seals can be neither checked nor forged.")
 def seal_key(output: Path | None, *, drop: bool) -> None:
     """Take the logs' first sealing keys off this machine: only then are past records protected by the seal.
 

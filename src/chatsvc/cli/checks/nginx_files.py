@@ -68,7 +68,7 @@ def nginx_values(options: NginxOptions, *, max_body_bytes: int, max_chats: int, 
     }
     for value in (*values.values(), *options.listen, *options.redirect):
         if not value or _UNSAFE.search(value):
-            raise OperatorError(f"{value!r} cannot stand in nginx's configuration: use plain names and paths.")
+            raise OperatorError(f"{value!r} is not allowed in nginx's configuration: use plain names and paths.")
     values["LISTEN"] = "\n    ".join(f"listen {address} ssl;" for address in options.listen)
     values["LISTEN_DEFAULT"] = "\n    ".join(f"listen {address} ssl default_server;" for address in options.listen)
     values["REDIRECT"] = _redirect(options) if options.redirect else ""

@@ -25,7 +25,7 @@ _MAX_SOCKET_PATH_BYTES = 100  # a sockaddr_un holds 107 bytes, and gunicorn adds
 
 
 def problems(settings: Settings) -> list[str]:
-    """Every reason why `chatsvc serve` could not start or nobody could use it, each with its remedy."""
+    """Every reason why `chatsvc serve` could not start or be used, each with its remedy."""
     checks = (_allow_list, _files, _directories, _listener, _packages)
     return [problem for check in checks for problem in check(settings)]
 

