@@ -35,7 +35,7 @@ check: setup-dev ## lint, types and the import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-fix: setup-dev ## let ruff mend and format what it can
+fix: setup-dev ## let ruff fix and format what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 

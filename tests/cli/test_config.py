@@ -78,7 +78,7 @@ def test_a_value_that_would_be_another_directive_is_refused(name: str) -> None:
     options = nginx_files.NginxOptions(
         server_name=name, listen=("443",), certificate="/c", certificate_key="/k", socket="/s"
     )
-    with pytest.raises(OperatorError, match="cannot stand in nginx"):
+    with pytest.raises(OperatorError, match="not allowed in nginx"):
         nginx_files.nginx_values(options, max_body_bytes=1, max_chats=1, deadline_s=1)
 
 
