@@ -93,7 +93,7 @@ def test_one_replica_witnesses_another_and_sees_its_rollback(web, pair, tmp_path
     shutil.rmtree(own.path)
     shutil.copytree(tmp_path / "twin", own.path)
     assert (verify(own, held), own.run("audit", "verify").returncode) == (5, 0)
-    assert "it saw" in serve_and_log_in(web, own, port, 1)
+    assert "it has seen" in serve_and_log_in(web, own, port, 1)
     assert size_held(held) == size
 
     assert "does not show that the log begins" in serve_and_log_in(
