@@ -44,7 +44,7 @@ class ScriptedRunner:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0) -> None:
+    def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0, constraint=None) -> None:
         self._script.prompts.append(list(prompt_ids))
         self._script.public.append(list(prompt_ids)[:num_public])
         self._sequences[sequence_id] = (list(self._script.ids), sampling.max_tokens)

@@ -41,6 +41,9 @@ def _compute(model: Model) -> None:
         for rows in (decoding[:1], decoding[:4], decoding):
             outputs = model.forward_largest(rows, range(len(rows)), [count] * len(rows))
             assert all(output.is_finite for output in outputs)
+            num_ids = len(model.forward(rows, [0])[0])
+            masks = [None, np.zeros(1, np.uint32), np.full(-(-num_ids // 32), 0x80000001, np.uint32)] * len(rows)
+            model.forward_largest(rows, range(len(rows)), [count] * len(rows), masks[: len(rows)])
     model.forward([Rows([3, 4, 5], 1, [3])], [])
     model.clear_cache()
     assert len(library.largest(np.arange(50, dtype=np.float32), 7)) == 7

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import StepOutput
+from chatsvc.engine.runners.grammars import Constraint
 from tests.engine.filemodel import make_card
 
 REFUSED_ID = 666
@@ -44,8 +45,15 @@ class ScriptedRunner:
         self.is_warm = True
 
     def add(
-        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+        self,
+        sequence_id: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        num_public: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
+        del constraint
         if REFUSED_ID in prompt_ids:
             raise ValueError("scripted")
         self.sharing_keys.append(sharing_key)

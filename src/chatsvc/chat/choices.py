@@ -59,6 +59,8 @@ def advance_all(
 ) -> Iterator[Delta | Waiting]:
     """Yield deltas until all choices have ended, and Waiting when there was none for a while.
 
+    Not before their grammars are accepted: a refusal comes before the second event of a stream.
+
     Args:
         choices: the choices.
         generations: the source of each choice's tokens.
@@ -77,5 +79,5 @@ def advance_all(
             if choice.end is not None:
                 generation.cancel()
         growing = [pair for pair in growing if pair[0].end is None]
-        if not has_moved:
+        if not has_moved and all(generation.is_accepted for _, generation in growing):
             yield Waiting()

@@ -46,6 +46,7 @@ def sampling_of(wanted: SamplingRequest, max_tokens: int, *defaults: SamplingDef
         min_tokens=min(wanted.min_tokens, max_tokens),
         ignore_eos=wanted.ignore_eos,
         num_logprobs=wanted.num_logprobs,
+        grammar=wanted.grammar,
     )
 
 
@@ -63,7 +64,11 @@ def check_supported(wanted: SamplingRequest, card: ModelCard, num_ids: int) -> N
     Raises:
         InvalidRequest: it does not, or a bias names an id that the model does not have.
     """
-    asked = {"logit_bias": bool(wanted.logit_bias), "logprobs": wanted.num_logprobs is not None}
+    asked = {
+        "logit_bias": bool(wanted.logit_bias),
+        "logprobs": wanted.num_logprobs is not None,
+        "response_format": wanted.grammar is not None,
+    }
     for name in card.unsupported:
         if asked[name]:
             raise InvalidRequest(

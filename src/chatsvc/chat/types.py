@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chatsvc.engine.protocol import Grammar
+
 Reason = Literal["stop", "length"]
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -55,6 +57,7 @@ class SamplingRequest:
         min_tokens: until so many tokens neither an end-of-sequence token nor a stop string ends the completion.
         ignore_eos: an end-of-sequence token does not end the completion.
         num_logprobs: alternatives to report for each token; 0 reports the chosen token alone, None nothing.
+        grammar: what the completion must be.
     """
 
     temperature: float | None = None
@@ -69,6 +72,7 @@ class SamplingRequest:
     min_tokens: int = 0
     ignore_eos: bool = False
     num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,6 @@
-"""The engine process: hardened, one model, one loop, a unix socket. No network, no HTTP, no thread of its own.
+"""The engine process: hardened, one model, one loop, a unix socket. No network, no HTTP.
+
+Its only thread besides the runner's own compiles grammars.
 
 Its phases: load, warm up, bind the socket (so a connection always finds a model that has answered), serve, and drain on
 SIGTERM or SIGINT. Exit codes are below.

@@ -8,6 +8,7 @@ while it is not inside a step, and after every step that took longer. Ids in, id
 A sequence's life on the wire::
 
     submit -> delta* -> finished            (stop, length, cancelled or error)
+    submit -> accepted -> delta* -> finished  (with a grammar; where that is refused, finished comes at once)
     submit -> cancel -> delta* -> finished  (the cancel may cross a finished: that is not an error)
 
 Draining: the engine sends a heartbeat with status ``draining`` and keeps accepting for a moment, because a submit may
@@ -30,6 +31,7 @@ from chatsvc.errors import ChatsvcError
 from chatsvc.models.card import ModelCard
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+MAX_GRAMMAR_BYTES = 32 * 1024
 HEARTBEAT_INTERVAL_S = 0.5
 _LENGTH = struct.Struct(">I")
 
@@ -43,6 +45,17 @@ class ProtocolError(ChatsvcError):
     """The peer sent something that is not a frame; the connection is closed."""
 
     code = "protocol_error"
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the whole completion must be. An end-of-sequence token comes only where the text may end.
+
+    ``text`` has at most :data:`MAX_GRAMMAR_BYTES`: a JSON Schema, a regular expression of Rust's ``regex`` crate or a
+    grammar in llguidance's variant of Lark.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -65,6 +78,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         min_tokens: no end-of-sequence token before so many tokens.
         ignore_eos: an end-of-sequence token does not end the completion.
         num_logprobs: alternatives to report with each token; None reports nothing.
+        grammar: tokens that it does not allow are forbidden, whatever the others say.
     """
 
     max_tokens: int
@@ -80,6 +94,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     min_tokens: int = 0
     ignore_eos: bool = False
     num_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -124,6 +139,12 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     pid: int
 
 
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+    """engine -> web: the sequence's grammar was compiled."""
+
+    sequence_id: int
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_defaults=True):
     """engine -> web: new token ids of one sequence, never empty. An id that ends the sequence is not among them.
 
@@ -136,13 +157,17 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta", omit_default
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
-    """engine -> web: last frame of a sequence. ``num_completion_tokens`` counts an end-of-sequence id too."""
+    """engine -> web: last frame of a sequence. ``num_completion_tokens`` counts an end-of-sequence id too.
+
+    ``refusal`` says what is wrong with the sequence's grammar, and is for the caller; only with reason ``error``.
+    """
 
     sequence_id: int
     reason: FinishReason
     num_completion_tokens: int
     num_cached_tokens: int = 0
     detail: str = ""
+    refusal: str = ""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
@@ -162,7 +187,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag="heartbeat"):
 
 
 ToEngine = Submit | Cancel | Adopt
-ToWeb = Hello | Delta | Finished | Heartbeat
+ToWeb = Hello | Accepted | Delta | Finished | Heartbeat
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

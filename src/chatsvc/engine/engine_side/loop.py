@@ -6,16 +6,19 @@ connection closes, breaks or is not read, its sequences are cancelled. Knows not
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from chatsvc.engine.engine_side.connections import Client, Clients
 from chatsvc.engine.protocol import (
     HEARTBEAT_INTERVAL_S,
+    Accepted,
     Cancel,
     Delta,
     Finished,
@@ -25,11 +28,14 @@ from chatsvc.engine.protocol import (
     TokenLogprobs,
 )
 from chatsvc.engine.runners.base import Runner, StepOutput
+from chatsvc.engine.runners.grammars import Constraint, GrammarRefused, Grammars
 
 _log = logging.getLogger(__name__)
 
 # With fewer running sequences, steps are short and deltas few: collecting them would save little.
 _MANY = 5
+# Most grammars are compiled within it, so their sequences need not wait for the step after the next one.
+_COMPILE_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class _Sequence:
     number: int
     client: Client
     submit: Submit
+    compiling: Future[Constraint] | None = None
     num_generated: int = 0
     num_cached: int = 0
     collected: list[int] = field(default_factory=list)
@@ -68,7 +75,7 @@ class _Sequence:
 
 
 class Loop:
-    """Owns the runner, the clients and all sequences. Everything happens in :meth:`run`'s thread."""
+    """Owns the runner, the clients and all sequences. Everything happens in :meth:`run`'s thread, but compiling."""
 
     def __init__(
         self,
@@ -82,6 +89,8 @@ class Loop:
         self._options = options or LoopOptions()
         self._clock = clock
         self._by_wire_id: dict[tuple[Client, int], _Sequence] = {}
+        self._grammars = Grammars(runner.card)
+        self._compiling: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._running: dict[int, _Sequence] = {}
         self._next_number = 0
@@ -103,6 +112,7 @@ class Loop:
         try:
             while not self._is_drained():
                 self._take()
+                self._take_compiled()
                 self._start_waiting()
                 if self._running:
                     self._step()
@@ -115,6 +125,7 @@ class Loop:
                 self._finish(sequence, "error", "the engine is shutting down")
             self._clients.send()
         finally:
+            self._grammars.close()
             self._clients.close()
 
     # receive
@@ -154,7 +165,11 @@ class Loop:
         self._next_number += 1
         sequence = _Sequence(self._next_number, client, submit)
         self._by_wire_id[client, submit.sequence_id] = sequence
-        self._waiting.append(sequence)
+        if submit.sampling.grammar is None:
+            self._waiting.append(sequence)
+        else:
+            sequence.compiling = self._grammars.compile(submit.sampling.grammar)
+            self._compiling.append(sequence)
         if self._refuses_new():
             self._forget(sequence)
             self._finish(sequence, "error", "draining")
@@ -167,10 +182,33 @@ class Loop:
 
     def _forget(self, sequence: _Sequence) -> None:
         del self._by_wire_id[sequence.client, sequence.submit.sequence_id]
-        if self._running.pop(sequence.number, None) is None:
+        if self._running.pop(sequence.number, None) is not None:
+            self._runner.cancel(sequence.number)
+        elif sequence in self._waiting:
             self._waiting.remove(sequence)
         else:
-            self._runner.cancel(sequence.number)
+            assert sequence.compiling is not None
+            sequence.compiling.cancel()
+            self._compiling.remove(sequence)
+
+    def _take_compiled(self) -> None:
+        """Let sequences wait for the runner whose grammar has been compiled, and end those whose grammar is refused."""
+        if not self._compiling:
+            return
+        futures = [one.compiling for one in self._compiling if one.compiling is not None]
+        concurrent.futures.wait(futures, _COMPILE_S, concurrent.futures.FIRST_COMPLETED)
+        for sequence in [one for one in self._compiling if one.compiling is not None and one.compiling.done()]:
+            assert sequence.compiling is not None
+            self._compiling.remove(sequence)
+            error = sequence.compiling.exception()
+            if error is None:
+                self._clients.post(sequence.client, Accepted(sequence_id=sequence.submit.sequence_id))
+                self._waiting.append(sequence)
+            elif isinstance(error, GrammarRefused):
+                self._finish(sequence, "error", refusal=str(error))
+            else:
+                _log.error("a grammar was not compiled", exc_info=error)
+                self._finish(sequence, "error", "its grammar was not compiled")
 
     # step
 
@@ -183,7 +221,12 @@ class Loop:
             submit = sequence.submit
             try:
                 self._runner.add(
-                    sequence.number, submit.prompt_ids, submit.sampling, submit.sharing_key, submit.num_public
+                    sequence.number,
+                    submit.prompt_ids,
+                    submit.sampling,
+                    submit.sharing_key,
+                    submit.num_public,
+                    sequence.compiling.result() if sequence.compiling is not None else None,
                 )
             except (
                 ValueError,
@@ -218,7 +261,7 @@ class Loop:
         sequence.collected_logprobs += output.logprobs
         if output.finish_reason is not None:
             del self._running[sequence.number]
-            self._finish(sequence, output.finish_reason, output.detail)
+            self._finish(sequence, output.finish_reason, output.detail, output.refusal)
 
     def _post_collected(self, collect_s: float) -> None:
         """Post collected tokens that cannot wait for the next step, which will take about as long as the last one."""
@@ -238,7 +281,7 @@ class Loop:
         sequence.collected = []
         sequence.collected_logprobs = []
 
-    def _finish(self, sequence: _Sequence, reason: FinishReason, detail: str = "") -> None:
+    def _finish(self, sequence: _Sequence, reason: FinishReason, detail: str = "", refusal: str = "") -> None:
         wire_id = sequence.submit.sequence_id
         self._by_wire_id.pop((sequence.client, wire_id), None)
         if sequence.collected:
@@ -249,6 +292,7 @@ class Loop:
             num_completion_tokens=sequence.num_generated,
             num_cached_tokens=sequence.num_cached,
             detail=detail,
+            refusal=refusal,
         )
         self._clients.post(sequence.client, finished)
 
@@ -263,7 +307,7 @@ class Loop:
             status="serving" if self._draining_since is None else "draining",
             num_steps=self._num_steps,
             num_running=len(self._running),
-            num_waiting=len(self._waiting),
+            num_waiting=len(self._waiting) + len(self._compiling),
             last_step_s=self._last_step_s,
             num_generated_tokens=self._num_generated_tokens,
             cache_usage=self._runner.cache_usage(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from chatsvc.engine.protocol import FinishReason, Sampling, TokenLogprobs
+from chatsvc.engine.runners.grammars import Constraint
 from chatsvc.models.card import ModelCard
 
 # Sorting the whole vocabulary (150,000 entries) for one sequence would halve the speed of the whole batch.
@@ -50,7 +51,7 @@ class StepOutput:
 
     ``token_ids`` are new ids without one that ended the sequence; ``num_generated`` counts that id too.
     ``finish_reason`` is None while the sequence continues. ``logprobs`` has one entry for each of ``token_ids`` where
-    the sequence asked for them.
+    the sequence asked for them. ``refusal`` is as in :class:`chatsvc.engine.protocol.Finished`.
     """
 
     sequence_id: int
@@ -59,6 +60,7 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     detail: str = ""
+    refusal: str = ""
     logprobs: Sequence[TokenLogprobs] = ()
 
 
@@ -72,12 +74,18 @@ class Runner(Protocol):
         """Run every batch size once, so that no request waits for first-time compilation."""
 
     def add(
-        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+        self,
+        sequence_id: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        num_public: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Add a sequence; it joins at the next step.
 
         It may use the cache of the same ``sharing_key``; its first ``num_public`` ids are the public prompt
-        prefix, which all keys share.
+        prefix, which all keys share. ``constraint`` is that of ``sampling.grammar``.
 
         Raises:
             ValueError, RuntimeError: this sequence is refused; the others are not affected.

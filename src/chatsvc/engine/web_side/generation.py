@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from chatsvc.engine.protocol import Delta, Finished, TokenLogprobs
+from chatsvc.engine.protocol import Accepted, Delta, Finished, TokenLogprobs
 from chatsvc.errors import ChatsvcError
 from chatsvc.models.card import ModelCard
 
@@ -24,10 +25,12 @@ class Generation:
 
     Attributes:
         card: the model that answers; the one the prompt was rendered for.
+        is_accepted: whether its grammar was compiled, or it has none.
     """
 
-    def __init__(self, card: ModelCard, cancel: Callable[[], None]) -> None:
+    def __init__(self, card: ModelCard, cancel: Callable[[], None], *, is_accepted: bool = True) -> None:
         self.card = card
+        self.is_accepted = is_accepted
         self._cancel = cancel
         self._queue: queue.SimpleQueue[Delta | Finished | ChatsvcError] = queue.SimpleQueue()
         self._end: Finished | ChatsvcError | None = None
@@ -39,6 +42,7 @@ class Generation:
             ModelFailed: its logits were not finite.
             EngineUnavailable: the engine died, hung or ended with this sequence unfinished.
             Draining: the engine was shutting down when the submit arrived; submit again.
+            InvalidRequest: its grammar was refused.
         """
         ids: list[int] = []
         logprobs: list[TokenLogprobs] = []
@@ -55,13 +59,16 @@ class Generation:
         if ids:
             return Tokens(ids, logprobs)
         if isinstance(self._end, ChatsvcError):
-            raise type(self._end)(self._end.message)
+            raise copy.copy(self._end)
         return self._end
 
     def cancel(self) -> None:
         """Stop it; a :class:`Finished` with reason ``cancelled`` follows. Does nothing if it has ended."""
         self._cancel()
 
-    def put(self, item: Delta | Finished | ChatsvcError) -> None:
+    def put(self, item: Accepted | Delta | Finished | ChatsvcError) -> None:
         """For the client's thread: new ids, or the end."""
-        self._queue.put(item)
+        if isinstance(item, Accepted):
+            self.is_accepted = True
+        else:
+            self._queue.put(item)

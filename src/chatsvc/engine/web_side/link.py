@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from chatsvc.engine.progress import Progress
 from chatsvc.engine.protocol import (
     NOT_FINITE,
+    Accepted,
     Adopt,
     Cancel,
     Delta,
@@ -23,12 +24,13 @@ from chatsvc.engine.protocol import (
     Sampling,
     Submit,
     ToEngine,
+    ToWeb,
     decode_to_web,
     encode_frame,
 )
 from chatsvc.engine.sockets import Connection
 from chatsvc.engine.web_side.generation import Generation
-from chatsvc.errors import ChatsvcError, Draining, EngineUnavailable, ModelFailed, Unavailable
+from chatsvc.errors import ChatsvcError, Draining, EngineUnavailable, InvalidRequest, ModelFailed, Unavailable
 from chatsvc.models.card import ModelCard
 
 # The web side sends little; an engine inside a long step may leave some of it waiting.
@@ -75,7 +77,9 @@ class Link:
             EngineUnavailable: the engine has died.
         """
         sequence_id = next(self._ids)
-        generation = Generation(self.card, lambda: self._send(Cancel(sequence_id=sequence_id)))
+        generation = Generation(
+            self.card, lambda: self._send(Cancel(sequence_id=sequence_id)), is_accepted=sampling.grammar is None
+        )
         with self._lock:
             if self._dead:
                 raise EngineUnavailable
@@ -129,8 +133,8 @@ class Link:
         if self.connection.wants_write or self.connection.broken:
             self._wake()
 
-    def _handle(self, message: Hello | Delta | Finished | Heartbeat) -> None:
-        if isinstance(message, Delta):
+    def _handle(self, message: ToWeb) -> None:
+        if isinstance(message, Accepted | Delta):
             generation = self._generations.get(message.sequence_id)
             if generation is not None:
                 generation.put(message)
@@ -155,6 +159,8 @@ def _end_of(finished: Finished) -> Finished | ChatsvcError:
     """What a reader gets: a failure becomes an exception, so that it cannot be mistaken for an answer."""
     if finished.reason != "error":
         return finished
+    if finished.refusal:
+        return InvalidRequest(f"response_format: {finished.refusal}.", param="response_format", code="invalid_value")
     if finished.detail == NOT_FINITE:
         return ModelFailed()
     return Draining() if finished.detail == "draining" else EngineUnavailable(f"The model failed: {finished.detail}.")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from chatsvc.engine.protocol import Sampling, TokenLogprobs
 from chatsvc.engine.runners.base import MAX_TOP_K, NotFinite
+from chatsvc.engine.runners.masks import Mask, is_allowed
 from chatsvc.engine.runners.native.library import Floats, Ids, Output, largest
 
 _SEED_MASK = (1 << 64) - 1
@@ -58,16 +59,19 @@ class Chooser:
         if not output.is_finite:
             raise NotFinite
         ids, logits = output.ids, output.logits
-        if self._is_changing(0):
-            changed = self._changed(logits)
+        if self._is_changing(0) or (output.mask is not None and self._sampling.num_logprobs is not None):
+            changed = self._changed(logits, output.mask)
             ids = largest(changed, self._top_k)
             logits = changed[ids]
-            if not math.isfinite(logits[0]):  # every token is forbidden
-                raise NotFinite
         elif len(logits) > self._top_k and self._sampling.num_logprobs is not None:
             ids = largest(logits, self._top_k)
             logits = logits[ids]
-        place = 0 if self._top_k == 1 else self._draw(logits[: self._top_k].astype(np.float64))
+        logits = logits[: self._top_k]
+        if not math.isfinite(logits[0]):  # every token is forbidden
+            raise NotFinite
+        if output.mask is not None:
+            logits = logits[np.isfinite(logits)]
+        place = 0 if self._top_k == 1 else self._draw(logits.astype(np.float64))
         token = int(ids[place])
         self._num_chosen += 1
         if self._seen is not None:
@@ -79,14 +83,16 @@ class Chooser:
         is_held_open = self._num_chosen + num_before < self._sampling.min_tokens
         return self._seen is not None or len(self._biased) > 0 or is_held_open
 
-    def _changed(self, logits: Floats) -> Floats:
-        """All logits of a row: biased, without what may not come yet, penalised."""
+    def _changed(self, logits: Floats, mask: Mask | None) -> Floats:
+        """All logits of a row: biased, without what may not come yet, penalised, masked."""
         logits = logits.copy()
         logits[self._biased] += self._biases
         if self._num_chosen < self._sampling.min_tokens:
             logits[self._eos] = -np.inf
         if self._seen is not None:
             self._seen.penalise(logits)
+        if mask is not None:
+            logits[~is_allowed(mask, len(logits))] = -np.inf
         return logits
 
     def _draw(self, values: NDArray[np.float64]) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chatsvc.engine.runners.masks import Mask, as_rows
 from chatsvc.errors import OperatorError
 
 PAGE_TOKENS = 32
@@ -31,6 +32,7 @@ _NEEDED_FLAGS = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
+Masks = Sequence[Mask | None]
 
 
 class Number(IntEnum):
@@ -111,13 +113,14 @@ class Rows:
 class Output:
     """The logits of the token after a row, and their ids.
 
-    Either the largest, largest first (among equals the smaller id first), or all, in the order of the ids. Both are
-    undefined unless ``is_finite``: NaN or infinity came up.
+    Either the largest that ``mask`` allows, largest first (among equals the smaller id first; -inf follows where fewer
+    are allowed), or all, in the order of the ids, masked or not. Undefined unless ``is_finite``.
     """
 
     ids: Ids
     logits: Floats
     is_finite: bool = True
+    mask: Mask | None = None
 
 
 class _Shape(ctypes.Structure):
@@ -133,10 +136,11 @@ class _Shape(ctypes.Structure):
 
 class _Batch(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs")),
-        *((name, ctypes.c_int32) for name in ("pages_stride", "largest_stride")),
+        *((name, ctypes.c_int32) for name in ("num_rows", "num_sequences", "num_outputs", "pages_stride")),
+        *((name, ctypes.c_int32) for name in ("largest_stride", "allowed_stride")),
         *((name, ctypes.c_void_p) for name in ("ids", "first_rows", "starts", "pages", "output_rows", "num_largest")),
-        *((name, ctypes.c_void_p) for name in ("largest_ids", "largest_logits", "logits", "is_finite")),
+        *((name, ctypes.c_void_p) for name in ("masks", "allowed", "largest_ids", "largest_logits")),
+        *((name, ctypes.c_void_p) for name in ("logits", "is_finite")),
     ]
 
 
@@ -212,26 +216,28 @@ class Model:
         Raises:
             ValueError: the batch exceeds the capacity, or ``output_rows`` do not ascend.
         """
-        self._run(batch, output_rows, _ids([0] * len(output_rows)))
+        self._run(batch, output_rows, _ids([0] * len(output_rows)), [None] * len(output_rows))
         return self._logits[: len(output_rows), : self._vocabulary_size]
 
     def forward_largest(
-        self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Sequence[int]
+        self, batch: Sequence[Rows], outputs: Sequence[int], num_largest: Sequence[int], masks: Masks = ()
     ) -> list[Output]:
         """Like :meth:`forward`, but of each row its ``num_largest`` largest logits, or all where that is 0.
 
         A few are cheaper: logits that cannot be among them are only estimated.
         """
         counts = np.minimum(_ids(num_largest), self._vocabulary_size)
-        ids, logits, is_finite = self._run(batch, output_rows, counts)
-        return [
-            Output(ids[row, :count], logits[row, :count], finite)
-            if count
-            else Output(self._all_ids, self._logits[row, : self._vocabulary_size], finite)
-            for row, (count, finite) in enumerate(zip(counts.tolist(), is_finite.astype(bool).tolist(), strict=True))
-        ]
+        masks = masks or [None] * len(outputs)
+        ids, logits, is_finite = self._run(batch, outputs, counts, masks)
+        kept = [(ids[row, :n], logits[row, :n]) if n else self._all(row) for row, n in enumerate(counts.tolist())]
+        return [Output(*one, *rest) for one, *rest in zip(kept, is_finite.astype(bool).tolist(), masks, strict=True)]
 
-    def _run(self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids) -> tuple[Ids, Floats, Ids]:
+    def _all(self, row: int) -> tuple[Ids, Floats]:
+        return self._all_ids, self._logits[row, : self._vocabulary_size]
+
+    def _run(
+        self, batch: Sequence[Rows], output_rows: Sequence[int], num_largest: Ids, masks: Masks
+    ) -> tuple[Ids, Floats, Ids]:
         ids = _ids([token for rows in batch for token in rows.ids])
         first_rows = _ids(np.cumsum([0, *(len(rows.ids) for rows in batch)]))
         pages = np.zeros((len(batch), max(len(rows.pages) for rows in batch)), dtype=np.int32)
@@ -248,17 +254,11 @@ class Model:
             self._logits = np.empty((len(outputs), self._width), dtype=np.float32)
         largest_ids = np.empty((len(outputs), num_largest.max(initial=0)), dtype=np.int32)
         largest_logits = np.empty(largest_ids.shape, dtype=np.float32)
-        read = (ids, first_rows, starts, pages, outputs, num_largest)
+        read = (ids, first_rows, starts, pages, outputs, num_largest, *as_rows(masks, self._vocabulary_size))
         is_finite = np.ones(len(outputs), dtype=np.int32)
         written = (largest_ids, largest_logits, self._logits, is_finite)
-        call = _Batch(
-            len(ids),
-            len(batch),
-            len(outputs),
-            pages.shape[1],
-            largest_ids.shape[1],
-            *(array.ctypes.data for array in (*read, *written)),
-        )
+        sizes = (len(ids), len(batch), len(outputs), pages.shape[1], largest_ids.shape[1], read[-1].shape[1])
+        call = _Batch(*sizes, *(array.ctypes.data for array in (*read, *written)))
         self._library.model_forward(self._handle, ctypes.byref(call))
         return largest_ids, largest_logits, is_finite
 

@@ -23,6 +23,7 @@ import msgspec
 from chatsvc.engine.engine_side.memory import private_bytes
 from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
 from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
+from chatsvc.engine.runners.grammars import Constraint
 from chatsvc.engine.runners.native import library
 from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
@@ -111,7 +112,13 @@ class NativeRunner:
         check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
     def add(
-        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+        self,
+        sequence_id: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        num_public: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Take a sequence in."""
         if not prompt_ids or not 0 <= min(prompt_ids) <= max(prompt_ids) < self._vocabulary_size:
@@ -127,7 +134,18 @@ class NativeRunner:
         drafter = Drafter(ids, self._options.max_draft_tokens)
         eos = frozenset() if sampling.ignore_eos else self._eos
         self._waiting.append(
-            Member(sequence_id, ids, len(ids), sampling.max_tokens, sharing_key, chooser, drafter, num_public, eos)
+            Member(
+                sequence_id,
+                ids,
+                len(ids),
+                sampling.max_tokens,
+                sharing_key,
+                chooser,
+                drafter,
+                num_public,
+                eos,
+                constraint,
+            )
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -225,7 +243,7 @@ class NativeRunner:
         left = 0 if prefilling else _MAX_GUESSING_ROWS - len(decoding)
         parts = []
         for one in decoding:
-            guesses = one.drafter.propose(min(left, one.num_left - 1))
+            guesses = one.propose(min(left, one.num_left - 1, self._options.max_draft_tokens))
             left -= len(guesses)
             parts.append(BatchPart(one, [one.ids[-1], *guesses], 1 + len(guesses)))
         if prefilling:
@@ -274,13 +292,13 @@ class NativeRunner:
             except NotFinite:
                 reason = "error"
                 break
-            sequence.ids.append(chosen[-1].token)
+            sequence.append(chosen[-1].token)
             sequence.num_held += 1
             reason = sequence.end
             if reason is not None or chosen[-1].token != guess:
                 break
         sequence.drafter.learn(len(guesses), len(chosen) - 1)
-        return output_of(sequence.number, chosen, reason, num_cached)
+        return output_of(sequence, chosen, reason, num_cached)
 
     def _name_pages(self, sequence: Member) -> None:
         if sequence.public_rest and sequence.num_held >= sequence.num_public:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chatsvc.engine.protocol import NOT_FINITE, FinishReason
 from chatsvc.engine.runners.base import StepOutput
+from chatsvc.engine.runners.grammars import Constraint
+from chatsvc.engine.runners.masks import Mask
 from chatsvc.engine.runners.native.choosing import Chooser, Chosen
 from chatsvc.engine.runners.native.drafts import Drafter
 from chatsvc.engine.runners.native.library import PAGE_TOKENS, Rows
@@ -23,6 +26,7 @@ class Member:
         num_shared: how many of them were found there.
         num_public: how many, from the first on, are the public prompt prefix.
         eos: ids that end it.
+        constraint: what may be chosen; None: any token.
         pages: its cache pages, in order.
         names: of its full pages (see :class:`chatsvc.engine.runners.native.pages.Pages`).
         prompt_names: of all pages that its prompt fills; the last token is not counted, because it is always computed.
@@ -40,6 +44,7 @@ class Member:
     drafter: Drafter
     num_public: int = 0
     eos: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
     prompt_names: list[bytes] = field(init=False)
     public_rest: bytes | None = field(init=False)
     own_root: bytes = field(init=False)
@@ -101,6 +106,19 @@ class Member:
         if self.ids[-1] in self.eos:
             return "stop"
         return "length" if self.num_left == 0 else None
+
+    def propose(self, max_tokens: int) -> list[int]:
+        """A draft of its next tokens: what its constraint forces, else what the drafter finds and may come."""
+        if self.constraint is None:
+            return self.drafter.propose(max_tokens)
+        draft = self.constraint.forced()[: max(0, max_tokens)] or self.drafter.propose(max_tokens)
+        return self.constraint.passable([*itertools.takewhile(lambda token: token not in self.eos, draft)])
+
+    def append(self, token: int) -> None:
+        """The token comes next."""
+        self.ids.append(token)
+        if self.constraint is not None and self.end is None:
+            self.constraint.advance(token)
 
     def take_over(self, pages: Sequence[int]) -> None:
         """Continue its prompt with pages that are computed already."""
@@ -169,29 +187,40 @@ def end_of_chunk(one: Member, num_tokens: int) -> int:
     return end_of_page if one.num_held < end_of_page and end < one.num_prompt else end
 
 
-def lay_out(parts: Sequence[BatchPart]) -> tuple[list[Rows], list[int], list[int]]:
-    """The batch's rows, the rows after which a token is chosen, and how many largest logits each choice needs."""
+def lay_out(parts: Sequence[BatchPart]) -> tuple[list[Rows], list[int], list[int], list[Mask | None]]:
+    """The batch's rows, those after which a token is chosen, and for each choice how many logits it needs, its mask."""
     rows: list[Rows] = []
     chosen_rows: list[int] = []
     needed: list[int] = []
+    masks: list[Mask | None] = []
     end = 0
     for part in parts:
         end += len(part.ids)
         rows.append(Rows(part.ids, part.sequence.num_held, part.sequence.pages))
         chosen_rows += range(end - part.num_choices, end)
         needed += [part.sequence.chooser.num_needed(num_before) for num_before in range(part.num_choices)]
-    return rows, chosen_rows, needed
+        constraint = part.sequence.constraint
+        guesses = part.ids[len(part.ids) - part.num_choices + 1 :]
+        if constraint is None:
+            masks += [None] * part.num_choices
+        elif part.num_choices:
+            masks += constraint.masks(guesses)
+    return rows, chosen_rows, needed, masks
 
 
-def output_of(number: int, chosen: Sequence[Chosen], reason: FinishReason | None, num_cached_tokens: int) -> StepOutput:
+def output_of(
+    sequence: Member, chosen: Sequence[Chosen], reason: FinishReason | None, num_cached_tokens: int
+) -> StepOutput:
     """A step's output; a token that ended the sequence is left out."""
     shown = chosen[:-1] if reason == "stop" else chosen
+    refusal = sequence.constraint.failure if reason == "error" and sequence.constraint is not None else ""
     return StepOutput(
-        number,
+        sequence.number,
         [one.token for one in shown],
         len(chosen),
         reason,
         num_cached_tokens=num_cached_tokens,
-        detail=NOT_FINITE if reason == "error" else "",
+        detail=NOT_FINITE if reason == "error" and not refusal else "",
+        refusal=refusal,
         logprobs=[one.logprobs for one in shown if one.logprobs is not None],
     )

@@ -19,7 +19,7 @@ from chatsvc.errors import OperatorError
 from chatsvc.models.supply.telemetry import import_openvino
 
 # The library's sampler supports no biases, and reports one log-probability, of the changed logits.
-UNSUPPORTED = ("logit_bias", "logprobs")
+UNSUPPORTED = ("logit_bias", "logprobs", "response_format")
 # The library refuses 1, which would keep only the most probable token; this has the same effect.
 _MOST_MIN_P = 0.9999
 _SEED_MASK = (1 << 64) - 1

@@ -30,6 +30,7 @@ import msgspec
 from chatsvc.engine.engine_side.memory import drop_file_mapping, private_bytes
 from chatsvc.engine.protocol import Sampling
 from chatsvc.engine.runners.base import RunnerOptions, StepOutput
+from chatsvc.engine.runners.grammars import Constraint
 from chatsvc.engine.runners.openvino.pipeline import UNSUPPORTED, Pipeline, Request
 from chatsvc.engine.runners.openvino.prefixes import BLOCK_TOKENS, PrefixIndex, Tail, block_names
 from chatsvc.engine.runners.sizing import check_limit, num_kv_blocks, shape_of, weights_bytes
@@ -110,11 +111,19 @@ class OpenVinoRunner:
         check_limit(private_bytes(), self._num_cache_bytes, self._options)
 
     def add(
-        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+        self,
+        sequence_id: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        num_public: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Add a sequence."""
         if not prompt_ids:
             raise ValueError("a prompt needs at least one id")
+        if constraint is not None:
+            raise ValueError("this runner supports no grammar")
         ids = list(prompt_ids)
         configuration = self._pipeline.configuration(sampling, self._eos)
         self._sequences[sequence_id] = _Sequence(

@@ -21,6 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from chatsvc.engine.protocol import NOT_FINITE, FinishReason, Sampling
 from chatsvc.engine.runners.base import NotFinite, RunnerOptions, StepOutput
+from chatsvc.engine.runners.grammars import Constraint
+from chatsvc.engine.runners.masks import is_allowed
 from chatsvc.engine.runners.reference.model import depends_on_length, model_for
 from chatsvc.engine.runners.reference.sampling import Sofar, choose_token, logprobs_of
 from chatsvc.errors import OperatorError
@@ -42,6 +44,7 @@ class _Sequence:
     sampling: Sampling
     generator: torch.Generator
     cache: Any
+    constraint: Constraint | None = None
     counts: Counter[int] = field(default_factory=Counter)
     num_held: int = 0
     num_generated: int = 0
@@ -82,7 +85,13 @@ class TorchRunner:
             self.step()
 
     def add(
-        self, sequence_id: int, prompt_ids: Sequence[int], sampling: Sampling, sharing_key: str, num_public: int = 0
+        self,
+        sequence_id: int,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        sharing_key: str,
+        num_public: int = 0,
+        constraint: Constraint | None = None,
     ) -> None:
         """Add a sequence."""
         del sharing_key, num_public  # nothing is shared
@@ -93,7 +102,7 @@ class TorchRunner:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         generator = torch.Generator().manual_seed(seed & _SEED_MASK)
         self._sequences[sequence_id] = _Sequence(
-            frozenset(prompt_ids), list(prompt_ids), sampling, generator, self._model.new_cache()
+            frozenset(prompt_ids), list(prompt_ids), sampling, generator, self._model.new_cache(), constraint
         )
 
     def cancel(self, sequence_id: int) -> None:
@@ -145,11 +154,14 @@ class TorchRunner:
 
     def _choose(self, sequence_id: int, sequence: _Sequence, logits: torch.Tensor) -> StepOutput:
         sampling = sequence.sampling
-        so_far = Sofar(sequence.counts, sequence.prompt_ids, sequence.num_generated, self._eos)
+        constraint = sequence.constraint
+        allowed = None if constraint is None else is_allowed(constraint.masks([])[0], len(logits))
+        so_far = Sofar(sequence.counts, sequence.prompt_ids, sequence.num_generated, self._eos, allowed)
         try:
             token = choose_token(logits, sampling, so_far, sequence.generator)
         except NotFinite:
-            return StepOutput(sequence_id, (), 0, "error", detail=NOT_FINITE)
+            refusal = constraint.failure if constraint is not None else ""
+            return StepOutput(sequence_id, (), 0, "error", detail="" if refusal else NOT_FINITE, refusal=refusal)
         sequence.num_held += not sequence.is_prefilling
         sequence.counts[token] += 1
         sequence.num_generated += 1
@@ -157,6 +169,8 @@ class TorchRunner:
         reason: FinishReason | None = None
         if token in self._eos and not sampling.ignore_eos:
             return StepOutput(sequence_id, (), 1, "stop")
+        if constraint is not None:
+            constraint.advance(token)
         if sequence.num_generated >= sampling.max_tokens:
             reason = "length"
         wanted = sampling.num_logprobs

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from chatsvc.engine.protocol import Sampling, TokenLogprobs
 from chatsvc.engine.runners.base import MAX_TOP_K, NotFinite
@@ -20,12 +22,14 @@ class Sofar:
         prompt_ids: the ids of the prompt.
         num_chosen: tokens of the completion.
         eos: ids that are not allowed before ``min_tokens``.
+        allowed: for each id whether it is allowed at all; None: all are.
     """
 
     counts: Mapping[int, int]
     prompt_ids: Collection[int] = ()
     num_chosen: int = 0
     eos: Collection[int] = ()
+    allowed: NDArray[np.bool_] | None = None
 
 
 def choose_token(logits: torch.Tensor, sampling: Sampling, so_far: Sofar, generator: torch.Generator) -> int:
@@ -64,7 +68,7 @@ def logprobs_of(logits: torch.Tensor, token: int, num_logprobs: int) -> TokenLog
 
 
 def _changed(logits: torch.Tensor, sampling: Sampling, so_far: Sofar) -> torch.Tensor:
-    """Apply biases, exclude tokens that are not allowed yet, apply penalties: the protocol's order."""
+    """Apply biases, exclude tokens that are not allowed yet, apply penalties and the mask: the protocol's order."""
     logits = logits.clone()
     if sampling.logit_bias:
         biases = torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype)
@@ -78,4 +82,6 @@ def _changed(logits: torch.Tensor, sampling: Sampling, so_far: Sofar) -> torch.T
     if so_far.counts and (sampling.presence_penalty or sampling.frequency_penalty):
         times = torch.tensor(list(so_far.counts.values()), dtype=logits.dtype)
         logits[torch.tensor(list(so_far.counts))] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    if so_far.allowed is not None:
+        logits[torch.from_numpy(~so_far.allowed)] = -torch.inf
     return logits

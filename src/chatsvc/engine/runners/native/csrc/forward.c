@@ -270,6 +270,11 @@ static int is_pruned(const model_batch *batch) {
     return 1;
 }
 
+/* The ids that an output may be chosen from; NULL: all. */
+static const uint32_t *allowed_of(const model_batch *batch, int row) {
+    return batch->masks[row] < 0 ? NULL : batch->allowed + (size_t)batch->masks[row] * batch->allowed_stride;
+}
+
 /* Chooses every output's candidate panels from the peaks. */
 static void choose_all_candidates(worker *w, int num_panels) {
     const model *m = w->pass->m;
@@ -282,7 +287,7 @@ static void choose_all_candidates(worker *w, int num_panels) {
         if (!batch->is_finite[row]) continue; /* NaN has no order */
         group_energies(energies, values, rms_factor(values, hidden, m->shape.epsilon), m->final_norm, hidden);
         m->candidates[row].logits = batch->logits + (size_t)row * num_panels * LANES;
-        choose_candidates(&m->head, peaks, batch->num_largest[row], energies,
+        choose_candidates(&m->head, peaks, batch->num_largest[row], allowed_of(batch, row), energies,
                           batch->largest_ids + (size_t)row * batch->largest_stride, &m->candidates[row],
                           (uint16_t)(1 << row % ROWS), m->marks + (size_t)(row / ROWS) * num_panels);
     }
@@ -317,17 +322,20 @@ static void find_all_largest(worker *w, int num_panels, int pruned) {
     const model *m = w->pass->m;
     const model_batch *batch = w->pass->batch;
     for (int row, last; take(w, batch->num_outputs, 1, &row, &last);) {
-        const float *logits = batch->logits + (size_t)row * num_panels * LANES;
+        float *logits = batch->logits + (size_t)row * num_panels * LANES;
         int32_t *ids = batch->largest_ids + (size_t)row * batch->largest_stride;
         float *found = batch->largest_logits + (size_t)row * batch->largest_stride;
         const int num_largest = batch->num_largest[row], hidden = m->shape.hidden_size;
+        const uint32_t *allowed = allowed_of(batch, row);
         if (!pruned)
             batch->is_finite[row] = all_finite(m->hidden + (size_t)row * hidden, hidden) &&
                                     all_finite(logits, num_panels * LANES);
         if (!batch->is_finite[row]) continue;
         if (pruned) {
-            largest_of_candidates(&m->head, &m->candidates[row], num_largest, ids, found);
+            largest_of_candidates(&m->head, &m->candidates[row], num_largest, allowed, ids, found);
         } else if (num_largest) {
+            for (int panel = 0; allowed && panel < num_panels; panel++)
+                mask_panel(logits + (size_t)panel * LANES, allowed, panel);
             find_largest(logits, m->shape.vocabulary_size, num_largest, ids);
             for (int i = 0; i < num_largest; i++) found[i] = logits[ids[i]];
         }

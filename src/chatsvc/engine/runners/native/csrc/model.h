@@ -24,13 +24,18 @@ typedef struct {
 /* One pass. A row is a token; sequence s has rows [first_rows[s], first_rows[s + 1]). `width` below is
  * vocabulary_size rounded up to LANES. */
 typedef struct {
-    int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride;
+    int32_t num_rows, num_sequences, num_outputs, pages_stride, largest_stride, allowed_stride;
     const int32_t *ids;         /* [num_rows]: token ids */
     const int32_t *first_rows;  /* [num_sequences + 1] */
     const int32_t *starts;      /* [num_sequences]: the position of a sequence's first row */
     const int32_t *pages;       /* [num_sequences][pages_stride]: cache pages of a sequence, from its first token on */
     const int32_t *output_rows; /* [num_outputs], ascending: the rows whose logits are requested */
     const int32_t *num_largest; /* [num_outputs]: how many of the largest logits; 0 requests all */
+    const int32_t *masks;       /* [num_outputs]: the row of `allowed` that an output obeys; -1: every id is allowed */
+    /* [..][allowed_stride], bit i % 32 of word i / 32 is set where id i is allowed, no bit at vocabulary_size or above.
+     * The largest logits are those of allowed ids; where fewer are allowed, -INFINITY follows. Not applied to `logits`
+     * where all are requested. */
+    const uint32_t *allowed;
     int32_t *largest_ids;       /* [num_outputs][largest_stride]: ids of the largest logits, largest first */
     float *largest_logits;      /* [num_outputs][largest_stride] */
     float *logits;              /* [num_outputs][width]: all logits where num_largest is 0, else working memory */

@@ -162,18 +162,26 @@ uint8_t *place_vocabulary(vocabulary *v, int width, int depth, uint8_t *at);
 void pack_token(vocabulary *v, int token, const float *values);
 /* The `depth` weights of a token as float32: its embedding. */
 void unpack_token(const vocabulary *v, int token, float *out);
-/* Chooses the panels that may hold one of the `num_largest` largest logits of a row, and sets `bit` for each in
- * `marks`[panel]. `peaks`[panel] are estimates of the panels' largest logits, `energies` the row's group_energies,
+/* Which of a panel's ids are allowed: bit `lane` of the result. */
+static inline __mmask16 allowed_lanes(const uint32_t *allowed, int panel) {
+    return (__mmask16)(allowed[panel / 2] >> panel % 2 * LANES);
+}
+/* Chooses the panels that may hold one of the `num_largest` largest logits of a row among the `allowed` ids (NULL: all
+ * are), and sets `bit` for each in `marks`[panel]. `peaks`[panel] are estimates of the panels' largest logits, `energies` the row's group_energies,
  * `workspace` has room for num_largest numbers. */
-void choose_candidates(const vocabulary *v, const float *peaks, int num_largest, const float *energies,
-                       int32_t *workspace, candidate_panels *candidates, uint16_t bit, _Atomic uint16_t *marks);
+void choose_candidates(const vocabulary *v, const float *peaks, int num_largest, const uint32_t *allowed,
+                       const float *energies, int32_t *workspace, candidate_panels *candidates, uint16_t bit,
+                       _Atomic uint16_t *marks);
 void prefetch_panel(const vocabulary *v, int panel);
 /* The logits of a panel for those rows of a block whose bits are set; candidates[row of the block]. */
 void compute_candidates(const vocabulary *v, const quantised_rows *rows, int block, int num_rows, int panel,
                         uint16_t bits, const candidate_panels *candidates);
-/* The `num_largest` largest of the candidates' logits, largest first, the smaller id first among equals. */
-void largest_of_candidates(const vocabulary *v, const candidate_panels *candidates, int num_largest, int32_t *ids,
-                           float *logits);
+/* The `num_largest` largest of the candidates' logits, largest first, the smaller id first among equals; -INFINITY
+ * follows where fewer ids are allowed. */
+void largest_of_candidates(const vocabulary *v, const candidate_panels *candidates, int num_largest,
+                           const uint32_t *allowed, int32_t *ids, float *logits);
+/* Replaces the logits of ids of `panel`, [LANES], that are not allowed by -INFINITY. */
+void mask_panel(float *logits, const uint32_t *allowed, int panel);
 
 /* The positions of the `k` largest of `n` numbers, largest first, the first position first among equals (top.c). */
 void find_largest(const float *numbers, int n, int k, int32_t *positions);

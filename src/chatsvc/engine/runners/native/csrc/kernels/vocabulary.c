@@ -96,16 +96,30 @@ static void bound_peaks(const vocabulary *v, const float *energies, float *bound
     }
 }
 
-/* A last panel that is not full is always a candidate, and left out of the lower bound: its empty lanes have logits. */
-void choose_candidates(const vocabulary *v, const float *peaks, int num_largest, const float *energies,
-                       int32_t *workspace, candidate_panels *candidates, uint16_t bit, _Atomic uint16_t *marks) {
+/* The same among allowed ids: a panel's peak counts only where all its ids are allowed, since it may be any one's. */
+static float least_of_allowed(const vocabulary *v, const float *peaks, const float *bounds, int num_largest,
+                              const uint32_t *allowed, float *kept, int32_t *workspace) {
+    for (int panel = 0; panel < v->planes.width / LANES; panel++)
+        kept[panel] = allowed_lanes(allowed, panel) == 0xFFFF ? peaks[panel] : -INFINITY;
+    return least_of_largest(v, kept, bounds, num_largest, workspace);
+}
+
+/* A last panel that is not full is left out of the lower bound, because its empty lanes have logits; it is a candidate
+ * unless none of its ids is allowed. */
+void choose_candidates(const vocabulary *v, const float *peaks, int num_largest, const uint32_t *allowed,
+                       const float *energies, int32_t *workspace, candidate_panels *candidates, uint16_t bit,
+                       _Atomic uint16_t *marks) {
     const int num_panels = num_panels_of(v->planes.width), num_full = v->planes.width / LANES;
     bound_peaks(v, energies, candidates->bounds);
     float least = -INFINITY;
-    if (num_largest < num_full) least = least_of_largest(v, peaks, candidates->bounds, num_largest, workspace);
+    if (num_largest < num_full && allowed) /* the candidates' logits are not computed yet: their memory is free */
+        least = least_of_allowed(v, peaks, candidates->bounds, num_largest, allowed, candidates->logits, workspace);
+    else if (num_largest < num_full)
+        least = least_of_largest(v, peaks, candidates->bounds, num_largest, workspace);
     candidates->num_panels = 0;
     for (int panel = 0; panel < num_panels; panel++) {
         if (panel < num_full && peaks[panel] + candidates->bounds[panel] < least) continue;
+        if (allowed && !allowed_lanes(allowed, panel)) continue;
         candidates->slots[panel] = candidates->num_panels;
         candidates->panels[candidates->num_panels++] = panel;
         atomic_fetch_or_explicit(&marks[panel], bit, memory_order_relaxed);
@@ -145,14 +159,25 @@ void compute_candidates(const vocabulary *v, const quantised_rows *rows, int blo
     }
 }
 
-void largest_of_candidates(const vocabulary *v, const candidate_panels *candidates, int num_largest, int32_t *ids,
-                           float *logits) {
+void mask_panel(float *logits, const uint32_t *allowed, int panel) {
+    _mm512_mask_storeu_ps(logits, ~allowed_lanes(allowed, panel), _mm512_set1_ps(-INFINITY));
+}
+
+void largest_of_candidates(const vocabulary *v, const candidate_panels *candidates, int num_largest,
+                           const uint32_t *allowed, int32_t *ids, float *logits) {
     int num_logits = candidates->num_panels * LANES;
-    if (candidates->panels[candidates->num_panels - 1] == v->planes.width / LANES) /* the last panel is not full */
-        num_logits -= LANES - v->planes.width % LANES;
-    find_largest(candidates->logits, num_logits, num_largest, ids);
-    for (int i = 0; i < num_largest; i++) {
+    if (num_logits && candidates->panels[candidates->num_panels - 1] == v->planes.width / LANES)
+        num_logits -= LANES - v->planes.width % LANES; /* the last panel is not full */
+    for (int i = 0; allowed && i < candidates->num_panels; i++)
+        mask_panel(candidates->logits + (size_t)i * LANES, allowed, candidates->panels[i]);
+    const int num_found = num_largest < num_logits ? num_largest : num_logits;
+    find_largest(candidates->logits, num_logits, num_found, ids);
+    for (int i = 0; i < num_found; i++) {
         logits[i] = candidates->logits[ids[i]];
         ids[i] = candidates->panels[ids[i] / LANES] * LANES + ids[i] % LANES;
+    }
+    for (int i = num_found; i < num_largest; i++) {
+        logits[i] = -INFINITY;
+        ids[i] = 0;
     }
 }
