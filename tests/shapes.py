@@ -35,7 +35,7 @@ _TEXT = [
 def tiny_qwen2(path: Path, seed: int = 0, heads: int = 4) -> Path:
     """A Qwen2 of two layers with a small real byte-level BPE tokenizer; with one head the native runner serves it."""
     tokenizer = trained_tokenizer(512)
-    _write_tokenizer(path, tokenizer)
+    write_tokenizer(path, tokenizer)
     config = _config(tokenizer, hidden=64, layers=2, heads=heads, intermediate=128, context=2048)
     _write_weights(path, config, seed, torch.float32)
     return path
@@ -44,7 +44,7 @@ def tiny_qwen2(path: Path, seed: int = 0, heads: int = 4) -> Path:
 def qwen15_05b_shape(path: Path, seed: int = 0) -> Path:
     """Qwen1.5-0.5B-Chat's shape: 24 layers, hidden 1024, 16 heads, vocabulary 151936, context 32768; 930 MB."""
     tokenizer = _padded(trained_tokenizer(2000), 151643)
-    _write_tokenizer(path, tokenizer)
+    write_tokenizer(path, tokenizer)
     config = _config(tokenizer, hidden=1024, layers=24, heads=16, intermediate=2816, context=32768, vocab=151936)
     _write_weights(path, config, seed, torch.bfloat16)
     return path
@@ -105,7 +105,8 @@ def _qwen_parts(tokenizer: Tokenizer) -> None:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
 
 
-def _write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer(path: Path, tokenizer: Tokenizer) -> None:
+    """The files of a tokenizer with ChatML's template, as a model's folder has them."""
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
     settings = {

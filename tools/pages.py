@@ -9,6 +9,8 @@ import click
 import http_reference
 
 from chatsvc.cli.main import main
+from chatsvc.engine.runners.choice import OPENVINO_GGUF_ARCHITECTURES
+from chatsvc.models.formats.architectures import ALL, Architecture
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DOCS = _ROOT / "docs" / "reference"
@@ -52,6 +54,16 @@ No key turns authentication, the allow list or the audit log off.
 
 ```toml
 """
+_TABLE_BEGINS = "<!-- The table is made by `make docs` from src/chatsvc/models/formats/architectures.py -->\n\n"
+_TABLE_ENDS = "\n<!-- end of the table -->\n"
+_TABLE_HEAD = """\
+| models | `model_type` | GGUF architecture | GGUF split | native | OpenVINO | torch | what differs from Llama |
+|---|---|---|---|---|---|---|---|
+"""
+_WINDOWS = {
+    "switched": "a sliding window if `use_sliding_window` is set",
+    "always": "a sliding window if `sliding_window` is set",
+}
 
 
 def pages() -> dict[Path, str]:
@@ -60,11 +72,33 @@ def pages() -> dict[Path, str]:
         _DOCS / "cli.md": _command_line(),
         _DOCS / "configuration.md": _configuration(),
         _DOCS / "http.md": http_reference.page(),
+        _DOCS / "models.md": _models(),
     }
 
 
 def _configuration() -> str:
     return f"{_CONFIGURATION}{(_ROOT / 'config' / 'chatsvc.toml').read_text(encoding='utf-8')}```\n"
+
+
+def _models() -> str:
+    """The page as it is, with the table of architectures between its two comments made anew."""
+    before, _, rest = (_DOCS / "models.md").read_text(encoding="utf-8").partition(_TABLE_BEGINS)
+    _, _, after = rest.partition(_TABLE_ENDS)
+    return f"{before}{_TABLE_BEGINS}{_TABLE_HEAD}{''.join(map(_row, ALL))}{_TABLE_ENDS}{after}"
+
+
+def _row(one: Architecture) -> str:
+    openvino = "GGUF" if one.gguf in OPENVINO_GGUF_ARCHITECTURES else "–"
+    splits = ", ".join(f"`{name}`" for name in one.splits)
+    notes = [
+        *(["a norm of each query and key head"] if one.has_qk_norm else []),
+        *([f"no rotary embedding in every {one.no_rope_interval}th layer"] if one.no_rope_interval else []),
+        *([_WINDOWS[one.window]] if one.window != "none" else []),
+    ]
+    return (
+        f"| {one.models} | `{one.model_type}` | `{one.gguf}` | {splits} | GGUF, safetensors | {openvino} | safetensors "
+        f"| {'; '.join(notes) or '–'} |\n"
+    )
 
 
 def _command_line() -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
 from transformers import (
     LlamaConfig,
@@ -23,8 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tests.engine.truth import gguf_name, permuted
-from tests.models.ggufs import add_tokenizer
+from tests.engine.families import write_gguf
 from tests.shapes import trained_tokenizer
 
 _PERIOD, _LENGTH, _PROMPT = 16, 40, 24  # tokens: a text repeats after its period; a part of it is the prompt
@@ -144,48 +142,6 @@ def write(folder: Path, name: str, scaling: str, model: Any) -> Files:
     """The model in both formats; the GGUF file as llama.cpp converts it."""
     files = Files(folder / "model", folder / "model.gguf")
     model.save_pretrained(files.safetensors)
-    architecture = name.partition("-")[0]
-    writer = gguf.GGUFWriter(files.gguf, architecture)
-    writer.add_context_length(_CONTEXT)
-    writer.add_block_count(SHAPE["num_hidden_layers"])
-    writer.add_embedding_length(SHAPE["hidden_size"])
-    writer.add_feed_forward_length(SHAPE["intermediate_size"])
-    writer.add_head_count(SHAPE["num_attention_heads"])
-    writer.add_head_count_kv(SHAPE["num_key_value_heads"])
-    writer.add_key_length(SHAPE["head_dim"])
-    writer.add_value_length(SHAPE["head_dim"])
-    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    add_tokenizer(writer, TOKENIZER, "qwen2", "gpt2")
-    _add_rope(writer, scaling, model)
-    for key, value in model.state_dict().items():
-        if not key.endswith("o_proj.bias"):  # zero; a file that has it is not served
-            _add_tensor(writer, architecture, key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    kept = {key: value for key, value in model.state_dict().items() if not key.endswith("o_proj.bias")}  # they are zero
+    write_gguf(files.gguf, model, TOKENIZER, state=kept, is_half=True)
     return files
-
-
-def _add_rope(writer: gguf.GGUFWriter, scaling: str, model: Any) -> None:
-    """Llama 3's scaling is a tensor of factors, which divide the frequencies; the others are metadata."""
-    writer.add_rope_freq_base(BASE)
-    parameters = SCALINGS[scaling]
-    if scaling == "llama3":
-        plain = 1 / BASE ** (torch.arange(0, SHAPE["head_dim"], 2) / SHAPE["head_dim"])
-        writer.add_tensor("rope_freqs.weight", (plain / model.model.rotary_emb.inv_freq).numpy())
-    elif scaling != "plain":
-        writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
-        writer.add_rope_scaling_factor(parameters["factor"])
-        if "original_max_position_embeddings" in parameters:
-            writer.add_rope_scaling_orig_ctx_len(parameters["original_max_position_embeddings"])
-
-
-def _add_tensor(writer: gguf.GGUFWriter, architecture: str, key: str, value: torch.Tensor) -> None:
-    numbers = value.numpy()
-    if architecture == "llama" and "q_proj" in key:
-        numbers = permuted(numbers, SHAPE["num_attention_heads"])
-    if architecture == "llama" and "k_proj" in key:
-        numbers = permuted(numbers, SHAPE["num_key_value_heads"])
-    writer.add_tensor(gguf_name(key), numbers.astype("float16") if numbers.ndim > 1 else numbers)

@@ -93,7 +93,9 @@ def test_a_failing_converter_leaves_nothing(store: ModelStore, tiny_folder: Path
     broken = tmp_path / "broken"
     broken.mkdir()
     for path in tiny_folder.iterdir():
-        (broken / path.name).write_bytes(path.read_bytes().replace(b'"qwen2"', b'"nosuch"'))
+        (broken / path.name).write_bytes(
+            path.read_bytes().replace(b'"intermediate_size": 128', b'"intermediate_size": 256')
+        )
     store.import_path(broken, "broken")
     with pytest.raises(OperatorError, match=r"chatsvc\.models\.supply\.converter failed"):
         convert(store, "broken", "int8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from chatsvc.models.formats import gguf
 from chatsvc.models.formats.gguf import GgufInvalid
@@ -14,7 +17,7 @@ from chatsvc.models.store import ModelFolder, ModelStore
 from chatsvc.models.supply.telemetry import import_openvino
 from chatsvc.models.text import tokenizer
 from tests.models.ggufs import tiny_gguf
-from tests.shapes import trained_tokenizer
+from tests.shapes import QWEN_SPLIT, trained_tokenizer
 
 TEXTS = [
     "Hello world",
@@ -60,6 +63,43 @@ def test_each_split_gives_the_ids_that_openvino_gives(tmp_path: Path, architectu
     ours, oracle = _from(path), _oracle(path)
     for text in TEXTS:
         assert ours.encode(text, add_special_tokens=False).ids == oracle(text), text
+
+
+# Name -> what its family's tokenizer.json says: Qwen/Qwen2.5-0.5B, meta-llama/Llama-3.2-1B, and
+# mistralai/Mistral-Nemo-Base-2407 (quoted also in llama.cpp's src/llama-vocab.cpp as "original regex from tokenizer.json").
+UPSTREAM_SPLITS = {
+    "qwen2": QWEN_SPLIT,
+    "llama-bpe": inspect.signature(TikTokenConverter).parameters["pattern"].default,
+    "tekken": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+        r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+HARD_TEXTS = [
+    *TEXTS,
+    "HTTPServer McDONALD's ÉCOLE éCole ǅungla",
+    "https://a.b/c//d/\n/e",
+    "1234567 3.14159 x86_64",
+    "\n\n\t /\n/",
+]
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "tekken"])
+def test_each_split_is_that_of_its_familys_tokenizer_json(tmp_path: Path, pre: str):
+    ours = _from(tiny_gguf(tmp_path / "model.gguf", pre=pre, architecture="llama", with_tensors=False))
+    for text in HARD_TEXTS:
+        pieces = [text[start:end] for _, (start, end) in ours.pre_tokenizer.pre_tokenize_str(text)]
+        assert pieces == regex.findall(UPSTREAM_SPLITS[pre], text), text
+
+
+@pytest.mark.parametrize(("pre", "is_whole"), [("llama-bpe", True), ("tekken", True), ("qwen2", False)])
+def test_llama_and_tekken_take_a_known_word_whole_whatever_the_merges_say(tmp_path: Path, pre: str, is_whole: bool):
+    head = gguf.read_head(tiny_gguf(tmp_path / "model.gguf", pre=pre, architecture="llama", with_tensors=False))
+    head.metadata["tokenizer.ggml.tokens"].append("zyzzyva")
+    head.metadata["tokenizer.ggml.token_type"].append(1)
+    number = len(head.metadata["tokenizer.ggml.tokens"]) - 1
+    assert (tokenizer.from_gguf(head).encode("zyzzyva").ids == [number]) == is_whole
 
 
 def test_qwen2_from_gguf_is_the_tokenizer_it_was_made_from(tmp_path: Path):

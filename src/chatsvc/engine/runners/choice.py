@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from chatsvc.engine.runners.base import Runner, RunnerOptions
 from chatsvc.errors import OperatorError
 from chatsvc.models.card import ModelCard
 from chatsvc.models.formats import decoder, gguf
+from chatsvc.models.formats.decoder import Decoder
 from chatsvc.models.formats.rope import NotServed
 
 _log = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ _SERVES = {
     "openvino": ("gguf", "openvino"),
     "torch": ("safetensors",),
 }
+# What OpenVINO GenAI's GGUF reader builds graphs of.
+OPENVINO_GGUF_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 # The number types that OpenVINO GenAI's GGUF reader takes.
 _OPENVINO_GGUF_KINDS = frozenset({"F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"})
 _MODULE = {"openvino": "openvino_genai", "torch": "torch"}
@@ -101,15 +105,22 @@ def _obstacle_of_openvino(path: Path) -> str:
         raise OperatorError(
             f"{path.name} is damaged and cannot be read ({error}); import another copy of it"
         ) from error
+    return next(_unknown_to_openvino(what), "")
+
+
+def _unknown_to_openvino(what: Decoder) -> Iterator[str]:
+    if what.architecture not in OPENVINO_GGUF_ARCHITECTURES:
+        yield f"the architecture {what.architecture}"
+    if what.window:
+        yield "sliding windows"
     if what.rope.scaling:
-        return f"a rotary position embedding scaled by {what.rope.scaling}"
+        yield f"a rotary position embedding scaled by {what.rope.scaling}"
     if what.is_interleaved and what.biases:
-        return "biases of interleaved heads"
+        yield "biases of interleaved heads"
     if others := what.biases - {"qkv"}:
-        return f"a bias of the {min(others)}"
+        yield f"a bias of the {min(others)}"
     if unknown := what.kinds - _OPENVINO_GGUF_KINDS:
-        return f"numbers of type {min(unknown)}"
-    return ""
+        yield f"numbers of type {min(unknown)}"
 
 
 def missing(kind: str) -> str:

@@ -14,10 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatsvc.models.formats import rope
+from chatsvc.models.formats.architectures import (
+    BIASED,
+    BY_GGUF,
+    BY_MODEL_TYPE,
+    IN_LAYERS,
+    OUTSIDE_LAYERS,
+    QK_NORMS,
+    Architecture,
+)
 from chatsvc.models.formats.gguf import GgufHead
 from chatsvc.models.formats.rope import NotServed, Rope
 
-ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 ROPE_FACTORS = "rope_freqs.weight"
 
 # Metadata that changes the computation and that no GGUF runner supports. A value of 0 or false is neutral.
@@ -38,25 +46,13 @@ _CHANGING_KEYS = (
     "use_parallel_residual",
 )
 _BLOCK_TENSOR = re.compile(r"blk\.(\d+)\.(.+)")
-_KNOWN_WEIGHTS = (
-    "attn_norm",
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_output",
-    "ffn_norm",
-    "ffn_gate",
-    "ffn_up",
-    "ffn_down",
+_IN_BLOCK = frozenset(
+    {f"{name}.weight" for name, _ in IN_LAYERS.values()} | {f"{IN_LAYERS[part][0]}.bias" for part in BIASED}
 )
-_KNOWN_IN_BLOCK = frozenset(
-    {f"{name}.weight" for name in _KNOWN_WEIGHTS}
-    | {f"attn_{part}.bias" for part in ("q", "k", "v", "output")}
-    | {f"ffn_{part}.bias" for part in ("gate", "up", "down")}
-)
-_QWEN3_IN_BLOCK = frozenset({"attn_q_norm.weight", "attn_k_norm.weight"})
+_QK_NORMS_IN_BLOCK = frozenset(f"{name}.weight" for name, _ in QK_NORMS.values())
 _UNUSED_IN_BLOCK = frozenset({"attn_rot_embd.weight", "attn_rotary_emb.inv_freq", "rope_freqs.weight"})
-_OUTSIDE_BLOCKS = frozenset({"token_embd.weight", "output_norm.weight", "output.weight", ROPE_FACTORS})
+_OUTSIDE_BLOCKS = frozenset({*(f"{name}.weight" for name, _ in OUTSIDE_LAYERS.values()), ROPE_FACTORS})
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +60,14 @@ class Decoder:
     """A decoder of Llama's family.
 
     Attributes:
-        architecture: ``llama``, ``qwen2`` or ``qwen3``.
+        architecture: its name in the file's format.
+        layers_without_rope: the layers without a rotary position embedding.
         biases: the parts that add a bias: ``qkv``, ``attention output``, ``MLP``.
+        has_qk_norm: an RMSNorm of each query and key head, before the rotary position embedding.
+        window: how many tokens attention reaches back, itself included, in some or all layers; 0: to the first token of
+            the longest sequence that the model was trained for.
         is_interleaved: within a head, rows of the query and key matrices alternate between the first and the second
-            half, as in GGUF files of Llama's architecture.
+            half.
         kinds: number types of all used tensors, by their names in the file's format.
     """
 
@@ -81,7 +81,10 @@ class Decoder:
     vocabulary_size: int
     epsilon: float
     rope: Rope
+    layers_without_rope: frozenset[int]
     biases: frozenset[str]
+    has_qk_norm: bool
+    window: int
     is_tied: bool
     is_interleaved: bool
     kinds: frozenset[str]
@@ -94,42 +97,55 @@ def of_gguf(head: GgufHead, rope_factors: Sequence[float] | None = None) -> Deco
         NotServed: it computes something that has no field here.
         LookupError, TypeError, ValueError: the head is incomplete.
     """
-    architecture = head.get("general.architecture", str)
-    if architecture not in ARCHITECTURES:
-        raise NotServed(f"the architecture {architecture}")
-    values = {key.removeprefix(f"{architecture}."): value for key, value in head.metadata.items()}
+    architecture = gguf_architecture(head.get("general.architecture", str))
+    values = {key.removeprefix(f"{architecture.gguf}."): value for key, value in head.metadata.items()}
     _refuse_changing_keys(values)
     used = used_in_gguf(head.tensors, architecture)
+    num_layers = int(values["block_count"])
     num_heads, head_size = _heads(values)
     if int(values.get("rope.dimension_count", head_size)) != head_size:
         raise NotServed("a rotary position embedding of a part of each head")
     if int(values.get("attention.value_length", head_size)) != head_size:
         raise NotServed("values that are longer or shorter than keys")
     return Decoder(
-        architecture=architecture,
+        architecture=architecture.gguf,
         hidden_size=int(values["embedding_length"]),
         intermediate_size=int(values["feed_forward_length"]),
-        num_layers=int(values["block_count"]),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=int(values.get("attention.head_count_kv", num_heads)),
         head_size=head_size,
         vocabulary_size=int(head.tensors["token_embd.weight"].shape[0]),
         epsilon=float(values["attention.layer_norm_rms_epsilon"]),
         rope=rope.of_gguf(values, head_size, rope_factors),
+        layers_without_rope=_every(architecture.no_rope_interval, num_layers),
         biases=_biases_of_gguf(used),
+        has_qk_norm=architecture.has_qk_norm,
+        window=_window_of_gguf(values),
         is_tied="output.weight" not in head.tensors,
-        is_interleaved=architecture == "llama",
+        is_interleaved=architecture.is_interleaved_in_gguf,
         kinds=frozenset(head.tensors[name].kind for name in used),
     )
 
 
-def used_in_gguf(names: Collection[str], architecture: str) -> list[str]:
+def gguf_architecture(name: str) -> Architecture:
+    """The architecture that GGUF files call so.
+
+    Raises:
+        NotServed: there is none.
+    """
+    if name not in BY_GGUF:
+        raise NotServed(f"the architecture {name}")
+    return BY_GGUF[name]
+
+
+def used_in_gguf(names: Collection[str], architecture: Architecture) -> list[str]:
     """The tensors that take part in the computation.
 
     Raises:
         NotServed: a layer has an unknown tensor; ignoring it would change every answer.
     """
-    known = _KNOWN_IN_BLOCK | (_QWEN3_IN_BLOCK if architecture == "qwen3" else frozenset())
+    known = _IN_BLOCK | (_QK_NORMS_IN_BLOCK if architecture.has_qk_norm else frozenset())
     used = []
     for name in names:
         in_block = _BLOCK_TENSOR.fullmatch(name)
@@ -148,27 +164,32 @@ def of_config(config: Mapping[str, Any], names: Collection[str], kinds: frozense
     Raises:
         NotServed, LookupError, TypeError, ValueError: as :func:`of_gguf`.
     """
-    architecture = config["model_type"]
-    if architecture not in ARCHITECTURES:
-        raise NotServed(f"the architecture {architecture}")
+    model_type = config["model_type"]
+    if model_type not in BY_MODEL_TYPE:
+        raise NotServed(f"the architecture {model_type}")
+    architecture = BY_MODEL_TYPE[model_type]
+    config = {**architecture.defaults, **config}
     if config.get("hidden_act", "silu") != "silu":
         raise NotServed(f"the activation {config['hidden_act']}")
-    if config.get("use_sliding_window"):
-        raise NotServed("sliding windows")
-    num_heads = int(config["num_attention_heads"])
-    head_size = int(config.get("head_dim") or (128 if architecture == "qwen3" else config["hidden_size"] // num_heads))
+    num_layers, num_heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
+    head_size = int(
+        config.get("head_dim") or architecture.defaults.get("head_dim") or config["hidden_size"] // num_heads
+    )
     return Decoder(
-        architecture=architecture,
+        architecture=model_type,
         hidden_size=int(config["hidden_size"]),
         intermediate_size=int(config["intermediate_size"]),
-        num_layers=int(config["num_hidden_layers"]),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=int(config.get("num_key_value_heads") or num_heads),
         head_size=head_size,
         vocabulary_size=int(config["vocab_size"]),
         epsilon=float(config.get("rms_norm_eps", 1e-6)),
         rope=rope.of_config(config, head_size),
-        biases=_biases_of_config(config),
+        layers_without_rope=_layers_without_rope(config, architecture, num_layers),
+        biases=_biases_of_config(config, architecture),
+        has_qk_norm=architecture.has_qk_norm,
+        window=_window_of_config(config, architecture, num_layers),
         is_tied=bool(config.get("tie_word_embeddings", False)) and "lm_head.weight" not in names,
         is_interleaved=False,
         kinds=kinds,
@@ -188,25 +209,56 @@ def _refuse_changing_keys(values: Mapping[str, Any]) -> None:
             raise NotServed(f"the setting {key} = {value}")
     if values.get("attention.causal") is False:
         raise NotServed("attention that is not causal")
+
+
+def _every(interval: int, num_layers: int) -> frozenset[int]:
+    """The last of every so many layers; none where the interval is 0."""
+    return frozenset(range(interval - 1, num_layers, interval)) if interval else frozenset()
+
+
+def _layers_without_rope(config: Mapping[str, Any], architecture: Architecture, num_layers: int) -> frozenset[int]:
+    if not architecture.no_rope_interval:
+        return frozenset()
+    has_rope = config.get("no_rope_layers")  # its numbers are 1 for a layer that has one
+    if has_rope is None:
+        return _every(int(config.get("no_rope_layer_interval") or architecture.no_rope_interval), num_layers)
+    if len(has_rope) < num_layers:
+        raise ValueError(f"no_rope_layers has {len(has_rope)} numbers for {num_layers} layers")
+    return frozenset(layer for layer in range(num_layers) if not has_rope[layer])
+
+
+def _window_of_gguf(values: Mapping[str, Any]) -> int:
     window = values.get("attention.sliding_window") or 0
-    if not isinstance(window, int) or 0 < window < int(values.get("context_length", 0)):
-        raise NotServed("sliding windows")
+    if not isinstance(window, int):
+        raise NotServed("sliding windows that differ between layers")
+    return window if window < int(values.get("context_length", 0)) else 0
+
+
+def _window_of_config(config: Mapping[str, Any], architecture: Architecture, num_layers: int) -> int:
+    """The window, unless no layer has it or it holds the longest sequence that the model was trained for."""
+    window = int(config.get("sliding_window") or 0)
+    if architecture.window == "none" or (architecture.window == "switched" and not config.get("use_sliding_window")):
+        return 0
+    if architecture.window == "switched":
+        types = config.get("layer_types") or ()
+        if unknown := set(types) - _LAYER_TYPES:
+            raise NotServed(f"layers of the type {min(unknown)}")
+        if "sliding_attention" not in types and (types or int(config.get("max_window_layers", 0)) >= num_layers):
+            return 0
+    return window if window < int(config.get("max_position_embeddings") or window + 1) else 0
 
 
 def _biases_of_gguf(used: Collection[str]) -> frozenset[str]:
-    found = set()
-    for name in used:
-        if name.endswith((".attn_q.bias", ".attn_k.bias", ".attn_v.bias")):
-            found.add("qkv")
-        elif name.endswith(".attn_output.bias"):
-            found.add("attention output")
-        elif name.endswith(".bias"):
-            found.add("MLP")
-    return frozenset(found)
+    names = {f".{IN_LAYERS[part][0]}.bias": bias for part, bias in BIASED.items()}
+    return frozenset(bias for end, bias in names.items() if any(name.endswith(end) for name in used))
 
 
-def _biases_of_config(config: Mapping[str, Any]) -> frozenset[str]:
-    if config["model_type"] == "qwen2":
+def _biases_of_config(config: Mapping[str, Any], architecture: Architecture) -> frozenset[str]:
+    if architecture.bias == "qkv":
         return frozenset({"qkv"})
-    attention = {"qkv", "attention output"} if config.get("attention_bias") else set()
-    return frozenset(attention | ({"MLP"} if config["model_type"] == "llama" and config.get("mlp_bias") else set()))
+    found = set()
+    if architecture.bias == "configured" and config.get("attention_bias"):
+        found |= {"qkv", "attention output"}
+    if architecture.has_mlp_bias and config.get("mlp_bias"):
+        found.add("MLP")
+    return frozenset(found)

@@ -54,7 +54,7 @@ def check_gguf(path: Path, progress: Progress = no_progress) -> None:
         OperatorError: a weight is NaN or infinite.
     """
     head = gguf.read_head(path)
-    names = decoder.used_in_gguf(head.tensors, head.get("general.architecture", str))
+    names = decoder.used_in_gguf(head.tensors, decoder.gguf_architecture(head.get("general.architecture", str)))
     for number, name in enumerate(names, start=1):
         tensor = head.tensors[name]
         _check(path, name, tensor.kind, head.data_start + tensor.offset, tensor.num_bytes)

@@ -57,6 +57,8 @@ def of_config(config: Mapping[str, Any], head_size: int) -> Rope:
         raise NotServed("a rotary position embedding that differs between layers")
     if float(parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
         raise NotServed("a rotary position embedding of a part of each head")
+    if "mrope_section" in parameters:
+        raise NotServed("a rotary position embedding of images and video (mrope)")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     base = float(parameters.get("rope_theta") or config.get("rope_theta") or DEFAULT_BASE)
     given = dict(parameters)

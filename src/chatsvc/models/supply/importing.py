@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,12 @@ from chatsvc.models.description import (
     ModelDescription,
     check_name,
 )
-from chatsvc.models.formats import decoder, finite, gguf, requantise, safetensors
+from chatsvc.models.formats import architectures, decoder, finite, gguf, requantise, safetensors
+from chatsvc.models.formats.decoder import Decoder
+from chatsvc.models.formats.rope import NotServed
 from chatsvc.models.seal.sealed import SUFFIX
 from chatsvc.models.text import tokenizer
-from chatsvc.models.text.files import Texts, read_texts, texts_of_gguf, with_recommended
+from chatsvc.models.text.files import Texts, config_of, read_texts, texts_of_gguf, with_recommended
 from chatsvc.models.text.probing import check_template
 from chatsvc.models.text.tokenizer import PRE_KEY, family
 
@@ -45,7 +47,6 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 _PART = re.compile(r"(.+-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE)
 # Which of several GGUF files to prefer: best quality for its speed first.
 _PREFERRED = ("q8_0", "q4_k_m", "q6_k", "q4_1", "q4_0", "f16")
-_GGUF_ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,14 +207,10 @@ def _contents_of_gguf(path: Path) -> _Contents:
     heads = [gguf.read_head(part.resolve()) for part in parts]
     _check_parts(parts, heads)
     head = heads[0]
-    architecture = head.get("general.architecture", str)
-    if architecture not in decoder.ARCHITECTURES:
-        raise OperatorError(
-            f"{path.name}: architecture {architecture!r} cannot be loaded from GGUF (served: "
-            f"{', '.join(sorted(decoder.ARCHITECTURES))}); import the safetensors folder and convert it instead"
-        )
     tensors = {name: tensor for each in heads for name, tensor in each.tensors.items()}
-    for name in decoder.used_in_gguf(tensors, architecture):
+    whole = dataclasses.replace(head, tensors=tensors)
+    what = _described(path, lambda: decoder.of_gguf(whole))
+    for name in decoder.used_in_gguf(tensors, decoder.gguf_architecture(what.architecture)):
         if tensors[name].number not in gguf.TENSOR_TYPES:
             raise OperatorError(
                 f"{path.name}: the tensor {name!r} has quantisation type {tensors[name].number}, which is not served; "
@@ -224,7 +221,7 @@ def _contents_of_gguf(path: Path) -> _Contents:
         "gguf",
         {GGUF_WEIGHTS: parts},
         {},
-        texts_of_gguf(head, architecture),
+        texts_of_gguf(head, what.architecture),
         vocabulary_size=embedding.shape[0] if embedding else None,
         missing_pre=None if PRE_KEY in head.metadata else family(head),
     )
@@ -261,6 +258,26 @@ def _check_parts(parts: Sequence[Path], heads: Sequence[gguf.GgufHead]) -> None:
             )
 
 
+def _described(path: Path, read: Callable[[], Decoder]) -> Decoder:
+    """What a model computes.
+
+    Raises:
+        OperatorError: the model needs something that no runner is known to compute; the message names it.
+    """
+    try:
+        return read()
+    except NotServed as error:
+        served = ", ".join(one.models for one in architectures.ALL)
+        raise OperatorError(
+            f"{path.name}: {error.message} is not served; take one of {served}, or a model "
+            "that was converted to OpenVINO"
+        ) from error
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise OperatorError(
+            f"{path.name}: its description of the model is damaged ({error}); fetch it again"
+        ) from error
+
+
 def _contents_of_openvino(source: Path) -> _Contents:
     others = _existing(source, (*_OPENVINO_EXTRAS, *_CONFIG_FILES))
     weights = {name: [source / name] for name in reversed(OPENVINO_FILES)}
@@ -269,13 +286,16 @@ def _contents_of_openvino(source: Path) -> _Contents:
 
 def _contents_of_safetensors(source: Path) -> _Contents:
     paths = safetensors.files_of(source)
-    embedding = safetensors.tensors_of(source).get("model.embed_tokens.weight")
+    tensors = safetensors.tensors_of(source)
+    texts = read_texts(source)
+    _described(source, lambda: decoder.of_config(config_of(source), tensors, frozenset()))
+    embedding = tensors.get("model.embed_tokens.weight")
     has_index = (source / safetensors.INDEX_FILE).is_file()
     return _Contents(
         "safetensors",
         {path.name: [path] for path in paths},
         _existing(source, (*_CONFIG_FILES, *([safetensors.INDEX_FILE] if has_index else []))),
-        read_texts(source),
+        texts,
         vocabulary_size=embedding.shape[0] if embedding and embedding.shape else None,
         index=None if has_index or paths[0].name == safetensors.SINGLE_FILE else safetensors.index_of(source),
     )

@@ -69,7 +69,7 @@ def read_texts(folder: Path) -> Texts:
     Raises:
         OperatorError: one is missing or damaged.
     """
-    config = _json(folder, "config.json") or {}
+    config = config_of(folder)
     generation = _json(folder, "generation_config.json") or {}
     settings = _json(folder, "tokenizer_config.json") or {}
     raw = _bytes(folder, TOKENIZER_FILE, MAX_TOKENIZER_BYTES)
@@ -95,6 +95,15 @@ def read_texts(folder: Path) -> Texts:
         eos_token=eos,
         sampling=sampling_defaults.from_generation_config(generation),
     )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """``config.json``; empty where it is missing.
+
+    Raises:
+        OperatorError: it is damaged.
+    """
+    return _json(folder, "config.json") or {}
 
 
 def with_recommended(texts: Texts, folder: Path) -> Texts:

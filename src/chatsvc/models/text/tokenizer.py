@@ -1,8 +1,9 @@
 """Builds a Hugging Face ``tokenizer.json`` from a GGUF file's metadata, and parses one.
 
-Byte-level BPE only (``tokenizer.ggml.model`` = gpt2): the families of Qwen and SmolLM. How text is split
-before merging is named by ``tokenizer.ggml.pre``. An unknown name is refused: a wrong split would silently give the
-model tokens it was not trained on. The tests compare with OpenVINO's reading of the same files.
+Byte-level BPE only (``tokenizer.ggml.model`` = gpt2). How text is split before merging is named by
+``tokenizer.ggml.pre``. An unknown name is refused: a wrong split would silently give the model tokens it was not
+trained on. The tests compare with OpenVINO's reading of the same files, and with each family's ``tokenizer.json``.
+Source of the names, and of who looks a whole word up before merging: llama.cpp, ``src/llama-vocab.cpp``.
 """
 
 from __future__ import annotations
@@ -22,9 +23,25 @@ CHATML_START, CHATML_END = "<|im_start|>", "<|im_end|>"
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_TEKKEN_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PLAIN = frozenset({"gpt-2", "gpt2", "default"})
 _DIGITS = frozenset({"smollm", "starcoder", "refact"})
-_QWEN2 = frozenset({"qwen2", "deepseek-r1-qwen"})
+# Splits that are one regular expression.
+_PATTERNS = {
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2_SPLIT),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3_SPLIT),
+    "tekken": _TEKKEN_SPLIT,
+}
+# A word that the vocabulary has is one token, whatever the merges say.
+_WHOLE_WORDS_FIRST = frozenset({_LLAMA3_SPLIT, _TEKKEN_SPLIT})
 
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
@@ -51,11 +68,13 @@ def from_gguf(head: GgufHead) -> Tokenizer:
     tokens: list[str] = head.get("tokenizer.ggml.tokens", list)
     merges = [_pair(merge) for merge in head.get("tokenizer.ggml.merges", list)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
+    split = family(head)
+    whole_words = _PATTERNS.get(split) in _WHOLE_WORDS_FIRST
     try:
-        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, fuse_unk=False))
+        tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=whole_words))
     except Exception as error:  # tokenizers raises nothing narrower for a merge that is not in the vocabulary
         raise GgufInvalid("the file's tokenizer is damaged: a merge is not in its vocabulary") from error
-    _split(tokenizer, family(head))
+    _split(tokenizer, split)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     types: list[int] = head.get("tokenizer.ggml.token_type", list)
@@ -110,15 +129,16 @@ def _split(tokenizer: Tokenizer, name: str) -> None:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    elif name in _QWEN2:
+    elif name in _PATTERNS:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+                pre_tokenizers.Split(Regex(_PATTERNS[name]), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-        # As upstream's tokenizer.json. llama.cpp and OpenVINO omit it, so they tokenize decomposed accents differently.
-        tokenizer.normalizer = normalizers.NFC()
+        if _PATTERNS[name] == _QWEN2_SPLIT:
+            # As upstream's tokenizer.json. llama.cpp and OpenVINO omit it: decomposed accents differ there.
+            tokenizer.normalizer = normalizers.NFC()
     else:
         raise GgufInvalid(
             f"the file's tokenizer splits text as {name!r}, which is not known here: import the model's safetensors "

@@ -57,9 +57,7 @@ def _check_sizes(weights: Weights) -> None:
         depth = tensor.rows.shape[1] * num_numbers / num_bytes
         _check((len(tensor.rows), depth) == sizes[matrix], matrix.name, layer)
     for vector, layer in _vectors(shape):
-        num_biases = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
-        size = num_biases if vector is Vector.BIAS else shape.hidden_size
-        _check(len(weights.vector(vector, layer)) == size, vector.name, layer)
+        _check(len(weights.vector(vector, layer)) == _vector_size(vector, shape), vector.name, layer)
 
 
 def _block(tensor: Tensor, first: int) -> tuple[Number, NDArray[np.generic]]:
@@ -93,6 +91,12 @@ def _matrix_sizes(shape: Shape) -> Mapping[Matrix, tuple[int, int]]:
     }
 
 
+def _vector_size(vector: Vector, shape: Shape) -> int:
+    if vector is Vector.BIAS:
+        return (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_size
+    return shape.head_size if vector in (Vector.QUERY_NORM, Vector.KEY_NORM) else shape.hidden_size
+
+
 def _matrices(shape: Shape) -> Iterator[tuple[Matrix, int]]:
     yield Matrix.EMBEDDING, 0
     if not shape.is_tied:
@@ -109,3 +113,5 @@ def _vectors(shape: Shape) -> Iterator[tuple[Vector, int]]:
         yield from ((vector, layer) for vector in (Vector.ATTENTION_NORM, Vector.MLP_NORM))
         if shape.has_bias:
             yield Vector.BIAS, layer
+        if shape.has_qk_norm:
+            yield from ((vector, layer) for vector in (Vector.QUERY_NORM, Vector.KEY_NORM))

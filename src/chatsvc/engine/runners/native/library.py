@@ -69,11 +69,13 @@ class Vector(IntEnum):
     MLP_NORM = 2
     BIAS = 3
     MEAN_KEY_BIAS = 4
+    QUERY_NORM = 5
+    KEY_NORM = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A decoder of Llama's or Qwen2's kind; the rotary embedding is as in :class:`chatsvc.models.formats.rope.Rope`."""
+    """A decoder of Llama's family, as :class:`chatsvc.models.formats.decoder.Decoder` describes it."""
 
     hidden_size: int
     intermediate_size: int
@@ -88,6 +90,8 @@ class Shape:
     has_bias: bool
     is_tied: bool
     is_interleaved: bool = False
+    has_qk_norm: bool = False
+    layers_without_rope: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +132,10 @@ class _Shape(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads")),
         *((name, ctypes.c_int32) for name in ("num_kv_heads", "head_size", "vocabulary_size", "max_tokens")),
         *((name, ctypes.c_int32) for name in ("max_rows", "num_pages", "num_threads", "has_bias")),
-        *((name, ctypes.c_int32) for name in ("is_tied", "is_interleaved")),
+        *((name, ctypes.c_int32) for name in ("is_tied", "is_interleaved", "has_qk_norm")),
         *((name, ctypes.c_float) for name in ("epsilon", "rope_factor")),
         ("rope_frequencies", ctypes.POINTER(ctypes.c_float)),
+        ("is_without_rope", ctypes.c_char_p),
     ]
 
 
@@ -287,17 +292,15 @@ def _ids(values: Sequence[int] | NDArray[np.int64]) -> Ids:
 
 def _shape(shape: Shape, capacity: Capacity) -> _Shape:
     values = {name: getattr(shape, name) for name in Shape.__slots__}
+    without_rope = values.pop("layers_without_rope")
+    values["is_without_rope"] = bytes(layer in without_rope for layer in range(shape.num_layers))
     values["rope_frequencies"] = (ctypes.c_float * len(shape.rope_frequencies))(*shape.rope_frequencies)
     return _Shape(**values, **{name: getattr(capacity, name) for name in Capacity.__slots__})
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The library, if it mirrors what this module declares.
-
-    Raises:
-        OperatorError: it is of another version.
-    """
+    """The library; one that does not mirror what this module declares raises an OperatorError."""
     library = ctypes.CDLL(str(_PATH))
     _compare(library)
     integer, pointer = ctypes.c_int32, ctypes.c_void_p
@@ -328,12 +331,11 @@ def _compare(library: ctypes.CDLL) -> None:
         entries = itertools.takewhile(lambda entry: entry.name, map(table.__getitem__, itertools.count()))
         there = {entry.name.decode(): entry.value for entry in entries}
     here = _mirrored()
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
-            raise OperatorError(
-                f"{_PATH.name} was compiled from another version of this program ({name} is {there.get(name)} there "
-                f"and {here.get(name)} here). Install the package again."
-            )
+    for name, _ in sorted(here.items() ^ there.items()):
+        raise OperatorError(
+            f"{_PATH.name} was compiled from another version of this program ({name} is {there.get(name)} there "
+            f"and {here.get(name)} here). Install the package again."
+        )
 
 
 def _mirrored() -> dict[str, int]:

@@ -83,9 +83,10 @@ class NativeRunner:
         self._steering = Steering(max_chunk=options.prefill_chunk_tokens, max_gap_s=options.max_gap_ms / 1000)
         page_bytes = library.page_bytes(weights.shape)
         fixed_bytes = library.weights_bytes(weights.shape) + _PROCESS_BYTES
-        self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, card.context_length, options))
+        longest = min(card.context_length, weights.max_tokens or card.context_length)
+        self._pages = Pages(num_cache_blocks(page_bytes, fixed_bytes, longest, options))
         # A request that exceeds the cache is refused like one that exceeds the model's context.
-        context_length = min(card.context_length, len(self._pages) * PAGE_TOKENS)
+        context_length = min(longest, len(self._pages) * PAGE_TOKENS)
         self.card = msgspec.structs.replace(card, runner="native", context_length=context_length)
         self._num_cache_bytes = len(self._pages) * page_bytes
         self._num_in_memory = 0  # pages faulted in, from the first on

@@ -8,9 +8,10 @@ huggingface/safetensors ("Format" in its README).
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -21,11 +22,11 @@ from numpy.typing import NDArray
 from chatsvc.engine.runners.native.library import GROUP, Matrix, Shape, Vector
 from chatsvc.errors import OperatorError
 from chatsvc.models.formats import decoder, gguf, safetensors
+from chatsvc.models.formats.architectures import gguf_name, safetensors_name
 from chatsvc.models.formats.decoder import Decoder
 from chatsvc.models.formats.rope import NotServed
 
 _HEAD_SIZES = (64, 128)
-_ARCHITECTURES = frozenset({"llama", "qwen2"})
 # Of GGUF's types those that are unpacked here or by the gguf package; the C code reads some as they are stored.
 _GGUF_KINDS = frozenset(
     {"F64", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
@@ -44,9 +45,10 @@ class Tensor:
 
 
 class Weights(Protocol):
-    """A model's files."""
+    """A model's files. ``max_tokens`` of a sequence are computed right; 0: as many as it was trained for."""
 
     shape: Shape
+    max_tokens: int
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
         """Its rows as they are stored."""
@@ -63,7 +65,7 @@ def open_weights(path: Path) -> Weights:
         OperatorError: the files are damaged.
     """
     try:
-        return GgufWeights(path) if path.is_file() else SafetensorsWeights(path)
+        return _of_gguf(path) if path.is_file() else _of_safetensors(path)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, msgspec.DecodeError) as error:
         raise OperatorError(
             f"{path.name} is damaged and cannot be read ({error}); import another copy of it"
@@ -104,8 +106,6 @@ def _shape_of(what: Decoder) -> Shape:
         raise ValueError("a size that no model has")
     if what.num_layers > _MOST_LAYERS or what.vocabulary_size > _LARGEST_VOCABULARY:
         raise ValueError("a size that no model has")
-    if what.architecture not in _ARCHITECTURES:
-        raise NotServed(f"the architecture {what.architecture}")
     if what.head_size not in _HEAD_SIZES:
         raise NotServed(f"heads of {what.head_size} numbers")
     if any(width % GROUP for width in widths):
@@ -114,6 +114,7 @@ def _shape_of(what: Decoder) -> Shape:
         raise NotServed("query heads that do not share KV heads evenly")
     if others := what.biases - {"qkv"}:
         raise NotServed(f"a bias of the {min(others)}")
+    assert not (what.has_qk_norm and what.is_interleaved)  # no architecture has both; the norms' order would differ
     return Shape(
         hidden_size=what.hidden_size,
         intermediate_size=what.intermediate_size,
@@ -128,94 +129,57 @@ def _shape_of(what: Decoder) -> Shape:
         has_bias="qkv" in what.biases,
         is_tied=what.is_tied,
         is_interleaved=what.is_interleaved,
+        has_qk_norm=what.has_qk_norm,
+        layers_without_rope=what.layers_without_rope,
     )
 
 
-class GgufWeights:
-    """A GGUF file of architecture ``llama`` or ``qwen2``."""
+class FileWeights:
+    """Tensors of files, found by the names that their format gives to the parts of a model."""
 
-    _names: ClassVar = {
-        Matrix.EMBEDDING: "token_embd",
-        Matrix.HEAD: "output",
-        Matrix.QUERY: "blk.{}.attn_q",
-        Matrix.KEY: "blk.{}.attn_k",
-        Matrix.VALUE: "blk.{}.attn_v",
-        Matrix.OUTPUT: "blk.{}.attn_output",
-        Matrix.GATE: "blk.{}.ffn_gate",
-        Matrix.UP: "blk.{}.ffn_up",
-        Matrix.DOWN: "blk.{}.ffn_down",
-    }
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:  # unsealed weights are a link to a file in memory
-            head = gguf.head_of(file, path.name)
-            self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-            what = decoder.of_gguf(head, gguf.read_floats(file, head, decoder.ROPE_FACTORS))
-        self._tensors = head.tensors
-        self._data_start = head.data_start
-        if unknown := what.kinds - _GGUF_KINDS:
-            raise NotServed(f"numbers of type {min(unknown)}")
+    def __init__(self, what: Decoder, tensors: Mapping[str, Tensor], name_of: Callable[..., str]) -> None:
         self.shape = _shape_of(what)
+        self.max_tokens = what.window
+        self._tensors = tensors
+        self._name_of = name_of
 
     def matrix(self, matrix: Matrix, layer: int) -> Tensor:
         """See :class:`Weights`."""
-        return self._tensor(f"{self._names[matrix].format(layer)}.weight")
+        return self._tensors[self._name_of(matrix.name.lower(), layer)]
 
     def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
         """See :class:`Weights`."""
         if vector is Vector.BIAS:
-            return np.concatenate([self._numbers(f"blk.{layer}.attn_{part}.bias") for part in "qkv"])
-        name = {Vector.FINAL_NORM: "output_norm", Vector.ATTENTION_NORM: f"blk.{layer}.attn_norm"}
-        return self._numbers(f"{name.get(vector, f'blk.{layer}.ffn_norm')}.weight")
-
-    def _numbers(self, name: str) -> NDArray[np.float32]:
-        return np.ascontiguousarray(unpacked(self._tensor(name)).reshape(-1))
-
-    def _tensor(self, name: str) -> Tensor:
-        entry = self._tensors[name]
-        start = self._data_start + entry.offset
-        rows = entry.shape[0] if len(entry.shape) > 1 else 1
-        return Tensor(entry.kind, self._bytes[start : start + entry.num_bytes].reshape(rows, -1))
+            names = [self._name_of(part, layer, "bias") for part in ("query", "key", "value")]
+        else:
+            names = [self._name_of(vector.name.lower(), layer)]
+        return np.concatenate([unpacked(self._tensors[name]).reshape(-1) for name in names])
 
 
-class SafetensorsWeights:
-    """A folder of ``model_type`` ``llama`` or ``qwen2``."""
+def _of_gguf(path: Path) -> FileWeights:
+    with path.open("rb") as file:  # unsealed weights are a link to a file in memory
+        head = gguf.head_of(file, path.name)
+        content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        what = decoder.of_gguf(head, gguf.read_floats(file, head, decoder.ROPE_FACTORS))
+    if unknown := what.kinds - _GGUF_KINDS:
+        raise NotServed(f"numbers of type {min(unknown)}")
+    used = decoder.used_in_gguf(head.tensors, decoder.gguf_architecture(what.architecture))
+    tensors = {name: _slice(content[head.data_start :], head.tensors[name]) for name in used}
+    return FileWeights(what, tensors, gguf_name)
 
-    _names: ClassVar = {
-        Matrix.EMBEDDING: "model.embed_tokens",
-        Matrix.HEAD: "lm_head",
-        Matrix.QUERY: "model.layers.{}.self_attn.q_proj",
-        Matrix.KEY: "model.layers.{}.self_attn.k_proj",
-        Matrix.VALUE: "model.layers.{}.self_attn.v_proj",
-        Matrix.OUTPUT: "model.layers.{}.self_attn.o_proj",
-        Matrix.GATE: "model.layers.{}.mlp.gate_proj",
-        Matrix.UP: "model.layers.{}.mlp.up_proj",
-        Matrix.DOWN: "model.layers.{}.mlp.down_proj",
-    }
 
-    def __init__(self, folder: Path) -> None:
-        config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
-        tensors = safetensors.used(safetensors.tensors_of(folder))
-        self._tensors = {name: _mapped(tensor) for name, tensor in tensors.items()}
-        what = decoder.of_config(config, tensors.keys(), frozenset(tensor.kind for tensor in tensors.values()))
-        if unknown := what.kinds - safetensors.NUMBER_BYTES.keys():
-            raise NotServed(f"numbers of type {min(unknown)}")
-        self.shape = _shape_of(what)
+def _slice(data: NDArray[np.uint8], tensor: gguf.GgufTensor) -> Tensor:
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    return Tensor(tensor.kind, data[tensor.offset : tensor.offset + tensor.num_bytes].reshape(rows, -1))
 
-    def matrix(self, matrix: Matrix, layer: int) -> Tensor:
-        """See :class:`Weights`."""
-        return self._tensors[f"{self._names[matrix].format(layer)}.weight"]
 
-    def vector(self, vector: Vector, layer: int) -> NDArray[np.float32]:
-        """See :class:`Weights`."""
-        prefix = f"model.layers.{layer}"
-        if vector is Vector.BIAS:
-            return np.concatenate([self._numbers(f"{prefix}.self_attn.{part}_proj.bias") for part in "qkv"])
-        name = {Vector.FINAL_NORM: "model.norm", Vector.ATTENTION_NORM: f"{prefix}.input_layernorm"}
-        return self._numbers(f"{name.get(vector, f'{prefix}.post_attention_layernorm')}.weight")
-
-    def _numbers(self, name: str) -> NDArray[np.float32]:
-        return np.ascontiguousarray(unpacked(self._tensors[name]).reshape(-1))
+def _of_safetensors(folder: Path) -> FileWeights:
+    config: dict[str, Any] = msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+    tensors = safetensors.used(safetensors.tensors_of(folder))
+    what = decoder.of_config(config, tensors.keys(), frozenset(tensor.kind for tensor in tensors.values()))
+    if unknown := what.kinds - safetensors.NUMBER_BYTES.keys():
+        raise NotServed(f"numbers of type {min(unknown)}")
+    return FileWeights(what, {name: _mapped(tensor) for name, tensor in tensors.items()}, safetensors_name)
 
 
 def _mapped(tensor: safetensors.StoredTensor) -> Tensor:

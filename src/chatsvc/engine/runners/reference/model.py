@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache
 
-_SERVED = frozenset({"llama", "qwen2", "qwen3"})
+from chatsvc.models.formats.architectures import BY_MODEL_TYPE
+
 _FIRST_CAPACITY = 256
 # Matrix products divide rows among threads in blocks; a block that is not full is computed in another order.
 _ROW_BLOCK = 16
@@ -50,9 +51,10 @@ def model_for(model: Any, *, max_num_seqs: int) -> Model:
 def is_batchable(config: Any) -> bool:
     """Whether :class:`BatchedModel` computes what the architecture does."""
     rope = getattr(config, "rope_parameters", None) or {}
+    window = getattr(config, "sliding_window", None) or config.max_position_embeddings
     return (
-        config.model_type in _SERVED
-        and not getattr(config, "use_sliding_window", False)
+        config.model_type in BY_MODEL_TYPE
+        and window >= config.max_position_embeddings
         # The other kinds change their frequencies with the length of a sequence, so sequences cannot share a pass.
         and rope.get("rope_type", "default") in ("default", "linear", "llama3", "yarn")
     )
@@ -128,7 +130,7 @@ class _Span:
 
 
 class BatchedModel:
-    """The forward pass of Llama, Qwen2 and Qwen3 over the modules of a transformers model."""
+    """The forward pass of the described architectures over the modules of a transformers model."""
 
     def __init__(self, model: Any, *, max_num_seqs: int) -> None:
         config = model.config
@@ -185,7 +187,8 @@ class BatchedModel:
         values = attention.v_proj(hidden).view(num_rows, self._num_kv_heads, self._head_size)
         if hasattr(attention, "q_norm"):  # Qwen3
             queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-        queries, keys = _rotated(queries, rotation), _rotated(keys, rotation)
+        if getattr(attention, "use_rope", True):  # SmolLM3 has layers without
+            queries, keys = _rotated(queries, rotation), _rotated(keys, rotation)
         attended = torch.zeros_like(queries)
         for span in spans:
             rows = slice(span.start, span.end)

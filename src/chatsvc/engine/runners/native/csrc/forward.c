@@ -149,10 +149,14 @@ static void prepare_head(const pass *p, int layer, int row, int kv_head) {
     const int position = p->batch->starts[sequence] + row - p->batch->first_rows[sequence];
     const size_t first = (size_t)kv_head * (num_queries + 2) * size;
     const size_t first_query = (size_t)row * s->num_heads + kv_head * num_queries;
+    const layer_weights *weights = &m->layers[layer];
     const head_input in = {.values = m->qkv + (size_t)row * qkv_width(s) + first,
-                           .bias = s->has_bias ? m->layers[layer].bias + first : NULL,
-                           .mean_key_bias = s->has_bias ? m->layers[layer].mean_key_bias + kv_head * size : NULL,
-                           .cosines = m->cosines + (size_t)position * (size / 2),
+                           .bias = s->has_bias ? weights->bias + first : NULL,
+                           .mean_key_bias = s->has_bias ? weights->mean_key_bias + kv_head * size : NULL,
+                           .query_norm = weights->query_norm,
+                           .key_norm = weights->key_norm,
+                           .epsilon = s->epsilon,
+                           .cosines = weights->has_rope ? m->cosines + (size_t)position * (size / 2) : NULL,
                            .sines = m->sines + (size_t)position * (size / 2)};
     query *queries = m->queries + first_query;
     for (int i = 0; i < num_queries; i++)

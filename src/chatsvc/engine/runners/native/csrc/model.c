@@ -63,7 +63,8 @@ static void place_weights(model *m) {
 
 static void place_vectors(model *m) {
     const model_shape *s = &m->shape;
-    const int qkv = qkv_width(s), keys = s->num_kv_heads * s->head_size, width = 2 * s->hidden_size + qkv + keys;
+    const int qkv = qkv_width(s), keys = s->num_kv_heads * s->head_size, norms = s->has_qk_norm ? 2 * s->head_size : 0;
+    const int width = 2 * s->hidden_size + qkv + keys + norms;
     float *at = reserve(m, sizeof(float) * ((size_t)s->num_layers * width + s->hidden_size));
     if (!at) return;
     m->final_norm = at;
@@ -72,7 +73,11 @@ static void place_vectors(model *m) {
         m->layers[i].attention_norm = at;
         m->layers[i].mlp_norm = at + s->hidden_size;
         m->layers[i].bias = at + 2 * s->hidden_size;
-        m->layers[i].mean_key_bias = at + 2 * s->hidden_size + qkv;
+        m->layers[i].mean_key_bias = m->layers[i].bias + qkv;
+        if (norms) {
+            m->layers[i].query_norm = m->layers[i].mean_key_bias + keys;
+            m->layers[i].key_norm = m->layers[i].query_norm + s->head_size;
+        }
         at += width;
     }
 }
@@ -147,7 +152,9 @@ model *model_new(const model_shape *shape) {
         place_weights(m);
         place_vectors(m);
         fill_rope(m);
+        for (int i = 0; i < shape->num_layers; i++) m->layers[i].has_rope = !shape->is_without_rope[i];
         m->shape.rope_frequencies = NULL; /* the caller's memory */
+        m->shape.is_without_rope = NULL;
         reserve_buffers(m);
         if (!m->is_short) return m;
     }
@@ -221,7 +228,7 @@ static void place_biases(const model_shape *s, float *biases, const float *data)
 
 void model_set_vector(model *m, int which, int layer, const float *data) {
     const model_shape *s = &m->shape;
-    const size_t hidden = s->hidden_size * sizeof *data;
+    const size_t hidden = s->hidden_size * sizeof *data, head = s->head_size * sizeof *data;
     switch (which) {
         case FINAL_NORM: memcpy(m->final_norm, data, hidden); break;
         case ATTENTION_NORM: memcpy(m->layers[layer].attention_norm, data, hidden); break;
@@ -230,6 +237,8 @@ void model_set_vector(model *m, int which, int layer, const float *data) {
         case MEAN_KEY_BIAS:
             memcpy(m->layers[layer].mean_key_bias, data, (size_t)s->num_kv_heads * s->head_size * sizeof *data);
             break;
+        case QUERY_NORM: memcpy(m->layers[layer].query_norm, data, head); break;
+        case KEY_NORM: memcpy(m->layers[layer].key_norm, data, head); break;
     }
 }
 

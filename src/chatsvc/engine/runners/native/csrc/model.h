@@ -6,7 +6,7 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-/* A decoder of Llama's or Qwen2's kind, and the capacity it is loaded with. */
+/* A decoder of Llama's family, and the capacity it is loaded with. */
 typedef struct {
     int32_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_size, vocabulary_size;
     int32_t max_tokens;     /* of a sequence */
@@ -16,9 +16,11 @@ typedef struct {
     int32_t has_bias;       /* of queries, keys and values */
     int32_t is_tied;        /* the embedding is the output head, too */
     int32_t is_interleaved; /* pairs of the rotary embedding are adjacent rows, as in Llama's GGUF files */
+    int32_t has_qk_norm;    /* query and key heads are normalised before the rotary embedding */
     float epsilon;          /* of RMSNorm */
     float rope_factor;      /* by which cosines and sines are multiplied */
     const float *rope_frequencies; /* [head_size / 2], radians a token; read by model_new only */
+    const uint8_t *is_without_rope; /* [num_layers]: the layer has no rotary embedding; read by model_new only */
 } model_shape;
 
 /* One pass. A row is a token; sequence s has rows [first_rows[s], first_rows[s + 1]). `width` below is
@@ -44,7 +46,9 @@ typedef struct {
 
 /* Python mirrors the structs above and the enums below: mirror.c exports them, library.py compares at load. */
 typedef enum { EMBEDDING, HEAD, QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, NUM_MATRICES } model_matrix;
-typedef enum { FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS, MEAN_KEY_BIAS, NUM_VECTORS } model_vector;
+typedef enum {
+    FINAL_NORM, ATTENTION_NORM, MLP_NORM, BIAS, MEAN_KEY_BIAS, QUERY_NORM, KEY_NORM, NUM_VECTORS
+} model_vector;
 /* How numbers are stored in a weight file. */
 typedef enum { FLOAT32, FLOAT16, BFLOAT16, Q8_0, NUM_NUMBERS } model_number;
 
@@ -69,7 +73,8 @@ EXPORT void model_free(model *m);
 /* Packs rows [first, first + num_rows) of a weight matrix, stored as `number` says, contiguous. */
 EXPORT void model_set_rows(model *m, int which, int layer, int first, int num_rows, int number, const void *data);
 /* Copies a vector: [hidden_size]; for BIAS the biases of all queries, then of all keys, then of all values; for
- * MEAN_KEY_BIAS [num_kv_heads][head_size], what to subtract from rotated keys (balancing.py), pairs half a head apart. */
+ * QUERY_NORM and KEY_NORM [head_size]; for MEAN_KEY_BIAS [num_kv_heads][head_size], what to subtract from rotated keys
+ * (balancing.py), pairs half a head apart. */
 EXPORT void model_set_vector(model *m, int which, int layer, const float *data);
 /* seconds[NUM_PHASES]: sums over all passes so far. */
 EXPORT void model_seconds(const model *m, double *seconds);

@@ -22,6 +22,9 @@ typedef struct {
     float *mlp_norm;        /* [hidden] */
     float *bias;            /* [qkv_width] */
     float *mean_key_bias;   /* [num_kv_heads][head_size]: subtracted from every key */
+    float *query_norm;      /* [head_size]; NULL: the model has none */
+    float *key_norm;        /* the same */
+    int has_rope;
 } layer_weights;
 
 /* Consecutive rows of one sequence whose attention one thread computes at a time. */

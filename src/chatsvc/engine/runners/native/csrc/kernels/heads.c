@@ -1,5 +1,5 @@
-/* A head of a row between the q/k/v product and attention: bias, rotary embedding, Walsh-Hadamard transform,
- * rounding. It stays in registers throughout. */
+/* A head of a row between the q/k/v product and attention: bias, norm, rotary embedding, Walsh-Hadamard
+ * transform, rounding. It stays in registers throughout. */
 #include "kernels.h"
 
 typedef struct {
@@ -12,6 +12,17 @@ INLINE head load_head(const float *values, const float *bias, const int size) {
         h.part[i] = _mm512_loadu_ps(values + i * LANES);
         if (bias) h.part[i] = _mm512_add_ps(h.part[i], _mm512_loadu_ps(bias + i * LANES));
     }
+    return h;
+}
+
+/* RMSNorm of the head. */
+INLINE head normed(head h, const float *weight, float epsilon, const int size) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int i = 0; i < size / LANES; i++) squares = _mm512_fmadd_ps(h.part[i], h.part[i], squares);
+    const __m512 factor =
+        _mm512_set1_ps(1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / (float)size + epsilon));
+    for (int i = 0; i < size / LANES; i++)
+        h.part[i] = _mm512_mul_ps(_mm512_mul_ps(h.part[i], factor), _mm512_loadu_ps(weight + i * LANES));
     return h;
 }
 
@@ -63,17 +74,25 @@ INLINE head without(head h, const float *mean, const int size) {
     return h;
 }
 
+/* A query or a key before the Walsh-Hadamard transform. */
+INLINE head positioned(const head_input *in, const float *values, const float *bias, const float *norm,
+                       const int size) {
+    head h = load_head(values, bias, size);
+    if (norm) h = normed(h, norm, in->epsilon, size);
+    return in->cosines ? rope(h, in->cosines, in->sines, size) : h;
+}
+
 INLINE void round_heads_of(const head_input *in, query *queries, int num_queries, rounded_head *key,
                            rounded_head *value, const int size) {
     const float *values = in->values, *bias = in->bias;
     int32_t sum;
     for (int i = 0; i < num_queries; i++, values += size, bias += bias ? size : 0) {
         query *q = &queries[i];
-        const head h = rotated_head(rope(load_head(values, bias, size), in->cosines, in->sines, size), size);
+        const head h = rotated_head(positioned(in, values, bias, in->query_norm, size), size);
         q->scale = round_head(h, q->bytes, &sum, size) / __builtin_sqrtf((float)size);
         q->offset = offset_of(sum);
     }
-    const head k = without(rope(load_head(values, bias, size), in->cosines, in->sines, size), in->mean_key_bias, size);
+    const head k = without(positioned(in, values, bias, in->key_norm, size), in->mean_key_bias, size);
     key->scale = round_head(rotated_head(k, size), key->bytes, &sum, size);
     value->scale = round_head(load_head(values + size, bias ? bias + size : NULL, size), value->bytes, &sum, size);
 }

@@ -234,11 +234,13 @@ typedef struct {
     const float *values;          /* [num_queries + 2][head_size] */
     const float *bias;            /* the same shape; NULL: the model has none */
     const float *mean_key_bias;   /* [head_size], subtracted from the rotated key; NULL: the model has none */
-    const float *cosines, *sines; /* [head_size / 2], of the row's position */
+    const float *query_norm, *key_norm; /* [head_size], weights of RMSNorm; NULL: the model has none */
+    float epsilon;                      /* of RMSNorm */
+    const float *cosines, *sines; /* [head_size / 2], of the row's position; cosines is NULL in a layer without rope */
 } head_input;
 
-/* Adds the bias, applies the rotary embedding, rounds. Fills bytes, scale and offset of each query; q->bytes is the
- * caller's. Keys and queries both get the Walsh-Hadamard transform, so their dot products stay the same. */
+/* Adds the bias, normalises, applies the rotary embedding, rounds. Fills bytes, scale and offset of each query;
+ * q->bytes is the caller's. Keys and queries both get the Walsh-Hadamard transform, so their dot products stay the same. */
 void round_heads(const head_input *in, query *queries, int num_queries, rounded_head *key, rounded_head *value,
                  int head_size);
 
