@@ -20,6 +20,10 @@ def body(**fields):
     return json.dumps({**Q, **fields}).encode()
 
 
+def schema_format(schema, **more):
+    return {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, **more}}
+
+
 def v1(**fields):
     return json.dumps({**M, **fields}).encode()
 
@@ -157,7 +161,13 @@ OPENAI = [
     ("top_logprobs", v1(top_logprobs=3)),
     ("logit_bias", v1(logit_bias={"50256": -101})),
     ("logit_bias", v1(logit_bias={"word": 1})),
-    ("response_format", v1(response_format={"type": "json_object"})),
+    ("response_format", v1(response_format={"type": "grammar"})),
+    ("response_format", v1(response_format={"type": "json_object"}, ignore_eos=True)),
+    ("response_format", v1(response_format={"type": "json_object"}, min_tokens=5)),
+    ("response_format", v1(response_format={"type": "json_schema", "json_schema": {"schema": {}}})),
+    ("response_format", v1(response_format=schema_format({}, strict="yes"))),
+    ("response_format", v1(response_format=schema_format([]))),
+    ("response_format", v1(response_format=schema_format({"const": "x" * 40_000}))),
     ("response_format", v1(response_format={"type": "json_schema", "json_schema": {}})),
     ("response_format", v1(response_format="text")),
     ("guided_json", v1(guided_json={"type": "object"})),

@@ -6,6 +6,7 @@ the answer and is not supported is a 400 that names it. Knows nothing about rout
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictFloat, WithJsonSchema, model_validator
@@ -21,6 +22,7 @@ from chatsvc.http.api.chat_schema import (
     stop_strings,
 )
 from chatsvc.http.api.openai.messages import OpenAIMessage
+from chatsvc.http.api.openai.response_format import ResponseFormat
 from chatsvc.http.api.openai.tolerance import Hint, Tolerant, Unsupported
 from chatsvc.http.wire.schema import Text
 
@@ -60,7 +62,7 @@ StopList = Annotated[list[NonEmptyText], Field(max_length=4)]
 
 
 def _only_text(value: Any) -> Any:
-    if value is not None and value != ["text"] and not (isinstance(value, dict) and value.get("type") == "text"):
+    if value not in (None, ["text"]):
         raise ValueError("only plain text is supported here yet")
     return value
 
@@ -71,8 +73,6 @@ def _no_call_is_forced(value: Any) -> Any:
     return value
 
 
-_TEXT_FORMAT = {"type": "object", "required": ["type"], "properties": {"type": {"const": "text"}}}
-TextFormat = Annotated[Any, AfterValidator(_only_text), WithJsonSchema({"anyOf": [{"type": "null"}, _TEXT_FORMAT]})]
 TextOnly = Annotated[Any, AfterValidator(_only_text), WithJsonSchema({"enum": [None, ["text"]]})]
 ToolChoice = Annotated[Any, AfterValidator(_no_call_is_forced), WithJsonSchema({"enum": [None, "none", "auto"]})]
 
@@ -164,7 +164,7 @@ class OpenAIBody(GenerationBody):
         Field(min_length=1, max_length=1000, fail_fast=True, examples=[_EXAMPLE]),
     ]
     max_completion_tokens: MaxTokens | None = None
-    response_format: TextFormat = None
+    response_format: ResponseFormat = None
     modalities: TextOnly = None
     tool_choice: ToolChoice = None
     function_call: ToolChoice = None
@@ -196,6 +196,10 @@ class OpenAIBody(GenerationBody):
     def _agree(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs: only together with 'logprobs': true")
+        if self.response_format is not None and (self.min_tokens or self.ignore_eos):
+            raise ValueError(
+                "response_format: not together with 'min_tokens' or 'ignore_eos'; the schema ends the answer"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("continue_final_message: only together with 'add_generation_prompt': false")
         if self.continue_final_message and self.messages[-1].role != "assistant":
@@ -216,7 +220,9 @@ class OpenAIBody(GenerationBody):
             messages=tuple(message.to_message() for message in self.messages),
             # the old and the new name; if both are sent, the smaller applies
             max_tokens=min((number for number in given if number is not None), default=None),
-            sampling=self.sampling((self.top_logprobs or 0) if self.logprobs else None),
+            sampling=dataclasses.replace(
+                self.sampling((self.top_logprobs or 0) if self.logprobs else None), grammar=self.response_format
+            ),
             num_choices=self.n or 1,
             continues_final_message=bool(self.continue_final_message),
             opens_answer=self.add_generation_prompt is not False,
