@@ -42,15 +42,13 @@ def _of_schema(schema: dict[str, Any]) -> Grammar:
     return Grammar("json_schema", text)
 
 
-_TYPES = ["object", "array", "string", "integer", "number", "boolean", "null"]
-_SCHEMA = {"type": "object", "required": ["type"], "properties": {"type": {"enum": _TYPES}}}
 _NAMED = {
     "type": "object",
     "required": ["name", "schema"],
     "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME_CHARS, "pattern": "^[a-zA-Z0-9_-]+$"},
+        "name": {"type": "string", "minLength": 1, "maxLength": _MAX_NAME_CHARS},
         "strict": {"type": ["boolean", "null"]},
-        "schema": _SCHEMA,
+        "schema": {"type": "object"},
     },
 }
 _FORMS = [
