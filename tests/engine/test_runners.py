@@ -50,7 +50,7 @@ def test_openvino_chooses_as_it_is_told_or_says_what_it_cannot(openvino: Runner)
     assert len(set(penalised) - set(repeating)) > 6  # the prompt counts too
     for values in ({"min_tokens": 20}, {"ignore_eos": True}):
         assert len(run(openvino, [(PARIS, Sampling(max_tokens=30, temperature=0, **values))])[0]) >= 20
-    assert set(openvino.card.unsupported) == {"logit_bias", "logprobs"}
+    assert set(openvino.card.unsupported) == {"logit_bias", "logprobs", "response_format"}
 
 
 def test_openvino_gives_out_an_end_that_is_ignored(openvino: Runner) -> None:

@@ -389,7 +389,7 @@ def test_rolling_back_without_a_previous_release_is_said(tmp_path: Path, capsys:
 def test_an_output_that_is_there_is_kept(small_kit: tuple[Path, bytes], keys, tmp_path: Path):
     (tmp_path / "kit.tar").write_text("mine")
     contents = bundle.Contents(tmp_path, None, None, {})
-    with pytest.raises(OperatorError, match="there already"):
+    with pytest.raises(OperatorError, match="exists already"):
         bundle.build(tmp_path / "kit.tar", contents, keys)
     assert (tmp_path / "kit.tar").read_text() == "mine"
 

@@ -50,7 +50,7 @@ class ScriptedRunner:
     def warm_up(self) -> None:
         pass
 
-    def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0) -> None:
+    def add(self, sequence_id, prompt_ids, sampling, sharing_key, num_public=0, constraint=None) -> None:
         self._left[sequence_id] = sampling.max_tokens
 
     def cancel(self, sequence_id) -> None:
