@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -70,6 +71,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(slow)]
     names = [str(TESTS / name) for name in LONGEST]
     items.sort(key=lambda item: names.index(str(item.path)) if str(item.path) in names else len(names))
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of sigaltstack(2)."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def pytest_runtest_setup() -> None:
+    """Handle signals on the ordinary stack: on processors with AMX, OpenVINO leaves this thread a stack it has freed.
+
+    Its CPU plugin sets an alternate signal stack for the thread that loads it, and unmaps it when it is unloaded. A
+    signal that is delivered there afterwards, in whichever test, ends the process without a word.
+    """
+    disabled = _SignalStack(flags=2)  # SS_DISABLE
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(disabled), None)
 
 
 def is_slow(item: pytest.Item) -> bool:

@@ -6,7 +6,6 @@ the input takes less than nine times as long; quadratic growth takes sixteen tim
 
 from __future__ import annotations
 
-import ctypes
 import re
 import signal
 import time
@@ -20,15 +19,6 @@ _MAX_RATIO = 9.0
 _NOTICED_S = 0.02  # below this a measurement is noise
 _LIMIT_S = 1.0
 _LENGTHS = (1, 2, 3, 4, 6, 8, 11, 16, 24, 40)
-
-
-_SS_DISABLE = 2
-
-
-class _SignalStack(ctypes.Structure):
-    """``stack_t`` (sigaltstack(2))."""
-
-    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
 
 
 class TooSlow(Exception):
@@ -68,7 +58,6 @@ def _limited() -> Iterator[None]:
     def stop(_number: int, _frame: object) -> None:
         raise TooSlow
 
-    _forget_signal_stack()
     before = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, _LIMIT_S)
     try:
@@ -79,15 +68,6 @@ def _limited() -> Iterator[None]:
             signal.SIGVTALRM, signal.SIG_IGN
         )  # forgets one that is pending; the default would end the process
         signal.signal(signal.SIGVTALRM, before)
-
-
-def _forget_signal_stack() -> None:
-    """Handle signals on the ordinary stack: on processors with AMX, OpenVINO leaves this thread a stack it has freed.
-
-    Its CPU plugin sets an alternate signal stack for the thread that compiles the first model, and unmaps it when the
-    plugin is unloaded; a signal that is delivered there afterwards is a segmentation fault.
-    """
-    ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(flags=_SS_DISABLE)), None)
 
 
 def attacks(pattern: re.Pattern[str]) -> Iterator[Callable[[int], str]]:
