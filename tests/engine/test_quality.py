@@ -27,6 +27,8 @@ from chatsvc.models.supply.known import QWEN_CODER_05B
 from tests.models.ggufs import tiny_gguf
 from tests.shapes import tiny_qwen2
 
+pytestmark = pytest.mark.slow
+
 native_only = pytest.mark.skipif(bool(library.missing()), reason="the native runner does not serve here")
 
 

@@ -19,6 +19,7 @@ SANITISERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 COMPILER = shutil.which("gcc")  # ziglang's compiler brings no AddressSanitizer
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(library.missing()), reason=f"the native runner does not run here: {library.missing()}"),
     pytest.mark.skipif(COMPILER is None, reason="there is no gcc, whose AddressSanitizer this needs"),
 ]

@@ -28,6 +28,8 @@ from chatsvc.store.migrate import is_current, migrate, migrate_back
 from chatsvc.store.tables import Base, RefreshToken
 from tests.tokens import signed_pair
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse battery"
 
 
