@@ -24,7 +24,7 @@ test: setup-dev debian check ## check, then run every test, WORKERS files at a t
 	@$(BIN)/python -m pytest $(PARALLEL) $(RERUNS) --cov --cov-report=term:skip-covered
 
 test-fast: setup-dev ## run the tests that start no engine and no browser, without coverage
-	@$(BIN)/python -m pytest --fast -n 2 --dist loadfile $(RERUNS)
+	@$(BIN)/python -m pytest --fast -n 4 --dist loadfile $(RERUNS)
 
 test-image: setup-dev ## build the container image with Debian's buildah, start it and chat (root, several minutes)
 	@$(BIN)/python -m pytest -m image tests/system/test_image.py
